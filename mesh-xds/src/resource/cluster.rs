@@ -1,0 +1,215 @@
+//! CDS: `envoy.config.cluster.v3.Cluster`.
+
+use super::{ClusterLoadAssignment, StringMatcher};
+use std::{sync::Arc, time::Duration};
+
+/// A validated cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// Resource name.
+    pub name: Arc<str>,
+    /// Where its endpoints come from.
+    pub discovery: Discovery,
+    /// How an endpoint is chosen within a locality.
+    pub lb_policy: LbPolicy,
+    /// Default 5 s.
+    pub connect_timeout: Duration,
+    /// Priority DEFAULT thresholds.
+    pub circuit_breakers: CircuitBreakers,
+    /// `None`: off.
+    pub outlier_detection: Option<Arc<OutlierDetection>>,
+    /// Plaintext or TLS.
+    pub transport_socket: TransportSocket,
+    /// From `typed_extension_protocol_options`; `None` when not said (gRPC then uses HTTP/2, plain HTTP clients HTTP/1.1).
+    pub http_protocol: Option<HttpProtocol>,
+    /// `common_http_protocol_options.idle_timeout`; default 1 h, zero never.
+    pub idle_timeout: Duration,
+    /// `max_requests_per_connection`.
+    pub max_requests_per_connection: Option<u32>,
+}
+
+/// Cluster discovery types.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Discovery {
+    /// EDS over ADS; the resource is named by `service_name`, or by the cluster.
+    Eds {
+        /// Name of the ClusterLoadAssignment.
+        service_name: Arc<str>,
+    },
+    /// Endpoints in the cluster itself.
+    Static(Arc<ClusterLoadAssignment>),
+}
+
+/// Load-balancing policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// In turn, by weight.
+    RoundRobin,
+    /// Uniform or weighted draw.
+    Random,
+    /// Fewest in flight of `choice_count` draws with replacement (gRFC A48: 2..=10).
+    LeastRequest {
+        /// Draws.
+        choice_count: u32,
+    },
+}
+
+/// Upstream HTTP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpProtocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2 with prior knowledge, or ALPN under TLS.
+    Http2,
+}
+
+/// `retry_budget`: retries in flight are limited to a share of the active requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of active and pending requests, 0..=100; default 20.
+    pub percent: f64,
+    /// Always allowed; default 3.
+    pub min_concurrency: u32,
+}
+
+/// `circuit_breakers.thresholds` of priority DEFAULT.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CircuitBreakers {
+    /// Default 1024 connections.
+    pub max_connections: u32,
+    /// Default 1024 requests waiting for a connection.
+    pub max_pending_requests: u32,
+    /// Default 1024 requests in flight (gRFC A32: counted to the end of the stream).
+    pub max_requests: u32,
+    /// Default 3 retries in flight, unless `retry_budget` is given.
+    pub max_retries: u32,
+    /// `retry_budget`, which overrides `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
+    /// Connections per endpoint when streams run out (gRFC A105): default 1, cap 10.
+    pub max_connections_per_host: u32,
+}
+
+/// `outlier_detection` (gRFC A50 and Envoy's consecutive counters).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// Sweep interval; default 10 s.
+    pub interval: Duration,
+    /// Default 30 s.
+    pub base_ejection_time: Duration,
+    /// Default 300 s (or `base_ejection_time` if larger).
+    pub max_ejection_time: Duration,
+    /// 0..=100, default 10.
+    pub max_ejection_percent: u32,
+    /// `consecutive_5xx`: `None` when off. Envoy's default is 5 when outlier detection is configured with it.
+    pub consecutive_5xx: Option<u32>,
+    /// Percent of ejections enforced; default 100.
+    pub enforcing_consecutive_5xx: u32,
+    /// `consecutive_gateway_failure` (502, 503, 504, UNAVAILABLE and local failures).
+    pub consecutive_gateway_failure: Option<u32>,
+    /// Default 0.
+    pub enforcing_consecutive_gateway_failure: u32,
+    /// Success rate: factor/1000 standard deviations; default 1900.
+    pub success_rate_stdev_factor: u32,
+    /// Default 100 (0 turns success rate off).
+    pub enforcing_success_rate: u32,
+    /// Default 5.
+    pub success_rate_minimum_hosts: u32,
+    /// Default 100 requests an interval.
+    pub success_rate_request_volume: u32,
+    /// Failure percentage: default 85.
+    pub failure_percentage_threshold: u32,
+    /// Default 0: off.
+    pub enforcing_failure_percentage: u32,
+    /// Default 5.
+    pub failure_percentage_minimum_hosts: u32,
+    /// Default 50.
+    pub failure_percentage_request_volume: u32,
+}
+
+/// Transport to the endpoints.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum TransportSocket {
+    /// TCP.
+    #[default]
+    Plaintext,
+    /// `UpstreamTlsContext` (gRFC A29).
+    Tls(Arc<UpstreamTls>),
+}
+
+/// `UpstreamTlsContext`, client side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamTls {
+    /// `ca_certificate_provider_instance`; `None` means `system_root_certs` (gRFC A82).
+    pub ca: Option<CertificateProviderRef>,
+    /// `tls_certificate_provider_instance`: our own certificate; `None` sends none.
+    pub identity: Option<CertificateProviderRef>,
+    /// Any matcher against any SAN; empty accepts any.
+    pub san_matchers: Vec<StringMatcher>,
+    /// `sni`.
+    pub sni: Option<String>,
+    /// `alpn_protocols`; empty: `h2` or `http/1.1` by the cluster's protocol.
+    pub alpn: Vec<String>,
+}
+
+/// A certificate provider instance of the bootstrap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertificateProviderRef {
+    /// Key of `certificate_providers`.
+    pub instance: String,
+    /// `certificate_name`, passed to the provider.
+    pub certificate: String,
+}
+
+impl Default for CircuitBreakers {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            max_connections_per_host: 1,
+        }
+    }
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(10),
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_time: Duration::from_secs(300),
+            max_ejection_percent: 10,
+            consecutive_5xx: Some(5),
+            enforcing_consecutive_5xx: 100,
+            consecutive_gateway_failure: Some(5),
+            enforcing_consecutive_gateway_failure: 0,
+            success_rate_stdev_factor: 1900,
+            enforcing_success_rate: 100,
+            success_rate_minimum_hosts: 5,
+            success_rate_request_volume: 100,
+            failure_percentage_threshold: 85,
+            enforcing_failure_percentage: 0,
+            failure_percentage_minimum_hosts: 5,
+            failure_percentage_request_volume: 50,
+        }
+    }
+}
+
+impl Cluster {
+    /// A plaintext cluster with every default, over the given endpoints.
+    pub fn fixed(name: impl Into<Arc<str>>, endpoints: Arc<ClusterLoadAssignment>) -> Self {
+        Self {
+            name: name.into(),
+            discovery: Discovery::Static(endpoints),
+            lb_policy: LbPolicy::RoundRobin,
+            connect_timeout: Duration::from_secs(5),
+            circuit_breakers: CircuitBreakers::default(),
+            outlier_detection: None,
+            transport_socket: TransportSocket::Plaintext,
+            http_protocol: None,
+            idle_timeout: Duration::from_secs(3600),
+            max_requests_per_connection: None,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Matchers shared by routes, filters and SAN checks.
+
+use std::fmt;
+
+/// `envoy.type.matcher.v3.StringMatcher`, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StringMatcher {
+    /// What the value is compared with.
+    pub pattern: StringPattern,
+    /// Compare ASCII case-insensitively. Never set for [`StringPattern::Regex`].
+    pub ignore_case: bool,
+}
+
+/// The pattern of a [`StringMatcher`]. Patterns are lower-cased at build time when `ignore_case` is set.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StringPattern {
+    /// The whole value is equal.
+    Exact(String),
+    /// The value starts with this (not empty).
+    Prefix(String),
+    /// The value ends with this (not empty).
+    Suffix(String),
+    /// The value contains this (not empty).
+    Contains(String),
+    /// The whole value matches.
+    Regex(SafeRegex),
+}
+
+/// An RE2-style regular expression that must match the whole value (`safe_regex`). Linear time.
+#[derive(Clone)]
+pub struct SafeRegex {
+    source: String,
+    regex: regex::bytes::Regex,
+}
+
+/// `envoy.config.route.v3.HeaderMatcher`, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderMatcher {
+    /// Lower-case header name. `:method`, `:path`, `:authority` are legal.
+    pub name: String,
+    /// What is asked of the value.
+    pub kind: HeaderMatcherKind,
+    /// The result is inverted; a missing header still does not match, except for `Present` (gRFC A28).
+    pub invert: bool,
+    /// A missing header is matched as an empty value (Envoy `treat_missing_header_as_empty`).
+    pub treat_missing_as_empty: bool,
+}
+
+/// The kinds of a [`HeaderMatcher`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeaderMatcherKind {
+    /// exact_match, prefix_match, suffix_match, contains_match, safe_regex_match and string_match.
+    String(StringMatcher),
+    /// Half-open `[start, end)` over the value as a decimal i64.
+    Range {
+        /// First value inside.
+        start: i64,
+        /// First value outside.
+        end: i64,
+    },
+    /// Matches iff the header's presence equals this.
+    Present(bool),
+}
+
+/// A share in parts per million: `0..=1_000_000` (larger denominators are scaled at parse time).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FractionalPercent(
+    /// Parts per million.
+    pub u32,
+);
+
+impl StringMatcher {
+    /// Matches the whole value exactly, case-sensitively.
+    pub fn exact(value: impl Into<String>) -> Self {
+        Self { pattern: StringPattern::Exact(value.into()), ignore_case: false }
+    }
+
+    /// Whether `value` matches. No allocation.
+    pub fn matches(&self, value: &str) -> bool {
+        self.matches_bytes(value.as_bytes())
+    }
+
+    /// Whether the raw header value matches. No allocation.
+    pub fn matches_bytes(&self, value: &[u8]) -> bool {
+        match (&self.pattern, self.ignore_case) {
+            (StringPattern::Exact(p), false) => value == p.as_bytes(),
+            (StringPattern::Exact(p), true) => value.eq_ignore_ascii_case(p.as_bytes()),
+            (StringPattern::Prefix(p), false) => value.starts_with(p.as_bytes()),
+            (StringPattern::Prefix(p), true) => {
+                value.len() >= p.len() && value[..p.len()].eq_ignore_ascii_case(p.as_bytes())
+            }
+            (StringPattern::Suffix(p), false) => value.ends_with(p.as_bytes()),
+            (StringPattern::Suffix(p), true) => {
+                value.len() >= p.len() && value[value.len() - p.len()..].eq_ignore_ascii_case(p.as_bytes())
+            }
+            (StringPattern::Contains(p), false) => p.is_empty() || value.windows(p.len()).any(|w| w == p.as_bytes()),
+            (StringPattern::Contains(p), true) => {
+                p.is_empty() || value.windows(p.len()).any(|w| w.eq_ignore_ascii_case(p.as_bytes()))
+            }
+            (StringPattern::Regex(r), _) => r.matches_bytes(value),
+        }
+    }
+}
+
+impl SafeRegex {
+    /// Compiles `source` so that it must match the whole value.
+    ///
+    /// # Errors
+    /// The expression is not valid RE2 syntax or compiles to more than 1 MiB.
+    pub fn new(source: &str) -> Result<Self, regex::Error> {
+        let regex = regex::bytes::RegexBuilder::new(&format!(r"\A(?:{source})\z")).size_limit(1 << 20).build()?;
+        Ok(Self { source: source.to_owned(), regex })
+    }
+
+    /// The expression as configured.
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the whole value matches.
+    pub fn matches_bytes(&self, value: &[u8]) -> bool {
+        self.regex.is_match(value)
+    }
+}
+
+impl PartialEq for SafeRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl fmt::Debug for SafeRegex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+impl FractionalPercent {
+    /// Always.
+    pub const HUNDRED: Self = Self(1_000_000);
+
+    /// `draw` is uniform in `0..1_000_000`.
+    pub fn admits(self, draw: u32) -> bool {
+        draw < self.0
+    }
+}

@@ -1,0 +1,206 @@
+//! RDS: `envoy.config.route.v3.RouteConfiguration`.
+
+use super::{FaultConfig, FractionalPercent, HeaderMatcher, SafeRegex};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// A validated RouteConfiguration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteConfiguration {
+    /// Resource name.
+    pub name: Arc<str>,
+    /// May be empty: the target then has no route.
+    pub virtual_hosts: Vec<VirtualHost>,
+}
+
+/// One virtual host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VirtualHost {
+    /// Its name, for explain and errors.
+    pub name: Arc<str>,
+    /// The authorities it answers for.
+    pub domains: Vec<DomainPattern>,
+    /// First match wins.
+    pub routes: Vec<Route>,
+    /// For routes that have none.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// `typed_per_filter_config` by filter instance name.
+    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+}
+
+/// A domain of a virtual host, lower-cased (gRFC A27: exact > suffix > prefix > any; longer wins within a kind).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DomainPattern {
+    /// `foo.com`
+    Exact(String),
+    /// `*.foo.com`: holds `.foo.com`; `*` stands for at least one character.
+    Suffix(String),
+    /// `foo.*`: holds `foo.`.
+    Prefix(String),
+    /// `*`
+    Any,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Its name, or empty.
+    pub name: Arc<str>,
+    /// When it applies.
+    pub matches: RouteMatch,
+    /// What is done.
+    pub action: Action,
+    /// `typed_per_filter_config` by filter instance name.
+    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+}
+
+/// `RouteMatch`: all parts must match.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteMatch {
+    /// The path (without query).
+    pub path: PathMatcher,
+    /// Every one must match.
+    pub headers: Vec<HeaderMatcher>,
+    /// `runtime_fraction.default_value`; `None` is always.
+    pub fraction: Option<FractionalPercent>,
+}
+
+/// The path specifier.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PathMatcher {
+    /// Starts with.
+    Prefix {
+        /// Lower-cased when not case sensitive.
+        prefix: String,
+        /// Default true.
+        case_sensitive: bool,
+    },
+    /// Is equal.
+    Exact {
+        /// Lower-cased when not case sensitive.
+        path: String,
+        /// Default true.
+        case_sensitive: bool,
+    },
+    /// The whole path matches.
+    Regex(SafeRegex),
+}
+
+/// What a matching route does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Forward to a cluster.
+    Forward(Arc<Forward>),
+    /// The route matches and the request fails UNAVAILABLE with this reason (gRFC A28: non-forwarding actions).
+    Unsupported(Arc<str>),
+}
+
+/// `RouteAction`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// `timeout`: `None` when unset (Envoy: 15 s), zero disables. Ignored in the gRPC profile (gRFC A31).
+    pub timeout: Option<Duration>,
+    /// gRFC A31.
+    pub max_stream_duration: MaxStreamDuration,
+    /// Replaces the virtual host's policy entirely.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
+}
+
+/// `max_stream_duration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// Zero is no limit.
+    pub max_stream_duration: Option<Duration>,
+    /// Wins over the other when set, zero is no limit.
+    pub grpc_timeout_header_max: Option<Duration>,
+}
+
+/// One cluster or a weighted set.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClusterSpecifier {
+    /// A cluster's name.
+    Cluster(Arc<str>),
+    /// Weights are positive; their sum fits u32.
+    Weighted(Vec<WeightedCluster>),
+}
+
+/// One part of a weighted split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedCluster {
+    /// The cluster.
+    pub name: Arc<str>,
+    /// Greater than zero.
+    pub weight: u32,
+    /// `typed_per_filter_config`: beats the route's and the virtual host's.
+    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+}
+
+/// An entry of `typed_per_filter_config`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilterOverride {
+    /// `FilterConfig.disabled`.
+    pub disabled: bool,
+    /// Replaces the filter's fault config entirely; `None` keeps it.
+    pub fault: Option<Arc<FaultConfig>>,
+}
+
+/// `RetryPolicy`, gRPC (A44) and Envoy fields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// Conditions.
+    pub on: RetryOn,
+    /// Retries after the first attempt; at least 1. The gRPC profile caps attempts at 5.
+    pub num_retries: u32,
+    /// Limit of each attempt; `None` is the call's.
+    pub per_try_timeout: Option<Duration>,
+    /// Exponential, jittered.
+    pub back_off: BackOff,
+    /// Envoy `previous_hosts`: an attempt avoids the hosts that failed before.
+    pub avoid_previous_hosts: bool,
+}
+
+/// `retry_on`, decoded. Unknown words are ignored with a note.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetryOn {
+    /// Bit `n` is set when gRPC code `n` is retriable (cancelled, deadline-exceeded, internal, resource-exhausted, unavailable).
+    pub grpc_codes: u32,
+    /// `5xx`
+    pub http_5xx: bool,
+    /// `gateway-error`: 502, 503, 504.
+    pub gateway_error: bool,
+    /// `reset`: the upstream does not answer at all (reset, disconnect, read timeout).
+    pub reset: bool,
+    /// `reset-before-request`.
+    pub reset_before_request: bool,
+    /// `connect-failure`.
+    pub connect_failure: bool,
+    /// `refused-stream`.
+    pub refused_stream: bool,
+    /// `retriable-4xx`: 409.
+    pub retriable_4xx: bool,
+    /// `retriable_status_codes`, in force when `retriable-status-codes` is listed, or numbers in `retry_on` itself (Istio).
+    pub statuses: Vec<u16>,
+}
+
+/// Exponential back-off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackOff {
+    /// First delay; default 25 ms, at least 1 ms.
+    pub base: Duration,
+    /// Longest delay; default 10 x base.
+    pub max: Duration,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self { base: Duration::from_millis(25), max: Duration::from_millis(250) }
+    }
+}
+
+impl RetryOn {
+    /// Whether gRPC status `code` is retriable.
+    pub fn grpc(&self, code: u32) -> bool {
+        code < 32 && self.grpc_codes & (1 << code) != 0
+    }
+}

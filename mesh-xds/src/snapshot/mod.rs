@@ -1,0 +1,83 @@
+//! The immutable, complete view of one target. No route names a cluster that is not in it.
+
+use crate::resource::{Cluster, ClusterLoadAssignment, Listener, RouteConfiguration};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// Everything a client needs to serve one target, consistent in itself (gRFC A74). Unchanged parts keep their `Arc`
+/// from one snapshot to the next, so a consumer sees what changed by pointer.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The LDS name.
+    pub name: Arc<str>,
+    /// The authority used to choose the virtual host.
+    pub host: Arc<str>,
+    /// `version_info` of what it was built from, for people: "lds=3 rds=3 cds=3 eds=7".
+    pub version: Arc<str>,
+    /// The listener.
+    pub listener: Arc<Listener>,
+    /// Its routes.
+    pub routes: Arc<RouteConfiguration>,
+    /// Index into `routes.virtual_hosts` of the host's virtual host; `None`: no virtual host matches.
+    pub virtual_host: Option<usize>,
+    /// Every cluster that the virtual host can send to.
+    pub clusters: BTreeMap<Arc<str>, ClusterEntry>,
+}
+
+/// One cluster of a snapshot.
+#[derive(Clone, Debug)]
+pub enum ClusterEntry {
+    /// Usable: the cluster and its endpoints (an empty assignment when EDS said it does not exist).
+    Ready {
+        /// The cluster.
+        cluster: Arc<Cluster>,
+        /// Its endpoints.
+        endpoints: Arc<ClusterLoadAssignment>,
+    },
+    /// Does not exist or was never valid: requests to it fail with this cause.
+    Failed(Arc<ResourceError>),
+}
+
+/// What is known of a target.
+#[derive(Clone, Debug)]
+pub enum TargetState {
+    /// Nothing complete yet. `cause` is the last error that keeps it so (server unreachable, resource NACKed).
+    Pending {
+        /// Why not yet, when known.
+        cause: Option<Arc<ResourceError>>,
+    },
+    /// Complete.
+    Ready(Arc<Snapshot>),
+    /// The listener (or its route configuration) does not exist: requests fail, a layer passes on to its inner client.
+    Absent(Arc<ResourceError>),
+}
+
+/// Why a resource is not usable. Displays as a sentence that names type, resource, field path, server and cause.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}: {message}")]
+pub struct ResourceError {
+    /// What class of error.
+    pub kind: ResourceErrorKind,
+    /// The complete sentence.
+    pub message: String,
+}
+
+/// Classes of [`ResourceError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceErrorKind {
+    /// The control plane says there is none (or did not send it in time, gRFC A57).
+    DoesNotExist,
+    /// Rejected by validation and there is no older good version.
+    Invalid,
+    /// The control plane cannot be reached.
+    Unreachable,
+}
+
+impl fmt::Display for ResourceErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DoesNotExist => "resource does not exist",
+            Self::Invalid => "resource rejected",
+            Self::Unreachable => "control plane unreachable",
+        })
+    }
+}
