@@ -4,7 +4,17 @@
 //! [`Bootstrap`], validates every resource by itself, and publishes one complete, immutable
 //! [`Snapshot`] per watched target. Protobuf types stop at [`resource`]: nothing below this crate sees them.
 
+pub mod ads;
+pub mod bootstrap;
+mod client;
+pub mod lint;
 pub mod resource;
 pub mod snapshot;
+pub mod source;
+pub mod status;
+mod watch;
 
+pub use bootstrap::Bootstrap;
+pub use client::XdsClient;
 pub use snapshot::Snapshot;
+pub use watch::{Closed, TargetWatch};

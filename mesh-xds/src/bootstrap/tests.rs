@@ -1,0 +1,1 @@
+//! Bootstrap: what is read, what is refused, and what the error says.

@@ -1,0 +1,87 @@
+//! A fixed list of endpoints.
+
+use super::Policy;
+use crate::{
+    resource::{
+        Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Forward,
+        HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, MaxStreamDuration, PathMatcher, Route,
+        RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+    },
+    snapshot::{ClusterEntry, Snapshot, TargetState},
+    watch::TargetWatch,
+};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::watch;
+
+/// A target over a fixed list of endpoints: Ready at once, and never changes.
+pub fn fixed(name: &str, endpoints: Arc<ClusterLoadAssignment>, policy: &Policy) -> TargetWatch {
+    let template = Template::new(name, policy);
+    let (sender, state) = watch::channel(TargetState::Ready(Arc::new(template.snapshot(endpoints, "fixed"))));
+    // The sender lives as long as the watch, which then never sees `Closed`.
+    TargetWatch::new(template.name, state, Arc::new(sender))
+}
+
+/// The parts of a synthesized snapshot that do not change.
+pub(super) struct Template {
+    pub(super) name: Arc<str>,
+    listener: Arc<Listener>,
+    routes: Arc<RouteConfiguration>,
+    cluster: Cluster,
+}
+
+impl Template {
+    pub(super) fn new(name: &str, policy: &Policy) -> Self {
+        let name: Arc<str> = name.into();
+        let forward = Forward {
+            cluster: ClusterSpecifier::Cluster(name.clone()),
+            timeout: policy.timeout,
+            max_stream_duration: MaxStreamDuration::default(),
+            retry_policy: policy.retry.clone(),
+        };
+        let route = Route {
+            name: "default".into(),
+            matches: RouteMatch {
+                path: PathMatcher::Prefix { prefix: String::new(), case_sensitive: true },
+                headers: Vec::new(),
+                fraction: None,
+            },
+            action: Action::Forward(Arc::new(forward)),
+            filter_overrides: BTreeMap::new(),
+        };
+        let virtual_host = VirtualHost {
+            name: name.clone(),
+            domains: vec![DomainPattern::Any],
+            routes: vec![route],
+            ..VirtualHost::default()
+        };
+        let routes = Arc::new(RouteConfiguration { name: name.clone(), virtual_hosts: vec![virtual_host] });
+        let router = HttpFilter { name: "router".into(), config: HttpFilterConfig::Router, disabled: false };
+        let listener = Arc::new(Listener {
+            name: name.clone(),
+            http: HttpConnectionManager {
+                routes: RouteSource::Inline(routes.clone()),
+                max_stream_duration: None,
+                http_filters: vec![router],
+            },
+        });
+        let mut cluster = policy.cluster.clone().unwrap_or_else(|| Cluster::fixed(name.clone(), Arc::default()));
+        cluster.name = name.clone();
+        Self { name, listener, routes, cluster }
+    }
+
+    pub(super) fn snapshot(&self, endpoints: Arc<ClusterLoadAssignment>, version: &str) -> Snapshot {
+        let cluster = Cluster { discovery: Discovery::Static(endpoints.clone()), ..self.cluster.clone() };
+        Snapshot {
+            name: self.name.clone(),
+            host: self.name.clone(),
+            version: version.into(),
+            listener: self.listener.clone(),
+            routes: self.routes.clone(),
+            virtual_host: Some(0),
+            clusters: BTreeMap::from([(
+                self.name.clone(),
+                ClusterEntry::Ready { cluster: Arc::new(cluster), endpoints },
+            )]),
+        }
+    }
+}

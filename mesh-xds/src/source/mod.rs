@@ -1,0 +1,22 @@
+//! Sources without a control plane: a fixed list and DNS. Each ends in the same snapshot as xDS does.
+
+mod dns;
+mod fixed;
+
+pub use dns::{DnsOptions, DnsTargetError, dns};
+pub use fixed::fixed;
+pub use hickory_resolver::config::ResolverConfig;
+
+use crate::resource::{Cluster, RetryPolicy};
+use std::{sync::Arc, time::Duration};
+
+/// The policy of a target that has no control plane.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// What its cluster is like: everything but name and discovery is taken. `None`: every default.
+    pub cluster: Option<Cluster>,
+    /// Retry policy of its route.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// Timeout of its route; `None` when unset, zero disables.
+    pub timeout: Option<Duration>,
+}
