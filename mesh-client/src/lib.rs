@@ -1,1 +1,4 @@
 //! Placeholder.
+
+mod outbound;
+mod transport;

@@ -1,0 +1,3 @@
+//! The client side of the request path.
+
+pub(crate) mod connect;
