@@ -9,6 +9,8 @@ pub mod bootstrap;
 mod client;
 pub mod lint;
 pub mod resource;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod snapshot;
 pub mod source;
 pub mod status;
