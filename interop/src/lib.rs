@@ -1,1 +1,70 @@
-//! Placeholder.
+//! Starts real peers for tests: Istio's control plane, Envoy, and a gRPC C-core client.
+//!
+//! `interop/run` installs them and runs the tests in `tests/`. Every peer listens on loopback alone, on ports that were
+//! free, and is stopped when its handle is dropped, also by a failing test.
+
+pub mod ccore;
+pub mod envoy;
+pub mod istiod;
+mod process;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+pub use process::Process;
+
+/// How calls ended, by whichever client made them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Answers by the name of the backend that gave them.
+    pub backends: BTreeMap<String, u64>,
+    /// Calls by gRPC status, as in `UNAVAILABLE`.
+    pub codes: BTreeMap<String, u64>,
+    /// Failed calls by the message of their status.
+    pub details: BTreeMap<String, u64>,
+}
+
+impl Outcome {
+    /// How many calls were answered by a backend whose name starts with `prefix`.
+    pub fn answered_by(&self, prefix: &str) -> u64 {
+        self.backends.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
+    }
+
+    /// How many calls ended with this status.
+    pub fn ended_with(&self, code: &str) -> u64 {
+        self.codes.get(code).copied().unwrap_or_default()
+    }
+
+    /// How many calls were made.
+    pub fn total(&self) -> u64 {
+        self.codes.values().sum()
+    }
+}
+
+/// The path of an installed peer below `interop/.peers`.
+///
+/// # Errors
+/// It was not installed; the message says how to.
+pub fn peer(path: &str) -> Result<PathBuf> {
+    let found = folder().join(".peers").join(path);
+    anyhow::ensure!(found.exists(), "the peer {} is missing: run interop/run, which installs it", found.display());
+    Ok(found)
+}
+
+/// This crate's folder, where the peers' own files are.
+pub fn folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// An address on which nothing listened a moment ago.
+///
+/// # Errors
+/// `ip` is not an address of this machine.
+pub fn free_addr(ip: IpAddr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind((ip, 0)).with_context(|| format!("find a free port on {ip}"))?;
+    Ok(listener.local_addr()?)
+}
