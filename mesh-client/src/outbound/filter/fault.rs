@@ -1,0 +1,167 @@
+//! Fault injection (gRFC A33, `envoy.extensions.filters.http.fault.v3.HTTPFault`): delay first, then abort.
+
+use crate::outbound::{
+    retry::{grpc_from_http, http_from_grpc},
+    route::{HeaderMatchers, Profile, RequestHead},
+};
+use http::{HeaderMap, HeaderName};
+use mesh_xds::resource::{FaultAbort, FaultConfig, FaultDelay, FractionalPercent};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+const DELAY: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request");
+const DELAY_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request-percentage");
+const ABORT_HTTP: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request");
+const ABORT_GRPC: HeaderName = HeaderName::from_static("x-envoy-fault-abort-grpc-request");
+const ABORT_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request-percentage");
+
+/// A compiled fault filter.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    delay: Option<FaultDelay>,
+    abort: Option<FaultAbort>,
+    headers: HeaderMatchers,
+    max_active: Option<u32>,
+    active: ActiveFaults,
+}
+
+/// The number of faults in progress, shared by every fault filter of a mesh (gRFC A33: `max_active_faults` looks at all).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ActiveFaults(Arc<AtomicU32>);
+
+/// What is done to one request. The delay counts against the call's deadline.
+#[derive(Debug, Default)]
+pub(crate) struct FaultPlan {
+    /// Wait this long first.
+    pub(crate) delay: Option<Duration>,
+    /// Then answer this instead of calling.
+    pub(crate) abort: Option<FaultAbortStatus>,
+    /// Held until the fault is over; `None` when nothing is injected.
+    pub(crate) guard: Option<ActiveFault>,
+}
+
+/// One fault in progress; dropping it ends the fault.
+#[derive(Debug)]
+pub(crate) struct ActiveFault(ActiveFaults);
+
+/// The injected answer, for either kind of caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FaultAbortStatus {
+    /// HTTP status, 200..=599.
+    pub(crate) http: u16,
+    /// gRPC status code, 0..=16; 0 is an immediate end without a message.
+    pub(crate) grpc: u32,
+}
+
+impl FaultAbortStatus {
+    /// The `grpc-message` or body of the answer.
+    pub(crate) const MESSAGE: &'static str = "Fault injected";
+
+    /// A call to gRPC maps 200 to UNKNOWN: an answer without `grpc-status`.
+    fn http(status: u16) -> Option<Self> {
+        (200..600).contains(&status).then(|| Self { http: status, grpc: grpc_from_http(status) })
+    }
+
+    fn grpc(code: u32) -> Self {
+        let grpc = if code > 16 { 2 } else { code };
+        Self { http: http_from_grpc(grpc), grpc }
+    }
+}
+
+impl ActiveFaults {
+    /// Faults in progress.
+    pub(crate) fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Never exceeds `max`, however many try at once.
+    fn begin(&self, max: Option<u32>) -> Option<ActiveFault> {
+        let max = max.unwrap_or(u32::MAX);
+        let begun = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then(|| n + 1));
+        begun.ok().map(|_| ActiveFault(self.clone()))
+    }
+}
+
+impl Drop for ActiveFault {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Fault {
+    pub(crate) fn compile(config: &FaultConfig, profile: Profile, active: ActiveFaults) -> Self {
+        Self {
+            delay: config.delay.clone(),
+            abort: config.abort.clone(),
+            headers: HeaderMatchers::compile(&config.headers, profile),
+            max_active: config.max_active_faults,
+            active,
+        }
+    }
+
+    /// Decides for one request. Delay and abort are drawn independently; `rng(bound)` is uniform in `0..bound`.
+    pub(crate) fn decide(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> FaultPlan {
+        if !self.headers.matches(head) {
+            return FaultPlan::default();
+        }
+        let mut admits = |share: FractionalPercent| share.admits(rng(FractionalPercent::HUNDRED.0));
+        let delay = self.delay.as_ref().and_then(|delay| {
+            let (time, share) = match delay.fixed {
+                Some(time) => (time, delay.percentage),
+                None => {
+                    let time = Duration::from_millis(number(head.headers, &DELAY)?);
+                    (time, capped(head.headers, &DELAY_PERCENTAGE, delay.percentage))
+                }
+            };
+            admits(share).then_some(time)
+        });
+        let abort = self.abort.as_ref().and_then(|abort| {
+            let (status, share) = match *abort {
+                FaultAbort::Http { status, percentage } => (FaultAbortStatus::http(status)?, percentage),
+                FaultAbort::Grpc { code, percentage } => (FaultAbortStatus::grpc(code), percentage),
+                FaultAbort::Header { percentage } => {
+                    (requested(head.headers)?, capped(head.headers, &ABORT_PERCENTAGE, percentage))
+                }
+            };
+            admits(share).then_some(status)
+        });
+        if delay.is_none() && abort.is_none() {
+            return FaultPlan::default();
+        }
+        match self.active.begin(self.max_active) {
+            Some(guard) => FaultPlan { delay, abort, guard: Some(guard) },
+            None => FaultPlan::default(),
+        }
+    }
+}
+
+/// The abort that the request's headers ask for; the HTTP status takes precedence when it is legal.
+fn requested(headers: &HeaderMap) -> Option<FaultAbortStatus> {
+    let http = || FaultAbortStatus::http(u16::try_from(number(headers, &ABORT_HTTP)?).ok()?);
+    let grpc = || Some(FaultAbortStatus::grpc(u32::try_from(number(headers, &ABORT_GRPC)?).ok()?));
+    http().or_else(grpc)
+}
+
+/// A header gives a share in percent, and never more than configured.
+fn capped(headers: &HeaderMap, name: &HeaderName, configured: FractionalPercent) -> FractionalPercent {
+    match number(headers, name) {
+        Some(percent) => {
+            let asked = u32::try_from(percent.saturating_mul(10_000)).unwrap_or(u32::MAX);
+            FractionalPercent(asked.min(configured.0))
+        }
+        None => configured,
+    }
+}
+
+/// An unparseable header is ignored.
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

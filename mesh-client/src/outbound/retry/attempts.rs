@@ -1,0 +1,201 @@
+//! The attempts of one call: after each, what comes next.
+
+use super::{Outcome, Permit, Policy, Pushback, classify::Failure};
+use crate::outbound::route::Profile;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::{fmt, time::Duration};
+use tokio::time::Instant;
+
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// A call that never leaves the client is tried again at once, but not for ever: connections that die this often between
+/// pick and send are an outage.
+const MAX_NEVER_SENT: u32 = 8;
+
+/// Counts the attempts of one call and decides after each. Lives on the stack, allocates nothing. Dropping it gives back
+/// the share of the retry budget that the call holds.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    retries: u32,
+    transparent: u32,
+    /// Delays since the last pushback: it restarts the exponential sequence (gRFC A6).
+    delays: u32,
+    refused: bool,
+    permit: Option<Permit>,
+}
+
+/// What is known when an attempt ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Situation {
+    /// The request's body can be sent again.
+    pub(crate) replayable: bool,
+    /// The present.
+    pub(crate) now: Instant,
+    /// When the call ends.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// What to do after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Give the caller this outcome.
+    Return(Stop),
+    /// Try again at once: the server did not process the request. Not counted as a retry (gRFC A6, transparent retries).
+    RetryNow,
+    /// Try again after this delay.
+    RetryAfter(Duration),
+}
+
+/// Why a call is not tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// A success, or a failure that the policy does not retry.
+    NotRetriable,
+    /// There is no retry policy.
+    NoPolicy,
+    /// The body is longer than what is kept for a replay.
+    NotReplayable,
+    /// As many attempts as allowed were made.
+    Exhausted,
+    /// The server forbids it.
+    Pushback,
+    /// The next attempt would start after the deadline.
+    Deadline,
+    /// Too many retries are in flight to this cluster.
+    Budget,
+}
+
+impl Attempts {
+    /// Decides after an attempt that ended with `outcome`.
+    ///
+    /// `budget` is asked last, only when all else allows a retry; its permit is kept until the next decision, or until
+    /// `self` is dropped. `rng(bound)` is uniform in `0..bound`.
+    pub(crate) fn next(
+        &mut self,
+        policy: Option<&Policy>,
+        outcome: &Outcome,
+        situation: Situation,
+        budget: impl FnOnce() -> Option<Permit>,
+        rng: &mut impl FnMut(u32) -> u32,
+    ) -> Decision {
+        self.permit = None;
+        let unprocessed = match outcome {
+            Outcome::Failure(Failure::NeverSent) => self.transparent < MAX_NEVER_SENT,
+            Outcome::Failure(Failure::Refused) => !self.refused,
+            _ => false,
+        };
+        if unprocessed {
+            if !situation.replayable {
+                return Decision::Return(Stop::NotReplayable);
+            }
+            if situation.deadline.is_some_and(|deadline| deadline <= situation.now) {
+                return Decision::Return(Stop::Deadline);
+            }
+            self.refused |= matches!(outcome, Outcome::Failure(Failure::Refused));
+            self.transparent += 1;
+            return Decision::RetryNow;
+        }
+        let Some(policy) = policy else { return Decision::Return(Stop::NoPolicy) };
+        match self.delay(policy, outcome, situation, rng) {
+            Err(stop) => Decision::Return(stop),
+            Ok((delay, delays)) => match budget() {
+                None => Decision::Return(Stop::Budget),
+                permit => {
+                    self.permit = permit;
+                    self.retries += 1;
+                    self.delays = delays;
+                    Decision::RetryAfter(delay)
+                }
+            },
+        }
+    }
+
+    /// The delay before the next attempt, and the length of the exponential sequence after it.
+    fn delay(
+        &self,
+        policy: &Policy,
+        outcome: &Outcome,
+        situation: Situation,
+        rng: &mut impl FnMut(u32) -> u32,
+    ) -> Result<(Duration, u32), Stop> {
+        if !policy.retries(outcome) {
+            return Err(Stop::NotRetriable);
+        }
+        let pushback = match outcome {
+            Outcome::Response(response) => response.pushback,
+            Outcome::Failure(_) => Pushback::None,
+        };
+        if pushback == Pushback::Stop {
+            return Err(Stop::Pushback);
+        }
+        if self.retries >= policy.max_retries() {
+            return Err(Stop::Exhausted);
+        }
+        if !situation.replayable {
+            return Err(Stop::NotReplayable);
+        }
+        let (delay, delays) = match pushback {
+            Pushback::After(delay) => (delay, 0),
+            _ => (policy.delay(self.delays, rng), self.delays + 1),
+        };
+        match situation.deadline {
+            Some(deadline) if deadline.saturating_duration_since(situation.now) <= delay => Err(Stop::Deadline),
+            _ => Ok((delay, delays)),
+        }
+    }
+
+    /// The attempt now under way (or last made), from 1, transparent ones included.
+    pub(crate) fn number(&self) -> u32 {
+        1 + self.retries + self.transparent
+    }
+
+    /// Retries by policy so far.
+    pub(crate) fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// Transparent retries so far.
+    pub(crate) fn transparent_retries(&self) -> u32 {
+        self.transparent
+    }
+
+    /// Tells the server that this attempt is a retry: `grpc-previous-rpc-attempts` (gRFC A6) or `x-envoy-attempt-count`.
+    /// Transparent retries do not count. The first attempt leaves the headers as they are.
+    pub(crate) fn write_header(&self, headers: &mut HeaderMap, profile: Profile) {
+        match (self.retries, profile) {
+            (0, _) => {}
+            (n, Profile::Grpc) => drop(headers.insert(PREVIOUS_ATTEMPTS, count(n))),
+            (n, Profile::Envoy) => drop(headers.insert(ATTEMPT_COUNT, count(n + 1))),
+        }
+    }
+}
+
+/// Small numbers without an allocation.
+fn count(n: u32) -> HeaderValue {
+    match n {
+        1 => HeaderValue::from_static("1"),
+        2 => HeaderValue::from_static("2"),
+        3 => HeaderValue::from_static("3"),
+        4 => HeaderValue::from_static("4"),
+        5 => HeaderValue::from_static("5"),
+        n => HeaderValue::from(n),
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotRetriable => "the outcome is not one the policy retries",
+            Self::NoPolicy => "there is no retry policy",
+            Self::NotReplayable => "the request body is too long to be sent again",
+            Self::Exhausted => "all attempts are used up",
+            Self::Pushback => "the server asked not to retry",
+            Self::Deadline => "the next attempt would start after the deadline",
+            Self::Budget => "the cluster's retry budget is used up",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+//! Retries: what is retried, when, how often, and with which body.
+
+mod attempts;
+mod budget;
+mod classify;
+mod policy;
+mod replay;
+
+pub(crate) use attempts::{Attempts, Decision, Situation, Stop};
+pub use budget::{Budget, Permit};
+pub(crate) use classify::{Failure, Outcome, Pushback, grpc_from_http, grpc_from_reset, http_from_grpc};
+pub use policy::{Condition, Policy, PolicyBuilder};
+pub(crate) use replay::Replay;
+pub use replay::{DEFAULT_REPLAY_CAP, ReplayBody, ReplayError};
+
+use std::time::Duration;
+
+/// An attempt took longer than its policy's `per_try_timeout`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no response within the {limit:?} of one attempt")]
+pub struct PerTryElapsed {
+    limit: Duration,
+}
+
+impl PerTryElapsed {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit }
+    }
+}

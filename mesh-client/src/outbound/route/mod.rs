@@ -1,0 +1,36 @@
+//! Routing: one virtual host, compiled once per config change, asked once per request.
+
+mod head;
+mod index;
+mod matcher;
+mod table;
+
+pub(crate) use head::RequestHead;
+pub(crate) use matcher::HeaderMatchers;
+pub(crate) use table::{
+    ClusterChoice, Clusters, Forward, NoRoute, RouteAction, RouteEntry, RouteTable, Scope, Skipped, Trail,
+};
+
+/// Whose rules a call follows where gRPC and Envoy differ although they read the same configuration.
+///
+/// | | [`Grpc`](Self::Grpc) | [`Envoy`](Self::Envoy) |
+/// |---|---|---|
+/// | call timeout | `max_stream_duration` and the caller's deadline; `RouteAction.timeout` is ignored (gRFC A31) | `RouteAction.timeout`, 15 s when unset, 0 is none; `max_stream_duration` too |
+/// | `per_try_timeout` | ignored (gRFC A44) | limits each attempt |
+/// | retry conditions | the five gRPC ones; others are ignored (gRFC A44) | all |
+/// | attempts | at most 5 (gRFC A6) | `num_retries` + 1 |
+/// | back-off jitter | ±20 % (gRFC A6) | uniform in 0..interval (`JitteredExponentialBackOffStrategy`) |
+/// | `max_retries` of the cluster | ignored (gRFC A44); `retry_budget` holds | both hold |
+/// | header matching | application metadata only, `-bin` is absent, `content-type` defaults to `application/grpc` (gRFC A28) | every header |
+/// | header of a retry | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count` |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// As gRPC's own xDS clients: the default of a channel.
+    #[default]
+    Grpc,
+    /// As an Envoy sidecar: the default for plain HTTP.
+    Envoy,
+}
+
+#[cfg(test)]
+mod tests;

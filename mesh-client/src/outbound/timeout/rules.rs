@@ -1,0 +1,143 @@
+//! A route's limits, compiled, and the deadline they give a call.
+
+use super::{encode_grpc_timeout, parse_grpc_timeout};
+use crate::outbound::route::Profile;
+use http::{HeaderMap, HeaderName, header};
+use mesh_xds::resource::Forward;
+use std::{fmt, time::Duration};
+use tokio::time::Instant;
+
+pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// Envoy's `RouteAction.timeout` when unset.
+const ENVOY_DEFAULT: Duration = Duration::from_secs(15);
+
+/// The limits of one route.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    profile: Profile,
+    grpc: Option<(Duration, Source)>,
+    plain: Option<(Duration, Source)>,
+}
+
+/// When a call ends, and who said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    /// The moment.
+    pub(crate) at: Instant,
+    /// How long after the call's start that is.
+    pub(crate) limit: Duration,
+    /// Where the limit comes from.
+    pub(crate) source: Source,
+}
+
+/// Where a limit comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The caller's `grpc-timeout` header.
+    GrpcTimeout,
+    /// `RouteAction.timeout`.
+    Route,
+    /// `max_stream_duration.grpc_timeout_header_max` of the route.
+    GrpcTimeoutHeaderMax,
+    /// `max_stream_duration.max_stream_duration` of the route.
+    RouteMaxStreamDuration,
+    /// `common_http_protocol_options.max_stream_duration` of the connection manager.
+    ListenerMaxStreamDuration,
+    /// A timeout layer.
+    Layer,
+}
+
+impl Rules {
+    /// gRFC A31 for both profiles; Envoy's `timeout` in its own. A configured zero is no limit and hides the next one.
+    pub(crate) fn compile(forward: &Forward, listener: Option<Duration>, profile: Profile) -> Self {
+        let stream = forward.max_stream_duration;
+        let duration = (stream.max_stream_duration.map(|d| (d, Source::RouteMaxStreamDuration)))
+            .or(listener.map(|d| (d, Source::ListenerMaxStreamDuration)));
+        let grpc = stream.grpc_timeout_header_max.map(|d| (d, Source::GrpcTimeoutHeaderMax)).or(duration);
+        let timeout = match profile {
+            Profile::Grpc => None,
+            Profile::Envoy => Some((forward.timeout.unwrap_or(ENVOY_DEFAULT), Source::Route)),
+        };
+        Self { profile, grpc: shorter(timeout, grpc), plain: shorter(timeout, duration) }
+    }
+
+    /// Limits of a policy given in code: `limit` holds for every call.
+    pub(crate) fn fixed(limit: Duration) -> Self {
+        let limit = Some((limit, Source::Layer));
+        Self { profile: Profile::Envoy, grpc: limit, plain: limit }
+    }
+
+    /// The deadline of a call that starts `now`; `None` is no limit.
+    pub(crate) fn deadline(&self, now: Instant, headers: &HeaderMap) -> Option<Deadline> {
+        let limit = if self.profile == Profile::Grpc || is_grpc(headers) {
+            let caller = headers.get(GRPC_TIMEOUT).and_then(parse_grpc_timeout);
+            match (caller, self.grpc) {
+                (Some(caller), Some((limit, _))) if caller <= limit => Some((caller, Source::GrpcTimeout)),
+                (Some(caller), None) => Some((caller, Source::GrpcTimeout)),
+                (_, limit) => limit,
+            }
+        } else {
+            self.plain
+        };
+        let (limit, source) = limit?;
+        Some(Deadline { at: now.checked_add(limit)?, limit, source })
+    }
+}
+
+/// The shorter of two limits; zero is none.
+fn shorter(a: Option<(Duration, Source)>, b: Option<(Duration, Source)>) -> Option<(Duration, Source)> {
+    [a, b].into_iter().flatten().filter(|(d, _)| !d.is_zero()).min_by_key(|(d, _)| *d)
+}
+
+impl Deadline {
+    /// What is left; zero when over.
+    pub(crate) fn remaining(&self, now: Instant) -> Duration {
+        self.at.saturating_duration_since(now)
+    }
+}
+
+/// Whether the request is gRPC by its content type (`application/grpc`, with `+proto` or parameters).
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return false };
+    match value.as_bytes().split_at_checked(16) {
+        Some((b"application/grpc", rest)) => matches!(rest.first(), None | Some(b'+' | b';')),
+        _ => false,
+    }
+}
+
+/// Tells the server of a gRPC call how long this attempt may take: the rest of the deadline, or `per_try` if shorter.
+///
+/// A header that already says so, give or take a hundredth, stays as it is and costs nothing: that is the first attempt
+/// of every call whose caller set a deadline. Without any limit the header is not touched.
+pub(crate) fn write_grpc_timeout(
+    headers: &mut HeaderMap,
+    deadline: Option<&Deadline>,
+    per_try: Option<Duration>,
+    now: Instant,
+) {
+    let Some(left) = deadline.map(|d| d.remaining(now)).into_iter().chain(per_try).min() else { return };
+    if let Some(said) = headers.get(GRPC_TIMEOUT).and_then(parse_grpc_timeout)
+        && said >= left
+        && said - left <= left / 100
+    {
+        return;
+    }
+    headers.insert(GRPC_TIMEOUT, encode_grpc_timeout(left));
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GrpcTimeout => "set by the caller's grpc-timeout",
+            Self::Route => "set by the route's timeout",
+            Self::GrpcTimeoutHeaderMax => "set by the route's grpc_timeout_header_max",
+            Self::RouteMaxStreamDuration => "set by the route's max_stream_duration",
+            Self::ListenerMaxStreamDuration => "set by the listener's max_stream_duration",
+            Self::Layer => "set by the timeout layer",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
