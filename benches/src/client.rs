@@ -1,0 +1,220 @@
+//! The clients that are compared, behind one trait.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic_xds::{BootstrapConfig, XdsChannelBuilder, XdsChannelConfig, XdsChannelGrpc, XdsUri};
+use tower::Service;
+
+use crate::resource;
+
+/// A client under measurement. Each task of the load holds a clone.
+pub trait Client: Clone + Send + 'static {
+    /// Sends `message` as the only one of a gRPC call and returns the length of the answer.
+    fn call(&mut self, message: Bytes) -> impl Future<Output = Result<usize>> + Send;
+}
+
+/// The clients, in the order of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Bare hyper HTTP/2: one connection per backend, round robin. The reference.
+    Hyper,
+    /// tonic's `Channel` to one address.
+    Tonic,
+    /// tonic's `Channel::balance_list`.
+    BalanceList,
+    /// tonic-xds.
+    TonicXds,
+    /// Bare hyper through an Envoy.
+    Envoy,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Hyper, Self::Tonic, Self::BalanceList, Self::TonicXds, Self::Envoy];
+
+    /// Its name on command lines and in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hyper => "hyper",
+            Self::Tonic => "tonic",
+            Self::BalanceList => "balance-list",
+            Self::TonicXds => "tonic-xds",
+            Self::Envoy => "envoy",
+        }
+    }
+
+    /// What it is, for the table.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Hyper => "bare hyper h2, round robin",
+            Self::Tonic => "tonic Channel, one address",
+            Self::BalanceList => "tonic balance_list",
+            Self::TonicXds => "tonic-xds 0.1.0-alpha.4",
+            Self::Envoy => "bare hyper through Envoy",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| anyhow!("no client named {name:?}; there are {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+fn request<B>(uri: &Uri, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri.clone();
+    let headers = request.headers_mut();
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    request
+}
+
+fn path() -> Uri {
+    Uri::from_static("/bench.Echo/Unary")
+}
+
+fn absolute(authority: &str) -> Result<Uri> {
+    Ok(Uri::builder().scheme("http").authority(authority).path_and_query("/bench.Echo/Unary").build()?)
+}
+
+/// Reads the answer to its end and returns the length of its body.
+async fn finish<B>(response: Response<B>) -> Result<usize>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = response.into_parts();
+    let mut body = pin!(body);
+    let (mut length, mut succeeded) = (0, is_ok(&parts.headers));
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|error| anyhow!(error.into()))?;
+        if let Some(data) = frame.data_ref() {
+            length += data.len();
+        } else if let Some(trailers) = frame.trailers_ref() {
+            succeeded |= is_ok(trailers);
+        }
+    }
+    if !succeeded {
+        bail!("the call failed: {} {:?}", parts.status, parts.headers);
+    }
+    Ok(length)
+}
+
+fn is_ok(headers: &HeaderMap) -> bool {
+    headers.get("grpc-status").is_some_and(|status| status == "0")
+}
+
+/// Bare hyper: what there is to beat.
+#[derive(Debug, Clone)]
+pub struct Hyper {
+    connections: Arc<[(SendRequest<Full<Bytes>>, Uri)]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Hyper {
+    /// Connects to each of `addresses`.
+    ///
+    /// # Errors
+    /// When one does not accept.
+    pub async fn connect(addresses: &[SocketAddr]) -> Result<Self> {
+        let mut connections = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let socket = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+            socket.set_nodelay(true)?;
+            let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, connection) = builder.handshake(TokioIo::new(socket)).await?;
+            tokio::spawn(connection);
+            connections.push((sender, absolute(&address.to_string())?));
+        }
+        Ok(Self { connections: connections.into(), next: Arc::default() })
+    }
+}
+
+impl Client for Hyper {
+    async fn call(&mut self, message: Bytes) -> Result<usize> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let (sender, uri) = &self.connections[index];
+        let mut sender = sender.clone();
+        sender.ready().await?;
+        finish(sender.send_request(request(uri, Full::new(message))).await?).await
+    }
+}
+
+/// Any tower service that takes tonic's body: tonic's own channels and tonic-xds.
+#[derive(Debug, Clone)]
+pub struct Tonic<S> {
+    service: S,
+    uri: Uri,
+}
+
+/// tonic's channel to the first of `addresses`.
+///
+/// # Errors
+/// When the address makes no URI.
+pub async fn tonic_channel(address: SocketAddr) -> Result<Tonic<Channel>> {
+    let service = endpoint(address)?.connect().await?;
+    Ok(Tonic { service, uri: path() })
+}
+
+/// tonic's `balance_list` over `addresses`.
+///
+/// # Errors
+/// When an address makes no URI.
+pub fn balance_list(addresses: &[SocketAddr]) -> Result<Tonic<Channel>> {
+    let endpoints = addresses.iter().map(|address| endpoint(*address)).collect::<Result<Vec<_>>>()?;
+    Ok(Tonic { service: Channel::balance_list(endpoints.into_iter()), uri: path() })
+}
+
+fn endpoint(address: SocketAddr) -> Result<Endpoint> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true))
+}
+
+/// tonic-xds, with its control plane from `bootstrap`.
+///
+/// # Errors
+/// When it refuses the bootstrap.
+pub fn tonic_xds(bootstrap: &str) -> Result<Tonic<XdsChannelGrpc>> {
+    let config = XdsChannelConfig::new(XdsUri::parse(resource::TARGET)?);
+    let config = config.with_bootstrap(BootstrapConfig::from_json(bootstrap)?);
+    let service = XdsChannelBuilder::new(config).build_grpc_channel()?;
+    Ok(Tonic { service, uri: path() })
+}
+
+impl<S, B> Client for Tonic<S>
+where
+    S: Service<Request<tonic::body::Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    async fn call(&mut self, message: Bytes) -> Result<usize> {
+        let request = request(&self.uri, tonic::body::Body::new(Full::new(message)));
+        poll_fn(|cx| self.service.poll_ready(cx)).await.map_err(|error| anyhow!(error.into()))?;
+        finish(self.service.call(request).await.map_err(|error| anyhow!(error.into()))?).await
+    }
+}
