@@ -1,0 +1,58 @@
+//! Serves the greeter on one address, until Ctrl-C.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use examples::backend::{Backend, Options};
+
+/// A greeter backend: answers SayHello, SayHellos and Chat of helloworld.Greeter with its own name.
+///
+/// It can fail a share of its calls or answer late, to see what the callers' mesh makes of that.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+EXAMPLE:
+    greeter-server --listen 127.0.0.1:6001 --name v1-a
+    greeter-server --listen 127.0.0.1:6002 --name v1-b --fail-rate 0.2"
+)]
+struct Args {
+    /// Address to listen on; port 0 takes a free port, which is printed
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+    /// Name that the replies carry
+    #[arg(long)]
+    name: String,
+    /// Share of the calls answered with UNAVAILABLE, from 0 to 1
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    fail_rate: f64,
+    /// How long each answer waits, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay: u64,
+}
+
+#[tokio::main]
+#[allow(clippy::print_stdout, reason = "the program's output")]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let args = Args::parse();
+    let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), ..Options::default() };
+    let backend = Backend::start(&args.name, args.listen, options)
+        .await
+        .with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
+    println!("greeter {} listens on {}", args.name, backend.addr());
+    tokio::signal::ctrl_c().await?;
+    let state = backend.state();
+    println!("greeter {} answered {} calls, {} of them with UNAVAILABLE", args.name, state.calls(), state.failed());
+    Ok(())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a number from 0 to 1 is expected".to_owned()),
+    }
+}
