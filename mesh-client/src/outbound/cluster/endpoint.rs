@@ -1,0 +1,249 @@
+//! One endpoint, live: its link, its load, and what outlier detection knows of it.
+
+use super::{
+    Link, LinkError, LiveCluster,
+    link::Connectivity,
+    outlier::{Counters, Ejection, Thresholds},
+};
+use crate::outbound::pick::{Candidate, Standing};
+use arc_swap::ArcSwap;
+use mesh_xds::resource::{HealthStatus, LocalityId, MetadataValue};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+};
+
+/// One endpoint of a cluster. Lives as long as its address is in the assignment (or a request holds it), through
+/// changes of everything else that is said of it.
+pub(crate) struct Endpoint<L: Link> {
+    address: SocketAddr,
+    link: Arc<L>,
+    placement: ArcSwap<Placement>,
+    ejected: AtomicBool,
+    in_flight: AtomicU32,
+    counters: Counters,
+    thresholds: Arc<Thresholds>,
+    ejection: Mutex<Ejection>,
+    retired: AtomicBool,
+    cluster: Weak<LiveCluster<L>>,
+}
+
+/// What the assignment says of an endpoint besides its address.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Placement {
+    /// Its locality.
+    pub(crate) locality: Arc<LocalityId>,
+    /// 0 is the highest.
+    pub(crate) priority: u32,
+    /// Within its locality.
+    pub(crate) weight: u32,
+    /// As the control plane sees it.
+    pub(crate) health: HealthStatus,
+    /// Or empty.
+    pub(crate) hostname: Arc<str>,
+    /// `metadata.filter_metadata`.
+    pub(crate) metadata: Option<Arc<BTreeMap<String, BTreeMap<String, MetadataValue>>>>,
+}
+
+/// How a request ended, as outlier detection counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Anything but the following; a 4xx too.
+    Success,
+    /// A 5xx that is not a gateway failure, or the gRPC status that stands for one.
+    ServerError,
+    /// 502, 503, 504, UNAVAILABLE or DEADLINE_EXCEEDED, from the endpoint.
+    GatewayFailure,
+    /// No answer: connection refused or reset, timeout. Counts as a gateway failure (Envoy, unless
+    /// `split_external_local_origin_errors`).
+    LocalOrigin,
+}
+
+/// Counts one request against its endpoint until dropped.
+#[must_use = "dropping it ends the request"]
+pub(crate) struct InFlight<L: Link> {
+    endpoint: Arc<Endpoint<L>>,
+    recorded: bool,
+}
+
+impl<L: Link> Endpoint<L> {
+    pub(crate) fn new(
+        address: SocketAddr,
+        link: Arc<L>,
+        placement: Placement,
+        thresholds: Arc<Thresholds>,
+        cluster: Weak<LiveCluster<L>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            link,
+            placement: ArcSwap::from_pointee(placement),
+            ejected: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            counters: Counters::default(),
+            thresholds,
+            ejection: Mutex::default(),
+            retired: AtomicBool::new(false),
+            cluster,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its connection.
+    pub(crate) fn link(&self) -> &Arc<L> {
+        &self.link
+    }
+
+    /// What the assignment says of it now.
+    pub(crate) fn placement(&self) -> Arc<Placement> {
+        self.placement.load_full()
+    }
+
+    pub(super) fn set_placement(&self, placement: Placement) {
+        self.placement.store(Arc::new(placement));
+    }
+
+    /// Whether outlier detection holds it out of the rotation.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.ejected.load(Relaxed)
+    }
+
+    /// Requests started and not yet ended.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Why it last failed to connect, if it did.
+    pub(crate) fn last_error(&self) -> Option<LinkError> {
+        self.link.last_error()
+    }
+
+    /// Starts a request to this endpoint.
+    pub(crate) fn start(self: &Arc<Self>) -> InFlight<L> {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight { endpoint: self.clone(), recorded: false }
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The ejection record. Written under the cluster's writer lock only.
+    pub(super) fn ejection(&self) -> Ejection {
+        *self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_ejection(&self, ejection: Ejection) {
+        *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
+        self.ejected.store(ejection.is_ejected(), Relaxed);
+    }
+
+    /// Takes it out of the cluster: what still runs ends, nothing new starts.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Relaxed);
+        self.link.drain();
+    }
+
+    /// Whether it has left the cluster.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Relaxed)
+    }
+
+    fn record(&self, outcome: Outcome) {
+        for cause in self.counters.record(outcome, &self.thresholds).into_iter().flatten() {
+            if let Some(cluster) = self.cluster.upgrade() {
+                cluster.offended(self, cause);
+            }
+        }
+    }
+}
+
+impl<L: Link> Candidate for Endpoint<L> {
+    fn standing(&self, panic: bool) -> Standing {
+        match self.link.connectivity() {
+            Connectivity::TransientFailure => Standing::Unavailable,
+            _ if self.is_ejected() && !panic => Standing::Unavailable,
+            Connectivity::Connecting => Standing::Connecting,
+            Connectivity::Idle | Connectivity::Ready => Standing::Available,
+        }
+    }
+
+    fn load(&self) -> u32 {
+        self.in_flight()
+    }
+}
+
+impl Outcome {
+    /// Of an HTTP response's status code.
+    pub(crate) fn of_http(status: http::StatusCode) -> Self {
+        match status.as_u16() {
+            502..=504 => Self::GatewayFailure,
+            500..=599 => Self::ServerError,
+            _ => Self::Success,
+        }
+    }
+
+    /// Of a gRPC status code, by the HTTP status that Envoy puts for it: UNKNOWN, INTERNAL and DATA_LOSS 500,
+    /// UNIMPLEMENTED 501, UNAVAILABLE 503, DEADLINE_EXCEEDED 504. (gRFC A50 counts every status but OK as a failure,
+    /// so that callers who ask for what does not exist eject healthy endpoints.)
+    pub(crate) fn of_grpc(code: tonic::Code) -> Self {
+        use tonic::Code;
+        match code {
+            Code::Unavailable | Code::DeadlineExceeded => Self::GatewayFailure,
+            Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented => Self::ServerError,
+            _ => Self::Success,
+        }
+    }
+
+    /// Whether it counts as a failure.
+    pub(crate) fn is_failure(self) -> bool {
+        self != Self::Success
+    }
+}
+
+impl<L: Link> InFlight<L> {
+    /// The endpoint.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint<L>> {
+        &self.endpoint
+    }
+
+    /// Tells outlier detection how the request ended; only the first call counts. A request that is dropped without
+    /// this (cancelled by its caller) is not counted.
+    pub(crate) fn record(&mut self, outcome: Outcome) {
+        if !std::mem::replace(&mut self.recorded, true) {
+            self.endpoint.record(outcome);
+        }
+    }
+}
+
+impl<L: Link> Drop for InFlight<L> {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<L: Link> fmt::Debug for Endpoint<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("address", &self.address)
+            .field("link", &self.link)
+            .field("ejected", &self.ejected)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L: Link> fmt::Debug for InFlight<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlight").field("endpoint", &self.endpoint.address).field("recorded", &self.recorded).finish()
+    }
+}

@@ -1,0 +1,402 @@
+//! One cluster, live: its endpoints, who of them is picked, what may be in flight, and who is held out.
+//!
+//! The configuration arrives as [`mesh_xds::resource`] values and is compared with what is in force; connections, load and ejections
+//! survive every change that does not concern them. A request costs one pointer load for the pick, and an atomic add
+//! each for the breaker, the load and the outcome.
+
+mod breaker;
+mod eject;
+mod endpoint;
+mod link;
+mod outlier;
+mod set;
+mod status;
+
+pub(crate) use breaker::{Breaker, Overloaded, Permit, Resource};
+pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
+pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError, Observe, Observer};
+pub(crate) use outlier::Cause;
+pub(crate) use status::{ClusterStatus, EndpointStatus};
+
+use crate::outbound::pick::{Picker, Turn};
+use arc_swap::ArcSwap;
+use eject::{Metrics, Sweeper};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment};
+use outlier::Thresholds;
+use set::EndpointSet;
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::SeqCst, fence},
+    },
+    time::Duration,
+};
+use tokio::sync::{Notify, futures::Notified};
+
+/// What a cluster needs from its surroundings.
+pub(crate) struct ClusterDeps<L: Link> {
+    /// Makes what its links share.
+    pub(crate) connector: ConnectorFactory<L>,
+    /// Runs its sweeps and late rebuilds.
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// One cluster. Dropping it stops its task and drains its connections.
+pub(crate) struct LiveCluster<L: Link> {
+    name: Arc<str>,
+    me: Weak<Self>,
+    /// Read by every request.
+    view: ArcSwap<View<L>>,
+    /// Held by whoever changes anything; never by a request that goes well.
+    writer: Mutex<Writer<L>>,
+    breaker: Arc<Breaker>,
+    thresholds: Arc<Thresholds>,
+    turn: Arc<Turn>,
+    deps: ClusterDeps<L>,
+    /// A rebuild is due.
+    dirty: AtomicBool,
+    /// The view leaves out endpoints, so that one that recovers matters.
+    incomplete: AtomicBool,
+    changed: Notify,
+    metrics: Metrics,
+}
+
+/// What requests see.
+struct View<L: Link> {
+    cluster: Arc<Cluster>,
+    assignment: Arc<ClusterLoadAssignment>,
+    picker: Result<Picker<Endpoint<L>>, Arc<Unavailable>>,
+}
+
+struct Writer<L: Link> {
+    cluster: Arc<Cluster>,
+    connector: Arc<L::Connector>,
+    set: EndpointSet<L>,
+    ejected: usize,
+    /// While outlier detection is on.
+    sweeper: Option<Sweeper>,
+}
+
+/// What became of a pick.
+#[derive(Debug)]
+pub(crate) enum Pick<L: Link> {
+    /// Send it there. The endpoint may not be connected yet.
+    Endpoint(Arc<Endpoint<L>>),
+    /// Nothing to send it to. Fails at once (gRPC: UNAVAILABLE), or waits for [`LiveCluster::changed`].
+    Fail(Arc<Unavailable>),
+    /// Dropped by the assignment's `drop_overload` of this category (gRPC: UNAVAILABLE; not retried).
+    Drop(Arc<str>),
+}
+
+/// Why no endpoint can be picked. Displays as a sentence; the connection error is its source.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unavailable {
+    /// The assignment is empty.
+    #[error("cluster {cluster} has no endpoints")]
+    NoEndpoints {
+        /// Its name.
+        cluster: Arc<str>,
+    },
+    /// The control plane marks all as not to be used.
+    #[error("cluster {cluster}: none of its {total} endpoints is healthy")]
+    NoneHealthy {
+        /// Its name.
+        cluster: Arc<str>,
+        /// How many there are.
+        total: usize,
+    },
+    /// None takes connections.
+    #[error("cluster {cluster}: none of its {total} endpoints can be reached; {address} is one of them")]
+    Unreachable {
+        /// Its name.
+        cluster: Arc<str>,
+        /// How many there are.
+        total: usize,
+        /// Whose error it is.
+        address: SocketAddr,
+        /// Its last error.
+        #[source]
+        cause: Option<LinkError>,
+    },
+}
+
+/// Sets of more endpoints than this are not rebuilt for each change, but for all changes of [`SETTLE`].
+const LARGE: usize = 256;
+const SETTLE: Duration = Duration::from_millis(10);
+
+impl<L: Link> LiveCluster<L> {
+    /// Brings a cluster to life. Connects to nothing.
+    pub(crate) fn new(cluster: Arc<Cluster>, endpoints: Arc<ClusterLoadAssignment>, deps: ClusterDeps<L>) -> Arc<Self> {
+        let breaker = Breaker::new(&cluster.circuit_breakers);
+        let connector = (deps.connector)(&cluster, &breaker);
+        let live = Arc::new_cyclic(|me| Self {
+            name: cluster.name.clone(),
+            me: me.clone(),
+            view: ArcSwap::from_pointee(View {
+                cluster: cluster.clone(),
+                assignment: Arc::default(),
+                picker: Err(Arc::new(Unavailable::NoEndpoints { cluster: cluster.name.clone() })),
+            }),
+            metrics: Metrics::new(&cluster.name),
+            writer: Mutex::new(Writer {
+                cluster: cluster.clone(),
+                connector,
+                set: EndpointSet::empty(),
+                ejected: 0,
+                sweeper: None,
+            }),
+            breaker,
+            thresholds: Arc::default(),
+            turn: Arc::new(Turn::starting_at(0)),
+            deps,
+            dirty: AtomicBool::new(false),
+            incomplete: AtomicBool::new(true),
+            changed: Notify::new(),
+        });
+        let mut writer = live.writer();
+        live.set_outlier_detection(&mut writer);
+        live.set_endpoints(&mut writer, endpoints);
+        live.publish(&writer);
+        drop(writer);
+        live
+    }
+
+    /// Takes a new configuration. Unchanged `Arc`s cost nothing; endpoints live on by address. A change of the transport
+    /// (TLS, protocol, timeouts) drains all connections and starts new ones when they are next needed.
+    pub(crate) fn update(&self, cluster: Arc<Cluster>, endpoints: Arc<ClusterLoadAssignment>) {
+        let mut writer = self.writer();
+        let same_cluster = Arc::ptr_eq(&writer.cluster, &cluster);
+        let same_endpoints = Arc::ptr_eq(writer.set.assignment(), &endpoints);
+        if same_cluster && same_endpoints {
+            return;
+        }
+        if !same_cluster {
+            self.breaker.set_limits(&cluster.circuit_breakers);
+            let before = std::mem::replace(&mut writer.cluster, cluster);
+            self.set_outlier_detection(&mut writer);
+            if !same_transport(&before, &writer.cluster) {
+                self.reconnect(&mut writer);
+            }
+        }
+        if !same_endpoints {
+            self.set_endpoints(&mut writer, endpoints);
+        }
+        self.publish(&writer);
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> Arc<Cluster> {
+        self.view.load().cluster.clone()
+    }
+
+    /// The breaker: `begin_request` is its `Resource::Requests`.
+    pub(crate) fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+
+    /// Counts a request until the permit is dropped, which is to be at the end of its response stream.
+    ///
+    /// # Errors
+    /// [`Overloaded`] when `max_requests` are in flight (gRFC A32). Not to be retried.
+    pub(crate) fn begin_request(&self) -> Result<Permit, Overloaded> {
+        self.breaker.acquire(Resource::Requests)
+    }
+
+    /// Chooses an endpoint, another than those in `exclude` when there is one.
+    pub(crate) fn pick(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
+        let view = self.view.load();
+        for overload in &view.assignment.drops {
+            if overload.percentage.admits(rng.u32(0..1_000_000)) {
+                return Pick::Drop(overload.category.clone());
+            }
+        }
+        match view.pick(exclude, rng) {
+            Ok(Some(endpoint)) => Pick::Endpoint(endpoint),
+            Ok(None) => {
+                drop(view);
+                self.pick_anew(exclude, rng)
+            }
+            Err(cause) => Pick::Fail(cause),
+        }
+    }
+
+    /// Resolves when the choice of endpoints changes after this call (the future need not have been polled): make it, try
+    /// [`Self::pick`], then wait.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// All that the last picker knew has become unavailable before the next one was built.
+    #[cold]
+    fn pick_anew(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
+        self.rebuild();
+        match self.view.load().pick(exclude, rng) {
+            Ok(Some(endpoint)) => Pick::Endpoint(endpoint),
+            Ok(None) => Pick::Fail(Arc::new(unavailable(&self.name, &self.writer().set))),
+            Err(cause) => Pick::Fail(cause),
+        }
+    }
+
+    fn set_endpoints(&self, writer: &mut Writer<L>, assignment: Arc<ClusterLoadAssignment>) {
+        let connector = writer.connector.clone();
+        let (set, removed) =
+            writer.set.next(assignment, |address, placement| self.endpoint(address, placement, &connector));
+        writer.set = set;
+        for endpoint in &removed {
+            endpoint.retire();
+        }
+        self.count_ejected(writer);
+    }
+
+    /// New links for all endpoints; the old ones end with their requests.
+    fn reconnect(&self, writer: &mut Writer<L>) {
+        writer.connector = (self.deps.connector)(&writer.cluster, &self.breaker);
+        let connector = writer.connector.clone();
+        let next = writer.set.replaced(|old| {
+            let new = self.endpoint(old.address(), (*old.placement()).clone(), &connector);
+            new.set_ejection(old.ejection());
+            new
+        });
+        for endpoint in std::mem::replace(&mut writer.set, next).all() {
+            endpoint.retire();
+        }
+    }
+
+    fn endpoint(&self, address: SocketAddr, placement: Placement, connector: &Arc<L::Connector>) -> Arc<Endpoint<L>> {
+        let link = L::open(address, connector, Observer::new(self.me.clone()));
+        Endpoint::new(address, link, placement, self.thresholds.clone(), self.me.clone())
+    }
+
+    /// Builds what requests see from what is there now.
+    fn publish(&self, writer: &Writer<L>) {
+        // A link that recovers while its failure is being read must see this and ask for another rebuild.
+        self.incomplete.store(true, SeqCst);
+        fence(SeqCst);
+        let priorities = writer.set.priorities();
+        let picker = Picker::new(writer.cluster.lb_policy, priorities, &self.turn)
+            .ok_or_else(|| Arc::new(unavailable(&self.name, &writer.set)));
+        let complete = picker.as_ref().is_ok_and(|picker| {
+            let first = priorities.first().into_iter().flatten();
+            !picker.is_panic() && picker.priority() == 0 && picker.len() == first.map(|g| g.usable().count()).sum()
+        });
+        let view = View { cluster: writer.cluster.clone(), assignment: writer.set.assignment().clone(), picker };
+        self.view.store(Arc::new(view));
+        if complete {
+            self.incomplete.store(false, SeqCst);
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn rebuild(&self) {
+        self.dirty.store(false, SeqCst);
+        let writer = self.writer();
+        self.publish(&writer);
+    }
+
+    /// Rebuilds soon: at once for a small set, once for all that happens within [`SETTLE`] for a large one. Picks step over
+    /// what is unavailable meanwhile.
+    fn rebuild_soon(&self) {
+        if self.dirty.swap(true, SeqCst) {
+            return;
+        }
+        let large = self.view.load().picker.as_ref().is_ok_and(|picker| picker.len() > LARGE);
+        let me = self.me.clone();
+        self.deps.runtime.spawn(async move {
+            if large {
+                tokio::time::sleep(SETTLE).await;
+            }
+            if let Some(cluster) = me.upgrade() {
+                cluster.rebuild();
+            }
+        });
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer<L>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<L: Link> View<L> {
+    /// `Ok(None)`: the picker is out of date.
+    #[inline]
+    fn pick(
+        &self,
+        exclude: &[Arc<Endpoint<L>>],
+        rng: &mut fastrand::Rng,
+    ) -> Result<Option<Arc<Endpoint<L>>>, Arc<Unavailable>> {
+        let picker = self.picker.as_ref().map_err(Arc::clone)?;
+        Ok(picker.pick(|endpoint| exclude.iter().any(|other| Arc::ptr_eq(other, endpoint)), rng).cloned())
+    }
+}
+
+impl<L: Link> Observe for LiveCluster<L> {
+    fn link_changed(&self, state: Connectivity) {
+        fence(SeqCst);
+        if state == Connectivity::TransientFailure || self.incomplete.load(SeqCst) {
+            self.rebuild_soon();
+        }
+    }
+}
+
+impl<L: Link> Drop for LiveCluster<L> {
+    fn drop(&mut self) {
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for endpoint in writer.set.all() {
+            endpoint.retire();
+        }
+    }
+}
+
+fn same_transport(a: &Cluster, b: &Cluster) -> bool {
+    a.transport_socket == b.transport_socket
+        && a.connect_timeout == b.connect_timeout
+        && a.http_protocol == b.http_protocol
+        && a.idle_timeout == b.idle_timeout
+        && a.max_requests_per_connection == b.max_requests_per_connection
+        && a.circuit_breakers.max_connections_per_host == b.circuit_breakers.max_connections_per_host
+}
+
+fn unavailable<L: Link>(cluster: &Arc<str>, set: &EndpointSet<L>) -> Unavailable {
+    let cluster = cluster.clone();
+    let total = set.all().count();
+    let failed = set.usable().find_map(|e| e.last_error().map(|cause| (e.address(), Some(cause))));
+    match failed.or_else(|| set.usable().next().map(|e| (e.address(), None))) {
+        Some((address, cause)) => Unavailable::Unreachable { cluster, total: set.usable_len(), address, cause },
+        None if total == 0 => Unavailable::NoEndpoints { cluster },
+        None => Unavailable::NoneHealthy { cluster, total },
+    }
+}
+
+impl<L: Link> fmt::Debug for LiveCluster<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveCluster").field("name", &self.name).field("view", &self.view.load()).finish_non_exhaustive()
+    }
+}
+
+impl<L: Link> fmt::Debug for View<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("picker", &self.picker).finish_non_exhaustive()
+    }
+}
+
+impl<L: Link> fmt::Debug for ClusterDeps<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterDeps")
+    }
+}
+
+impl<L: Link> Clone for ClusterDeps<L> {
+    fn clone(&self) -> Self {
+        Self { connector: self.connector.clone(), runtime: self.runtime.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

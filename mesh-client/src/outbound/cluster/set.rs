@@ -1,0 +1,194 @@
+//! The endpoints of a cluster, carried over from one assignment to the next by address.
+
+use super::{Endpoint, Link, Placement};
+use crate::outbound::pick::Group;
+use mesh_xds::resource::{self, ClusterLoadAssignment, Locality};
+use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
+
+/// The live endpoints of an assignment: by priority, by locality, in its order.
+pub(super) struct EndpointSet<L: Link> {
+    assignment: Arc<ClusterLoadAssignment>,
+    priorities: Vec<Vec<Arc<Group<Endpoint<L>>>>>,
+    usable: usize,
+}
+
+/// A locality of the next assignment, and how much of it stands where it stood.
+struct Plan<'a, L: Link> {
+    locality: &'a Locality,
+    before: Option<(&'a Locality, &'a Arc<Group<Endpoint<L>>>)>,
+    /// As many addresses at the start, and at the end, are those of `before`.
+    prefix: usize,
+    suffix: usize,
+}
+
+impl<L: Link> EndpointSet<L> {
+    pub(super) fn empty() -> Self {
+        Self { assignment: Arc::default(), priorities: Vec::new(), usable: 0 }
+    }
+
+    pub(super) fn assignment(&self) -> &Arc<ClusterLoadAssignment> {
+        &self.assignment
+    }
+
+    /// The groups of each priority, highest first.
+    pub(super) fn priorities(&self) -> &[Vec<Arc<Group<Endpoint<L>>>>] {
+        &self.priorities
+    }
+
+    /// Every endpoint, whatever its health.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Endpoint<L>>> {
+        self.priorities.iter().flatten().flat_map(|group| group.members())
+    }
+
+    /// The endpoints that the control plane lets be used.
+    pub(super) fn usable(&self) -> impl Iterator<Item = &Arc<Endpoint<L>>> {
+        self.priorities.iter().flatten().flat_map(|group| group.usable())
+    }
+
+    /// How many [`Self::usable`] has.
+    pub(super) fn usable_len(&self) -> usize {
+        self.usable
+    }
+
+    /// The set of the next assignment, and the endpoints that are not in it. Endpoints keep their identity by address, wherever they
+    /// move; only new addresses are made. Costs a comparison per endpoint; hashes only those between the first
+    /// and the last difference of a locality.
+    pub(super) fn next(
+        &self,
+        assignment: Arc<ClusterLoadAssignment>,
+        mut make: impl FnMut(SocketAddr, Placement) -> Arc<Endpoint<L>>,
+    ) -> (Self, Vec<Arc<Endpoint<L>>>) {
+        let mut orphans: HashMap<SocketAddr, Arc<Endpoint<L>>> = HashMap::new();
+        let plans: Vec<Vec<Plan<'_, L>>> = (assignment.priorities.iter().enumerate())
+            .map(|(priority, localities)| {
+                let before = self.localities(priority);
+                localities.iter().enumerate().map(|(i, locality)| Plan::new(locality, i, &before)).collect()
+            })
+            .collect();
+        self.disown(&plans, &mut orphans);
+
+        let mut usable = 0;
+        let mut priorities = Vec::with_capacity(plans.len());
+        for (priority, plans) in (0..).zip(&plans) {
+            let mut groups = Vec::with_capacity(plans.len());
+            for plan in plans {
+                let group = plan.build(|endpoint| {
+                    let placement = Placement::new(endpoint, &plan.locality.id, priority);
+                    match orphans.remove(&endpoint.address) {
+                        Some(live) => {
+                            live.set_placement(placement);
+                            live
+                        }
+                        None => make(endpoint.address, placement),
+                    }
+                });
+                usable += group.usable().count();
+                groups.push(group);
+            }
+            priorities.push(groups);
+        }
+        drop(plans);
+        (Self { assignment, priorities, usable }, orphans.into_values().collect())
+    }
+
+    /// The same places with other endpoints.
+    pub(super) fn replaced(&self, mut replace: impl FnMut(&Arc<Endpoint<L>>) -> Arc<Endpoint<L>>) -> Self {
+        let groups = |groups: &Vec<Arc<Group<Endpoint<L>>>>| {
+            groups.iter().map(|group| Arc::new(group.map(&mut replace))).collect::<Vec<_>>()
+        };
+        let priorities = self.priorities.iter().map(groups).collect();
+        Self { assignment: self.assignment.clone(), priorities, usable: self.usable }
+    }
+
+    fn localities(&self, priority: usize) -> Vec<(&Locality, &Arc<Group<Endpoint<L>>>)> {
+        let localities = self.assignment.priorities.get(priority).into_iter().flatten();
+        localities.zip(self.priorities.get(priority).into_iter().flatten()).collect()
+    }
+
+    /// Collects the endpoints that no plan keeps in its place.
+    fn disown(&self, plans: &[Vec<Plan<'_, L>>], orphans: &mut HashMap<SocketAddr, Arc<Endpoint<L>>>) {
+        for (priority, groups) in self.priorities.iter().enumerate() {
+            for group in groups {
+                let keeps = |plan: &&Plan<'_, L>| plan.before.is_some_and(|(_, before)| Arc::ptr_eq(before, group));
+                let plan = plans.get(priority).and_then(|plans| plans.iter().find(keeps));
+                let (prefix, suffix) = plan.map_or((0, 0), |plan| (plan.prefix, plan.suffix));
+                let members = group.members();
+                let middle = &members[prefix..members.len() - suffix];
+                orphans.extend(middle.iter().map(|endpoint| (endpoint.address(), endpoint.clone())));
+            }
+        }
+    }
+}
+
+impl<'a, L: Link> Plan<'a, L> {
+    fn new(locality: &'a Locality, i: usize, before: &[(&'a Locality, &'a Arc<Group<Endpoint<L>>>)]) -> Self {
+        let same = |(old, _): &&(&'a Locality, _)| old.id == locality.id;
+        let before = before.get(i).filter(same).or_else(|| before.iter().find(same)).copied();
+        let old = before.map_or(&[][..], |(old, _)| &old.endpoints);
+        let new = &locality.endpoints;
+        let same = |(a, b): &(&resource::Endpoint, &resource::Endpoint)| a.address == b.address;
+        let prefix = old.iter().zip(new).take_while(same).count();
+        let suffix = old[prefix..].iter().rev().zip(new[prefix..].iter().rev()).take_while(same).count();
+        Self { locality, before, prefix, suffix }
+    }
+
+    fn build(&self, mut find: impl FnMut(&resource::Endpoint) -> Arc<Endpoint<L>>) -> Arc<Group<Endpoint<L>>> {
+        let new = &self.locality.endpoints;
+        let weight = self.locality.weight;
+        if let Some((old, group)) = self.before
+            && old == self.locality
+        {
+            return group.clone();
+        }
+        let mut members = Vec::with_capacity(new.len());
+        let tail = new.len() - self.suffix;
+        for (i, endpoint) in new.iter().enumerate() {
+            let stays = match self.before {
+                Some((old, group)) if i < self.prefix => Some((&old.endpoints[i], &group.members()[i])),
+                Some((old, group)) if i >= tail => {
+                    let i = i + old.endpoints.len() - new.len();
+                    Some((&old.endpoints[i], &group.members()[i]))
+                }
+                _ => None,
+            };
+            members.push(match stays {
+                Some((said, live)) => {
+                    if said != endpoint {
+                        live.set_placement(live.placement().with(endpoint));
+                    }
+                    live.clone()
+                }
+                None => find(endpoint),
+            });
+        }
+        let weights = new.iter().map(|e| if e.health.is_usable() { e.weight.max(1) } else { 0 }).collect();
+        Arc::new(Group::new(members, weights, weight, self.before.map(|(_, group)| &**group)))
+    }
+}
+
+impl Placement {
+    fn new(endpoint: &resource::Endpoint, locality: &Arc<resource::LocalityId>, priority: u32) -> Self {
+        Self {
+            locality: locality.clone(),
+            priority,
+            weight: endpoint.weight,
+            health: endpoint.health,
+            hostname: endpoint.hostname.clone(),
+            metadata: endpoint.metadata.clone(),
+        }
+    }
+
+    /// The same place, said anew.
+    fn with(&self, endpoint: &resource::Endpoint) -> Self {
+        Self::new(endpoint, &self.locality, self.priority)
+    }
+}
+
+impl<L: Link> fmt::Debug for EndpointSet<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointSet")
+            .field("name", &self.assignment.name)
+            .field("usable", &self.usable)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,88 @@
+//! What a cluster says of itself, for `explain` and for dumps.
+
+use super::{Connectivity, Link, LiveCluster, Resource};
+use mesh_xds::resource::{HealthStatus, LocalityId};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// One moment of a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterStatus {
+    /// Its name.
+    pub(crate) name: Arc<str>,
+    /// The priority in force; `None`: no endpoint can be picked.
+    pub(crate) priority: Option<usize>,
+    /// Ejected endpoints are picked, because nothing else is left.
+    pub(crate) panic: bool,
+    /// In use and allowed, of each limited resource.
+    pub(crate) breaker: [(Resource, u32, u32); 4],
+    /// In the order of the assignment.
+    pub(crate) endpoints: Vec<EndpointStatus>,
+}
+
+/// One moment of an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointStatus {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its locality.
+    pub(crate) locality: Arc<LocalityId>,
+    /// 0 is the highest.
+    pub(crate) priority: u32,
+    /// Within its locality.
+    pub(crate) weight: u32,
+    /// As the control plane sees it.
+    pub(crate) health: HealthStatus,
+    /// Of its connection.
+    pub(crate) state: Connectivity,
+    /// For how long it is still held out by outlier detection; `None`: it is not.
+    pub(crate) ejected_for: Option<Duration>,
+    /// Requests.
+    pub(crate) in_flight: u32,
+    /// Why it last failed to connect, in words, with its causes.
+    pub(crate) last_error: Option<String>,
+}
+
+impl<L: Link> LiveCluster<L> {
+    /// What it looks like now. Costs a pass over all endpoints.
+    pub(crate) fn status(&self, now: Instant) -> ClusterStatus {
+        let view = self.view.load_full();
+        let picker = view.picker.as_ref().ok();
+        let outlier_detection = view.cluster.outlier_detection.as_deref();
+        let writer = self.writer();
+        let endpoint = |endpoint: &Arc<super::Endpoint<L>>| {
+            let placement = endpoint.placement();
+            let until = outlier_detection.and_then(|config| endpoint.ejection().until(config));
+            EndpointStatus {
+                address: endpoint.address(),
+                locality: placement.locality.clone(),
+                priority: placement.priority,
+                weight: placement.weight,
+                health: placement.health,
+                state: endpoint.link().connectivity(),
+                ejected_for: until.map(|until| until.saturating_duration_since(now)),
+                in_flight: endpoint.in_flight(),
+                last_error: endpoint.last_error().map(|error| in_words(&*error)),
+            }
+        };
+        let resources = [Resource::Connections, Resource::PendingRequests, Resource::Requests, Resource::Retries];
+        ClusterStatus {
+            name: self.name.clone(),
+            priority: picker.map(super::Picker::priority),
+            panic: picker.is_some_and(super::Picker::is_panic),
+            breaker: resources.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
+            endpoints: writer.set.all().map(endpoint).collect(),
+        }
+    }
+}
+
+fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}
