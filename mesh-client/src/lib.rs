@@ -1,4 +1,6 @@
 //! Placeholder.
 
+#[doc(hidden)]
+pub mod bench_api;
 mod outbound;
 mod transport;

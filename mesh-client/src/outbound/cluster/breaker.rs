@@ -1,15 +1,16 @@
-//! Circuit breaker: how much may be in flight to a cluster at once (gRFC A32, Envoy's `circuit_breakers`).
+//! Circuit breaker: how much may be in flight to a cluster at once (gRFC A32, Envoy's `circuit_breakers`). Retries are limited
+//! by their own [`Budget`](crate::outbound::retry::Budget).
 
 use mesh_xds::resource::CircuitBreakers;
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, Ordering::Relaxed},
     },
 };
 
-/// The four resources that are limited.
+/// The resources that are limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resource {
     /// Open connections.
@@ -18,8 +19,6 @@ pub(crate) enum Resource {
     PendingRequests,
     /// Requests, from their start to the end of their stream.
     Requests,
-    /// Retries in flight.
-    Retries,
 }
 
 /// A limit was reached. Displays as a sentence naming the limit as Envoy does.
@@ -39,10 +38,6 @@ pub(crate) struct Breaker {
     connections: Gate,
     pending: Gate,
     requests: Gate,
-    retries: Gate,
-    /// `f64` bits of the budget's percentage; NaN when there is no budget.
-    retry_percent: AtomicU64,
-    retry_minimum: AtomicU32,
 }
 
 /// Holds one unit of a resource until dropped.
@@ -61,18 +56,18 @@ struct Gate {
     limit: AtomicU32,
 }
 
+impl Resource {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Connections, Self::PendingRequests, Self::Requests];
+}
+
 impl Breaker {
     pub(crate) fn new(limits: &CircuitBreakers) -> Arc<Self> {
-        let breaker = Self {
+        Arc::new(Self {
             connections: Gate::new(limits.max_connections),
             pending: Gate::new(limits.max_pending_requests),
             requests: Gate::new(limits.max_requests),
-            retries: Gate::new(limits.max_retries),
-            retry_percent: AtomicU64::new(0),
-            retry_minimum: AtomicU32::new(0),
-        };
-        breaker.set_limits(limits);
-        Arc::new(breaker)
+        })
     }
 
     /// Takes new limits; what is in flight stays counted.
@@ -80,10 +75,6 @@ impl Breaker {
         self.connections.limit.store(limits.max_connections, Relaxed);
         self.pending.limit.store(limits.max_pending_requests, Relaxed);
         self.requests.limit.store(limits.max_requests, Relaxed);
-        self.retries.limit.store(limits.max_retries, Relaxed);
-        let (percent, minimum) = limits.retry_budget.map_or((f64::NAN, 0), |b| (b.percent, b.min_concurrency));
-        self.retry_minimum.store(minimum, Relaxed);
-        self.retry_percent.store(percent.to_bits(), Relaxed);
     }
 
     /// Takes one unit of `resource`.
@@ -104,19 +95,8 @@ impl Breaker {
         self.gate(resource).in_use.load(Relaxed)
     }
 
-    /// The limit now. That of retries under a `retry_budget` is a share of the requests in flight and pending, but at least
-    /// `min_retry_concurrency`, and replaces `max_retries`.
+    /// The limit now.
     pub(crate) fn limit(&self, resource: Resource) -> u32 {
-        if resource == Resource::Retries {
-            let percent = f64::from_bits(self.retry_percent.load(Relaxed));
-            if !percent.is_nan() {
-                let active =
-                    f64::from(self.in_use(Resource::Requests)) + f64::from(self.in_use(Resource::PendingRequests));
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
-                let share = (active * percent / 100.0) as u32;
-                return share.max(self.retry_minimum.load(Relaxed));
-            }
-        }
         self.gate(resource).limit.load(Relaxed)
     }
 
@@ -125,7 +105,6 @@ impl Breaker {
             Resource::Connections => &self.connections,
             Resource::PendingRequests => &self.pending,
             Resource::Requests => &self.requests,
-            Resource::Retries => &self.retries,
         }
     }
 }
@@ -152,7 +131,6 @@ impl fmt::Display for Resource {
             Self::Connections => "max_connections",
             Self::PendingRequests => "max_pending_requests",
             Self::Requests => "max_requests",
-            Self::Retries => "max_retries",
         })
     }
 }
@@ -160,7 +138,6 @@ impl fmt::Display for Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_xds::resource::RetryBudget;
     use std::sync::atomic::Ordering::SeqCst;
 
     fn limits(max_requests: u32) -> CircuitBreakers {
@@ -188,9 +165,8 @@ mod tests {
     #[test]
     fn resources_are_counted_apart() {
         let breaker = Breaker::new(&CircuitBreakers { max_connections: 1, max_pending_requests: 1, ..limits(1) });
-        let _held = [Resource::Connections, Resource::PendingRequests, Resource::Requests]
-            .map(|r| breaker.acquire(r).unwrap_or_else(|e| panic!("{r}: {e}")));
-        assert_eq!(breaker.in_use(Resource::Retries), 0);
+        let _held = Resource::ALL.map(|r| breaker.acquire(r).unwrap_or_else(|e| panic!("{r}: {e}")));
+        assert!(breaker.acquire(Resource::Connections).is_err());
     }
 
     #[test]
@@ -202,17 +178,6 @@ mod tests {
         assert!(breaker.acquire(Resource::Requests).is_err());
         held.clear();
         assert!(breaker.acquire(Resource::Requests).is_ok());
-    }
-
-    #[test]
-    fn a_retry_budget_is_a_share_of_what_is_active_with_a_floor() {
-        let budget = Some(RetryBudget { percent: 20.0, min_concurrency: 3 });
-        let breaker = Breaker::new(&CircuitBreakers { retry_budget: budget, max_retries: 100, ..limits(1000) });
-        assert_eq!(breaker.limit(Resource::Retries), 3);
-        let _active: Vec<_> = (0..50).map(|_| breaker.acquire(Resource::Requests).unwrap()).collect();
-        assert_eq!(breaker.limit(Resource::Retries), 10);
-        let retries: Vec<_> = (0..12).map(|_| breaker.acquire(Resource::Retries)).collect();
-        assert_eq!(retries.iter().filter(|r| r.is_ok()).count(), 10);
     }
 
     #[test]

@@ -66,8 +66,7 @@ impl<L: Link> LiveCluster<L> {
             if let Some(sweeper) = &writer.sweeper {
                 sweeper.wake.notify_one();
             }
-            drop(writer);
-            self.rebuild_soon();
+            self.stale.notify_one();
         }
     }
 

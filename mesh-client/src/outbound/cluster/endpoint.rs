@@ -5,7 +5,10 @@ use super::{
     link::Connectivity,
     outlier::{Counters, Ejection, Thresholds},
 };
-use crate::outbound::pick::{Candidate, Standing};
+use crate::outbound::{
+    connect::Subchannel,
+    pick::{Candidate, Standing},
+};
 use arc_swap::ArcSwap;
 use mesh_xds::resource::{HealthStatus, LocalityId, MetadataValue};
 use std::{
@@ -20,7 +23,7 @@ use std::{
 
 /// One endpoint of a cluster. Lives as long as its address is in the assignment (or a request holds it), through
 /// changes of everything else that is said of it.
-pub(crate) struct Endpoint<L: Link> {
+pub(crate) struct Endpoint<L: Link = Subchannel> {
     address: SocketAddr,
     link: Arc<L>,
     placement: ArcSwap<Placement>,
@@ -66,7 +69,7 @@ pub(crate) enum Outcome {
 
 /// Counts one request against its endpoint until dropped.
 #[must_use = "dropping it ends the request"]
-pub(crate) struct InFlight<L: Link> {
+pub(crate) struct InFlight<L: Link = Subchannel> {
     endpoint: Arc<Endpoint<L>>,
     recorded: bool,
 }

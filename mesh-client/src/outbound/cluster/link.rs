@@ -1,73 +1,65 @@
 //! What a cluster needs of a connection to one endpoint, so that it can be tested without a network.
 
 use super::Breaker;
+use crate::outbound::connect::{Connector, Subchannel};
 use mesh_xds::resource::Cluster;
-use std::{error::Error, fmt, net::SocketAddr, sync::Arc, sync::Weak};
+use std::{error::Error, fmt, net::SocketAddr, sync::Arc};
+use tokio::sync::watch;
+
+pub(crate) use crate::outbound::connect::Connectivity;
 
 /// Why a link last failed to connect.
 pub(crate) type LinkError = Arc<dyn Error + Send + Sync>;
 
-/// State of a link, as gRPC's connectivity states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Connectivity {
-    /// Not connected; connects when it is first used.
-    Idle,
-    /// First attempt under way.
-    Connecting,
-    /// Usable.
-    Ready,
-    /// The last attempt failed. Stays so, through attempts made in the background, until one succeeds.
-    TransientFailure,
-}
+/// Makes the connector of a cluster, when the cluster comes and when its transport changes. Connections count against
+/// the given breaker.
+pub(crate) type ConnectorFactory<L> = Arc<dyn Fn(&Cluster, &Arc<Breaker>) -> Arc<<L as Link>::Connector> + Send + Sync>;
 
 /// The connection (or connections) to one endpoint.
 pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
-    /// Everything links of one cluster share: TLS, protocol, timeouts.
+    /// What the links of one cluster share: TLS, protocol, timeouts.
     type Connector: fmt::Debug + Send + Sync + 'static;
 
-    /// Makes an idle link: no connection, no task. It tells `observer` of each change of state, holding no lock.
-    fn open(address: SocketAddr, connector: &Arc<Self::Connector>, observer: Observer) -> Arc<Self>;
+    /// Makes an idle link: no connection, no task.
+    fn open(address: SocketAddr, connector: &Arc<Self::Connector>) -> Arc<Self>;
 
-    /// The current state; called once or more per pick, so no more than an atomic load.
+    /// Changes after the state of a link of this connector did.
+    fn changes(connector: &Self::Connector) -> watch::Receiver<u64>;
+
+    /// The state now, an atomic load or two. A link that failed is in `TransientFailure`, through the attempts that it makes by
+    /// itself, until one succeeds.
     fn connectivity(&self) -> Connectivity;
 
-    /// The error of the last failed attempt, if the last attempt failed.
+    /// The error of the last attempt, if it failed.
     fn last_error(&self) -> Option<LinkError>;
 
     /// No new requests come: connections close when those in flight end. Idempotent.
     fn drain(&self);
 }
 
-/// Makes the connector of a cluster, when the cluster comes and when its transport changes. Connections count against
-/// the given breaker.
-pub(crate) type ConnectorFactory<L> = Arc<dyn Fn(&Cluster, &Arc<Breaker>) -> Arc<<L as Link>::Connector> + Send + Sync>;
+impl Link for Subchannel {
+    type Connector = Connector;
 
-/// Is told of changes of state.
-pub(crate) trait Observe: Send + Sync {
-    /// A link has come to this state.
-    fn link_changed(&self, state: Connectivity);
-}
-
-/// Where a link reports changes of state. Holds nothing alive.
-#[derive(Clone)]
-pub(crate) struct Observer(Weak<dyn Observe>);
-
-impl Observer {
-    /// Reports to `target` while it lives.
-    pub(crate) fn new(target: Weak<dyn Observe>) -> Self {
-        Self(target)
+    fn open(address: SocketAddr, connector: &Arc<Connector>) -> Arc<Self> {
+        Self::new(address, connector.clone())
     }
 
-    /// Says that the link came to `state`. Cheap; must be called without any lock of the link held.
-    pub(crate) fn notify(&self, state: Connectivity) {
-        if let Some(target) = self.0.upgrade() {
-            target.link_changed(state);
+    fn changes(connector: &Connector) -> watch::Receiver<u64> {
+        connector.subscribe()
+    }
+
+    fn connectivity(&self) -> Connectivity {
+        match self.state() {
+            Connectivity::Connecting if Self::last_error(self).is_some() => Connectivity::TransientFailure,
+            state => state,
         }
     }
-}
 
-impl fmt::Debug for Observer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observer")
+    fn last_error(&self) -> Option<LinkError> {
+        Self::last_error(self).map(|error| error as LinkError)
+    }
+
+    fn drain(&self) {
+        Self::drain(self);
     }
 }

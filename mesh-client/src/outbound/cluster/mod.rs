@@ -11,14 +11,19 @@ mod link;
 mod outlier;
 mod set;
 mod status;
+mod watcher;
 
 pub(crate) use breaker::{Breaker, Overloaded, Permit, Resource};
 pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
-pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError, Observe, Observer};
+pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub(crate) use outlier::Cause;
 pub(crate) use status::{ClusterStatus, EndpointStatus};
 
-use crate::outbound::pick::{Picker, Turn};
+use crate::outbound::{
+    connect::Subchannel,
+    pick::{Picker, Turn},
+    retry::Budget,
+};
 use arc_swap::ArcSwap;
 use eject::{Metrics, Sweeper};
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment};
@@ -27,24 +32,21 @@ use set::EndpointSet;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering::SeqCst, fence},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 use tokio::sync::{Notify, futures::Notified};
+use watcher::Watcher;
 
 /// What a cluster needs from its surroundings.
-pub(crate) struct ClusterDeps<L: Link> {
+pub(crate) struct ClusterDeps<L: Link = Subchannel> {
     /// Makes what its links share.
     pub(crate) connector: ConnectorFactory<L>,
-    /// Runs its sweeps and late rebuilds.
+    /// Runs its tasks.
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
 /// One cluster. Dropping it stops its task and drains its connections.
-pub(crate) struct LiveCluster<L: Link> {
+pub(crate) struct LiveCluster<L: Link = Subchannel> {
     name: Arc<str>,
     me: Weak<Self>,
     /// Read by every request.
@@ -55,10 +57,9 @@ pub(crate) struct LiveCluster<L: Link> {
     thresholds: Arc<Thresholds>,
     turn: Arc<Turn>,
     deps: ClusterDeps<L>,
+    budget: Arc<Budget>,
     /// A rebuild is due.
-    dirty: AtomicBool,
-    /// The view leaves out endpoints, so that one that recovers matters.
-    incomplete: AtomicBool,
+    stale: Arc<Notify>,
     changed: Notify,
     metrics: Metrics,
 }
@@ -75,13 +76,14 @@ struct Writer<L: Link> {
     connector: Arc<L::Connector>,
     set: EndpointSet<L>,
     ejected: usize,
+    watcher: Watcher,
     /// While outlier detection is on.
     sweeper: Option<Sweeper>,
 }
 
 /// What became of a pick.
 #[derive(Debug)]
-pub(crate) enum Pick<L: Link> {
+pub(crate) enum Pick<L: Link = Subchannel> {
     /// Send it there. The endpoint may not be connected yet.
     Endpoint(Arc<Endpoint<L>>),
     /// Nothing to send it to. Fails at once (gRPC: UNAVAILABLE), or waits for [`LiveCluster::changed`].
@@ -122,15 +124,12 @@ pub(crate) enum Unavailable {
     },
 }
 
-/// Sets of more endpoints than this are not rebuilt for each change, but for all changes of [`SETTLE`].
-const LARGE: usize = 256;
-const SETTLE: Duration = Duration::from_millis(10);
-
 impl<L: Link> LiveCluster<L> {
     /// Brings a cluster to life. Connects to nothing.
     pub(crate) fn new(cluster: Arc<Cluster>, endpoints: Arc<ClusterLoadAssignment>, deps: ClusterDeps<L>) -> Arc<Self> {
         let breaker = Breaker::new(&cluster.circuit_breakers);
         let connector = (deps.connector)(&cluster, &breaker);
+        let stale = Arc::new(Notify::new());
         let live = Arc::new_cyclic(|me| Self {
             name: cluster.name.clone(),
             me: me.clone(),
@@ -142,17 +141,18 @@ impl<L: Link> LiveCluster<L> {
             metrics: Metrics::new(&cluster.name),
             writer: Mutex::new(Writer {
                 cluster: cluster.clone(),
-                connector,
                 set: EndpointSet::empty(),
                 ejected: 0,
+                watcher: Watcher::start::<L>(&deps.runtime, me.clone(), &connector, &stale),
                 sweeper: None,
+                connector,
             }),
+            budget: Arc::new(Budget::of(&cluster.circuit_breakers)),
             breaker,
             thresholds: Arc::default(),
             turn: Arc::new(Turn::starting_at(0)),
             deps,
-            dirty: AtomicBool::new(false),
-            incomplete: AtomicBool::new(true),
+            stale,
             changed: Notify::new(),
         });
         let mut writer = live.writer();
@@ -174,6 +174,7 @@ impl<L: Link> LiveCluster<L> {
         }
         if !same_cluster {
             self.breaker.set_limits(&cluster.circuit_breakers);
+            self.budget.update(&cluster.circuit_breakers);
             let before = std::mem::replace(&mut writer.cluster, cluster);
             self.set_outlier_detection(&mut writer);
             if !same_transport(&before, &writer.cluster) {
@@ -194,6 +195,11 @@ impl<L: Link> LiveCluster<L> {
     /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<Cluster> {
         self.view.load().cluster.clone()
+    }
+
+    /// Limits its retries.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// The breaker: `begin_request` is its `Resource::Requests`.
@@ -259,6 +265,7 @@ impl<L: Link> LiveCluster<L> {
     fn reconnect(&self, writer: &mut Writer<L>) {
         writer.connector = (self.deps.connector)(&writer.cluster, &self.breaker);
         let connector = writer.connector.clone();
+        writer.watcher = Watcher::start::<L>(&self.deps.runtime, self.me.clone(), &connector, &self.stale);
         let next = writer.set.replaced(|old| {
             let new = self.endpoint(old.address(), (*old.placement()).clone(), &connector);
             new.set_ejection(old.ejection());
@@ -270,52 +277,25 @@ impl<L: Link> LiveCluster<L> {
     }
 
     fn endpoint(&self, address: SocketAddr, placement: Placement, connector: &Arc<L::Connector>) -> Arc<Endpoint<L>> {
-        let link = L::open(address, connector, Observer::new(self.me.clone()));
+        let link = L::open(address, connector);
         Endpoint::new(address, link, placement, self.thresholds.clone(), self.me.clone())
     }
 
     /// Builds what requests see from what is there now.
     fn publish(&self, writer: &Writer<L>) {
-        // A link that recovers while its failure is being read must see this and ask for another rebuild.
-        self.incomplete.store(true, SeqCst);
-        fence(SeqCst);
         let priorities = writer.set.priorities();
         let picker = Picker::new(writer.cluster.lb_policy, priorities, &self.turn)
             .ok_or_else(|| Arc::new(unavailable(&self.name, &writer.set)));
-        let complete = picker.as_ref().is_ok_and(|picker| {
-            let first = priorities.first().into_iter().flatten();
-            !picker.is_panic() && picker.priority() == 0 && picker.len() == first.map(|g| g.usable().count()).sum()
-        });
         let view = View { cluster: writer.cluster.clone(), assignment: writer.set.assignment().clone(), picker };
         self.view.store(Arc::new(view));
-        if complete {
-            self.incomplete.store(false, SeqCst);
-        }
         self.changed.notify_waiters();
     }
 
-    fn rebuild(&self) {
-        self.dirty.store(false, SeqCst);
+    /// Looks at the endpoints again; how many there are.
+    fn rebuild(&self) -> usize {
         let writer = self.writer();
         self.publish(&writer);
-    }
-
-    /// Rebuilds soon: at once for a small set, once for all that happens within [`SETTLE`] for a large one. Picks step over
-    /// what is unavailable meanwhile.
-    fn rebuild_soon(&self) {
-        if self.dirty.swap(true, SeqCst) {
-            return;
-        }
-        let large = self.view.load().picker.as_ref().is_ok_and(|picker| picker.len() > LARGE);
-        let me = self.me.clone();
-        self.deps.runtime.spawn(async move {
-            if large {
-                tokio::time::sleep(SETTLE).await;
-            }
-            if let Some(cluster) = me.upgrade() {
-                cluster.rebuild();
-            }
-        });
+        writer.set.usable_len()
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer<L>> {
@@ -333,15 +313,6 @@ impl<L: Link> View<L> {
     ) -> Result<Option<Arc<Endpoint<L>>>, Arc<Unavailable>> {
         let picker = self.picker.as_ref().map_err(Arc::clone)?;
         Ok(picker.pick(|endpoint| exclude.iter().any(|other| Arc::ptr_eq(other, endpoint)), rng).cloned())
-    }
-}
-
-impl<L: Link> Observe for LiveCluster<L> {
-    fn link_changed(&self, state: Connectivity) {
-        fence(SeqCst);
-        if state == Connectivity::TransientFailure || self.incomplete.load(SeqCst) {
-            self.rebuild_soon();
-        }
     }
 }
 

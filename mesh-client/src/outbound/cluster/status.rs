@@ -15,7 +15,9 @@ pub(crate) struct ClusterStatus {
     /// Ejected endpoints are picked, because nothing else is left.
     pub(crate) panic: bool,
     /// In use and allowed, of each limited resource.
-    pub(crate) breaker: [(Resource, u32, u32); 4],
+    pub(crate) breaker: [(Resource, u32, u32); 3],
+    /// Retries in flight.
+    pub(crate) retries: u32,
     /// In the order of the assignment.
     pub(crate) endpoints: Vec<EndpointStatus>,
 }
@@ -65,12 +67,12 @@ impl<L: Link> LiveCluster<L> {
                 last_error: endpoint.last_error().map(|error| in_words(&*error)),
             }
         };
-        let resources = [Resource::Connections, Resource::PendingRequests, Resource::Requests, Resource::Retries];
         ClusterStatus {
             name: self.name.clone(),
             priority: picker.map(super::Picker::priority),
             panic: picker.is_some_and(super::Picker::is_panic),
-            breaker: resources.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
+            retries: self.budget.in_flight(),
+            breaker: Resource::ALL.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
             endpoints: writer.set.all().map(endpoint).collect(),
         }
     }

@@ -1,0 +1,134 @@
+//! What the project's own benchmarks call. Not part of the public interface: may change at any time.
+
+use crate::outbound::cluster::{Breaker, ClusterDeps, Connectivity, Link, LinkError, LiveCluster, Pick};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Endpoint, LbPolicy};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+};
+
+/// Picks among `n` connected endpoints, as a request does: pointer load, policy, handle to the endpoint.
+#[derive(Debug)]
+pub struct PickBench {
+    cluster: Arc<LiveCluster<Connected>>,
+    _runtime: Runtime,
+}
+
+/// An assignment of `n` endpoints in which one changes at a time.
+#[derive(Debug)]
+pub struct ApplyBench {
+    cluster: Arc<LiveCluster<Connected>>,
+    config: Arc<Cluster>,
+    assignment: Arc<ClusterLoadAssignment>,
+    round: u32,
+    _runtime: Runtime,
+}
+
+/// A link that is always ready.
+#[derive(Debug)]
+struct Connected;
+
+#[derive(Debug)]
+struct NoConnector(watch::Sender<u64>);
+
+const BASE: u32 = u32::from_be_bytes([10, 0, 0, 0]);
+const PORT: u16 = 50051;
+
+impl PickBench {
+    /// # Panics
+    /// If the runtime cannot be made.
+    pub fn new(policy: LbPolicy, n: usize) -> Self {
+        let runtime = runtime();
+        let endpoints = assignment(n);
+        let config = Arc::new(Cluster { lb_policy: policy, ..Cluster::fixed("bench", endpoints.clone()) });
+        let cluster = LiveCluster::new(config, endpoints, deps(&runtime));
+        Self { cluster, _runtime: runtime }
+    }
+
+    /// The index of the endpoint picked, `0..n`.
+    pub fn pick(&self) -> usize {
+        match self.cluster.pick(&[], &mut fastrand::Rng::new()) {
+            Pick::Endpoint(endpoint) => position(endpoint.address()),
+            Pick::Fail(_) | Pick::Drop(_) => usize::MAX,
+        }
+    }
+}
+
+impl ApplyBench {
+    /// # Panics
+    /// If the runtime cannot be made.
+    pub fn new(n: usize) -> Self {
+        let runtime = runtime();
+        let assignment = assignment(n);
+        let config = Arc::new(Cluster::fixed("bench", assignment.clone()));
+        let cluster = LiveCluster::new(config.clone(), assignment.clone(), deps(&runtime));
+        Self { cluster, config, assignment, round: 0, _runtime: runtime }
+    }
+
+    /// The next assignment, in which one endpoint has another address. Made here so that it is not measured with [`Self::apply`].
+    ///
+    /// # Panics
+    /// If there is no endpoint.
+    pub fn next_assignment(&mut self) -> Arc<ClusterLoadAssignment> {
+        self.round += 1;
+        let mut next = (*self.assignment).clone();
+        let endpoints = &mut next.priorities[0][0].endpoints;
+        let changed = self.round as usize % endpoints.len();
+        endpoints[changed].address = SocketAddr::from((Ipv4Addr::from(BASE + (1 << 20) + self.round), PORT));
+        self.assignment = Arc::new(next);
+        self.assignment.clone()
+    }
+
+    /// Applies it, until picks use it.
+    pub fn apply(&self, next: Arc<ClusterLoadAssignment>) {
+        self.cluster.update(self.config.clone(), next);
+    }
+}
+
+impl Link for Connected {
+    type Connector = NoConnector;
+
+    fn open(_: SocketAddr, _: &Arc<NoConnector>) -> Arc<Self> {
+        Arc::new(Self)
+    }
+
+    fn changes(connector: &NoConnector) -> watch::Receiver<u64> {
+        connector.0.subscribe()
+    }
+
+    fn connectivity(&self) -> Connectivity {
+        Connectivity::Ready
+    }
+
+    fn last_error(&self) -> Option<LinkError> {
+        None
+    }
+
+    fn drain(&self) {}
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().build().expect("a runtime without I/O needs nothing of the system")
+}
+
+fn deps(runtime: &Runtime) -> ClusterDeps<Connected> {
+    let connector = |_: &Cluster, _: &Arc<Breaker>| Arc::new(NoConnector(watch::Sender::new(0)));
+    ClusterDeps { connector: Arc::new(connector), runtime: runtime.handle().clone() }
+}
+
+fn assignment(n: usize) -> Arc<ClusterLoadAssignment> {
+    let end = BASE + u32::try_from(n).unwrap_or(u32::MAX >> 8);
+    let endpoints = (BASE..end).map(|ip| Endpoint::new(SocketAddr::from((Ipv4Addr::from(ip), PORT)))).collect();
+    Arc::new(ClusterLoadAssignment::of("bench", endpoints))
+}
+
+fn position(address: SocketAddr) -> usize {
+    match address {
+        SocketAddr::V4(address) => (u32::from(*address.ip()) - BASE) as usize,
+        SocketAddr::V6(_) => usize::MAX,
+    }
+}
