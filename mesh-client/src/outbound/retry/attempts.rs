@@ -69,14 +69,15 @@ pub(crate) enum Stop {
 impl Attempts {
     /// Decides after an attempt that ended with `outcome`.
     ///
-    /// `budget` is asked last, only when all else allows a retry; its permit is kept until the next decision, or until
-    /// `self` is dropped. `rng(bound)` is uniform in `0..bound`.
+    /// `budget` is asked last, only when all else allows a retry: `None` refuses, `Some(None)` means that there is no
+    /// budget; a permit is kept until the next decision, or until `self` is dropped. `rng(bound)` is uniform in
+    /// `0..bound`.
     pub(crate) fn next(
         &mut self,
         policy: Option<&Policy>,
         outcome: &Outcome,
         situation: Situation,
-        budget: impl FnOnce() -> Option<Permit>,
+        budget: impl FnOnce() -> Option<Option<Permit>>,
         rng: &mut impl FnMut(u32) -> u32,
     ) -> Decision {
         self.permit = None;
@@ -101,7 +102,7 @@ impl Attempts {
             Err(stop) => Decision::Return(stop),
             Ok((delay, delays)) => match budget() {
                 None => Decision::Return(Stop::Budget),
-                permit => {
+                Some(permit) => {
                     self.permit = permit;
                     self.retries += 1;
                     self.delays = delays;

@@ -1,5 +1,6 @@
 //! What came of an attempt.
 
+use crate::transport::{Kind, TransportError};
 use h2::Reason;
 use http::{HeaderMap, HeaderName, StatusCode};
 use std::time::Duration;
@@ -86,6 +87,9 @@ impl Outcome {
             if error.is::<super::ReplayError>() {
                 return Self::Failure(Failure::Local);
             }
+            if let Some(transport) = error.downcast_ref::<TransportError>() {
+                return Self::Failure(Failure::of_transport(transport));
+            }
             if let Some(h2) = error.downcast_ref::<h2::Error>() {
                 return Self::Failure(Failure::of_h2(h2));
             }
@@ -107,6 +111,19 @@ impl Outcome {
 }
 
 impl Failure {
+    /// What our own transport says of an attempt that got no response head.
+    pub(crate) fn of_transport(error: &TransportError) -> Self {
+        match error.kind() {
+            Kind::NotSent => Self::NeverSent,
+            Kind::GoAway | Kind::RefusedStream => Self::Refused,
+            Kind::RequestBody | Kind::InvalidRequest => Self::Local,
+            _ if error.is_unprocessed() => Self::NeverSent,
+            Kind::Reset(reason) => Self::Reset(Some(reason)),
+            Kind::Protocol => Self::Reset(Some(Reason::PROTOCOL_ERROR)),
+            Kind::Closed | Kind::Io | Kind::KeepaliveTimeout => Self::Reset(None),
+        }
+    }
+
     /// What an HTTP/2 error says about an attempt whose request was sent.
     pub(crate) fn of_h2(error: &h2::Error) -> Self {
         match error.reason() {

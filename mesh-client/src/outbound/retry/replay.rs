@@ -1,5 +1,6 @@
 //! A request body that can be sent again: shares its bytes, copies nothing, keeps up to a cap.
 
+use crate::transport::BoxError;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -13,8 +14,6 @@ use std::{
     },
     task::{Context, Poll, Waker},
 };
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What is kept for a replay by default: 64 KiB of data.
 pub const DEFAULT_REPLAY_CAP: usize = 64 * 1024;

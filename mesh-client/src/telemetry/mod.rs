@@ -1,0 +1,3 @@
+//! What the request path tells: trace context.
+
+pub mod trace;

@@ -1,0 +1,269 @@
+//! Trace context: taken from an incoming request, carried through the handler, written to the outgoing ones.
+//!
+//! W3C Trace Context (`traceparent`, `tracestate`) and B3 (one `b3` header, or `x-b3-*`). A context is written in the
+//! formats it came in. mesh records no spans of its own, so it does not invent span ids either, unless told to: the span
+//! that called us stays the parent of what we call, and the trace has no gaps.
+//!
+//! The context of an outgoing request is, in this order: the trace headers it already carries (they are kept); the
+//! [`TraceContext`] in its extensions; that of the surrounding [`scope`]; a new trace.
+
+mod b3;
+mod layer;
+mod w3c;
+
+pub use layer::{ScopeFuture, ScopeLayer, ScopeService, TracePropagation, TracePropagationLayer};
+
+use http::{Extensions, HeaderMap, HeaderValue};
+use std::fmt;
+
+/// The id of a trace: 128 bits, or 64 in old B3. Displays as 32 (or 16) hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TraceId(u128);
+
+/// A position in a trace: which trace, which span is the parent, and whether it is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    trace_id: u128,
+    span_id: u64,
+    sampling: Sampling,
+    formats: Formats,
+    /// `tracestate`, passed on as it came; several headers are joined with `,`.
+    state: Option<HeaderValue>,
+}
+
+/// What was decided about recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sampling {
+    /// B3 only: left to the receiver.
+    Deferred,
+    Deny,
+    Accept,
+    /// B3 only: record whatever the sampler says.
+    Debug,
+}
+
+/// The header formats of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Formats {
+    w3c: bool,
+    b3_single: bool,
+    b3_multi: bool,
+}
+
+/// How outgoing requests get their trace headers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Propagation {
+    start: bool,
+    sampling: f64,
+    child_spans: bool,
+}
+
+tokio::task_local! {
+    static CURRENT: TraceContext;
+}
+
+/// Runs `future` with `context` as the surrounding one: requests sent by it, on the same task, continue the trace. Tasks
+/// spawned inside do not inherit it.
+pub async fn scope<F: Future>(context: TraceContext, future: F) -> F::Output {
+    CURRENT.scope(context, future).await
+}
+
+/// The context of the surrounding [`scope`].
+pub fn current() -> Option<TraceContext> {
+    CURRENT.try_with(TraceContext::clone).ok()
+}
+
+impl TraceContext {
+    /// Reads the context of an incoming request: W3C if it is valid, else B3. `None` when there is none or it is malformed.
+    /// `b3: 0` (or 1, d) alone decides about recording only, and begins a trace.
+    pub fn extract(headers: &HeaderMap) -> Option<Self> {
+        Self::extract_with(headers, &mut || fastrand::u64(..))
+    }
+
+    fn extract_with(headers: &HeaderMap, rng: &mut impl FnMut() -> u64) -> Option<Self> {
+        let single = headers.contains_key(b3::SINGLE);
+        let multi = headers.contains_key(b3::TRACE_ID) || headers.contains_key(b3::SAMPLED);
+        if let Some((trace_id, span_id, sampled)) = w3c::parse(headers) {
+            let sampling = if sampled { Sampling::Accept } else { Sampling::Deny };
+            let formats = Formats { w3c: true, b3_single: single, b3_multi: multi };
+            return Some(Self { trace_id, span_id, sampling, formats, state: w3c::state(headers) });
+        }
+        let parsed = if single { b3::parse_single(headers) } else { None };
+        let formats = Formats { w3c: false, b3_single: single, b3_multi: multi };
+        let (ids, sampling) = parsed.or_else(|| if multi { b3::parse_multi(headers) } else { None })?;
+        let (trace_id, span_id) = ids.unwrap_or_else(|| (new_trace_id(rng), new_span_id(rng)));
+        Some(Self { trace_id, span_id, sampling, formats, state: None })
+    }
+
+    /// A new trace in the W3C format.
+    fn start(sampled: bool, rng: &mut impl FnMut() -> u64) -> Self {
+        Self {
+            trace_id: new_trace_id(rng),
+            span_id: new_span_id(rng),
+            sampling: if sampled { Sampling::Accept } else { Sampling::Deny },
+            formats: Formats { w3c: true, b3_single: false, b3_multi: false },
+            state: None,
+        }
+    }
+
+    /// Writes the context in its formats, over what is there.
+    pub fn inject(&self, headers: &mut HeaderMap) {
+        self.inject_span(self.span_id, headers);
+    }
+
+    fn inject_span(&self, span_id: u64, headers: &mut HeaderMap) {
+        if self.formats.w3c {
+            headers.insert(w3c::PARENT, w3c::encode(self.trace_id, span_id, self.is_sampled()));
+            match &self.state {
+                Some(state) => drop(headers.insert(w3c::STATE, state.clone())),
+                None => drop(headers.remove(w3c::STATE)),
+            }
+        }
+        if self.formats.b3_single {
+            headers.insert(b3::SINGLE, b3::encode_single(self.trace_id, span_id, self.sampling));
+        }
+        if self.formats.b3_multi {
+            b3::inject_multi(self.trace_id, span_id, self.sampling, headers);
+        }
+    }
+
+    /// The trace.
+    pub fn trace_id(&self) -> TraceId {
+        TraceId(self.trace_id)
+    }
+
+    /// The parent of what comes next.
+    pub fn span_id(&self) -> u64 {
+        self.span_id
+    }
+
+    /// Whether the trace is recorded.
+    pub fn is_sampled(&self) -> bool {
+        matches!(self.sampling, Sampling::Accept | Sampling::Debug)
+    }
+}
+
+impl Default for Propagation {
+    /// Starts traces, and has all of them recorded, as Envoy does by default (`random_sampling` 100 %).
+    fn default() -> Self {
+        Self { start: true, sampling: 1.0, child_spans: false }
+    }
+}
+
+impl Propagation {
+    /// Whether a request without any context begins a trace; default true.
+    #[must_use]
+    pub fn start(mut self, start: bool) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// The share of new traces that are marked as recorded, 0..=1; default 1.
+    #[must_use]
+    pub fn sampling(mut self, share: f64) -> Self {
+        self.sampling = share;
+        self
+    }
+
+    /// Whether every outgoing request gets a span id of its own, below the one it continues; default false. For those who
+    /// record a client span under that id: without one, the trace shows a missing parent.
+    #[must_use]
+    pub fn child_spans(mut self, child_spans: bool) -> Self {
+        self.child_spans = child_spans;
+        self
+    }
+
+    /// Gives an outgoing request its context, and returns the trace it is part of. At most one allocation for W3C.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, extensions: &Extensions) -> Option<TraceId> {
+        self.apply_with(headers, extensions, &mut || fastrand::u64(..))
+    }
+
+    fn apply_with(
+        &self,
+        headers: &mut HeaderMap,
+        extensions: &Extensions,
+        rng: &mut impl FnMut() -> u64,
+    ) -> Option<TraceId> {
+        if carries_context(headers) {
+            let context = TraceContext::extract_with(headers, rng)?;
+            if self.child_spans {
+                context.inject_span(new_span_id(rng), headers);
+            }
+            return Some(context.trace_id());
+        }
+        let mut forward = |context: &TraceContext| {
+            let span_id = if self.child_spans { new_span_id(rng) } else { context.span_id };
+            context.inject_span(span_id, headers);
+            context.trace_id()
+        };
+        if let Some(context) = extensions.get::<TraceContext>() {
+            return Some(forward(context));
+        }
+        if let Ok(trace_id) = CURRENT.try_with(&mut forward) {
+            return Some(trace_id);
+        }
+        self.start.then(|| {
+            let sampled = self.sampling >= 1.0 || fraction(rng()) < self.sampling;
+            let context = TraceContext::start(sampled, rng);
+            context.inject(headers);
+            context.trace_id()
+        })
+    }
+}
+
+/// Whether the request says anything about a trace already. Malformed headers are the application's own, and kept.
+fn carries_context(headers: &HeaderMap) -> bool {
+    [w3c::PARENT, b3::SINGLE, b3::TRACE_ID, b3::SAMPLED].iter().any(|name| headers.contains_key(name))
+}
+
+/// Uniform in `0.0..1.0`.
+fn fraction(bits: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "53 bits fit exactly")]
+    let numerator = (bits >> 11) as f64;
+    numerator / (1u64 << 53) as f64
+}
+
+/// Never zero: an all-zero id is invalid in every format.
+fn new_trace_id(rng: &mut impl FnMut() -> u64) -> u128 {
+    (u128::from(rng()) << 64 | u128::from(rng())).max(1)
+}
+
+fn new_span_id(rng: &mut impl FnMut() -> u64) -> u64 {
+    rng().max(1)
+}
+
+/// Lower-case hexadecimal digits of `value`, as many as `text` is long.
+fn write_hex(mut value: u128, text: &mut [u8]) {
+    for digit in text.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(value & 0xf) as usize];
+        value >>= 4;
+    }
+}
+
+/// Digits to a number; upper case only where the format allows it.
+fn read_hex(text: &[u8], upper_case: bool) -> Option<u128> {
+    text.iter().try_fold(0u128, |value, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' if upper_case => digit - b'A' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u128::from(digit))
+    })
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests;
