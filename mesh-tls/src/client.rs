@@ -1,0 +1,332 @@
+//! TLS to the endpoints of a cluster, or to a control plane.
+
+use crate::{
+    CryptoProvider, PeerCheck, PeerIdentity, SanMatcher, Side, Source, TlsError, TrustRoots, alert,
+    store::{Built, Parts, RootsFrom, Store},
+    verify::{Verifier, with_refusal},
+};
+use futures::future::select_all;
+use rustls::{
+    ClientConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::ServerName;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::watch,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Where the roots come from that servers are verified with.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// The roots of a source.
+    Source(Arc<dyn Source>),
+    /// The roots of the operating system (gRFC A82 `system_root_certs`).
+    System,
+}
+
+/// How servers are spoken to and verified.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Our certificate; `None` presents none.
+    pub identity: Option<Arc<dyn Source>>,
+    /// Whom we trust.
+    pub roots: Roots,
+    /// What is asked of the server's name besides the matchers.
+    pub check: PeerCheck,
+    /// Any matcher against any SAN; empty accepts any.
+    pub san_matchers: Vec<SanMatcher>,
+    /// Sent as SNI when `connect` is given no server name; `None` sends none.
+    pub sni: Option<String>,
+    /// ALPN protocols by preference; empty negotiates none.
+    pub alpn: Vec<Vec<u8>>,
+}
+
+/// The client side of TLS for one cluster. Cheap to clone, shared by all its connections.
+#[derive(Clone, Debug)]
+pub struct ClientTls(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: ClientSettings,
+    san_matchers: Arc<[SanMatcher]>,
+    provider: Arc<CryptoProvider>,
+    store: Store<ClientConfig>,
+}
+
+/// Follows the generation of the material behind a [`ClientTls`].
+#[derive(Debug)]
+pub struct Generations {
+    tls: ClientTls,
+    receivers: Vec<watch::Receiver<u64>>,
+}
+
+impl ClientSettings {
+    /// Mutual TLS with both our certificate and the roots from `source`.
+    pub fn mtls(source: Arc<dyn Source>) -> Self {
+        Self { identity: Some(source.clone()), ..Self::new(Roots::Source(source)) }
+    }
+
+    /// No certificate of our own, no name check, no SNI, no ALPN.
+    pub fn new(roots: Roots) -> Self {
+        Self { identity: None, roots, check: PeerCheck::Chain, san_matchers: Vec::new(), sni: None, alpn: Vec::new() }
+    }
+}
+
+impl ClientTls {
+    /// Checks the settings; the sources may still be empty.
+    ///
+    /// # Errors
+    /// The provider lacks TLS 1.2 or 1.3, the SNI is not a DNS name, or the system has no roots.
+    pub fn new(settings: ClientSettings, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        if let Some(sni) = &settings.sni {
+            parse_name(sni)?;
+        }
+        let roots = match &settings.roots {
+            Roots::Source(source) => RootsFrom::Source(source.clone()),
+            Roots::System => {
+                RootsFrom::Fixed(TrustRoots::system().map_err(|e| TlsError::Settings(format!("system roots: {e}")))?)
+            }
+        };
+        let store = Store::new(settings.identity.clone(), roots);
+        let san_matchers = settings.san_matchers.clone().into();
+        let tls = Self(Arc::new(Inner { settings, san_matchers, provider, store }));
+        match tls.built() {
+            Ok(_) | Err(TlsError::NotReady { .. }) => Ok(tls),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Handshakes over `io` with the newest material. `server_name` is sent as SNI and overrides the setting; an IP
+    /// address is never sent. Not bounded in time: the caller's connect timeout is the limit.
+    ///
+    /// Under TLS 1.3 a server may still refuse our certificate afterwards; the stream then fails with an
+    /// [`io::Error`] that says so.
+    ///
+    /// # Errors
+    /// A source is empty, the server is refused, refuses us, or the transport fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `io`.
+    pub async fn connect<IO>(
+        &self,
+        io: IO,
+        server_name: Option<&str>,
+    ) -> Result<(ClientStream<IO>, PeerIdentity), TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = match server_name.or(self.0.settings.sni.as_deref()) {
+            Some(name) => parse_name(name)?,
+            None if self.0.settings.check == PeerCheck::ServerName => {
+                return Err(TlsError::ServerName("none was given, but the server is verified by name".into()));
+            }
+            // rustls sends no SNI for an address, and only `PeerCheck::ServerName` looks at the name
+            None => ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        };
+        let built = self.built()?;
+        let connect = TlsConnector::from(built.config.clone()).connect(name, io);
+        let (result, refusal) = with_refusal(connect).await;
+        let own = built.own.clone();
+        let stream = result.map_err(|error| TlsError::from_handshake(error, refusal, Side::Server, own.as_deref()))?;
+        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let Some(peer) = peer.and_then(PeerIdentity::from_verified) else {
+            return Err(TlsError::Handshake { side: Side::Server, source: rustls::Error::NoCertificatesPresented });
+        };
+        Ok((ClientStream { stream, generation: built.generation, own, early: Early::Unread }, peer))
+    }
+
+    /// The generation of the newest material. A pool drains connections whose [`ClientStream::generation`] is lower.
+    pub fn generation(&self) -> u64 {
+        self.0.store.generation()
+    }
+
+    /// Follows the generation.
+    pub fn generations(&self) -> Generations {
+        let receivers = self.0.store.sources().map(|source| source.changed()).collect();
+        Generations { tls: self.clone(), receivers }
+    }
+
+    fn built(&self) -> Result<Arc<Built<ClientConfig>>, TlsError> {
+        self.0.store.get(|parts| self.build(parts))
+    }
+
+    fn build(&self, parts: &Parts) -> Result<ClientConfig, TlsError> {
+        let Inner { settings, san_matchers, provider, .. } = &*self.0;
+        let roots = parts.roots.clone().ok_or_else(|| TlsError::Settings("no trust roots".into()))?;
+        let verifier = Verifier::new(Side::Server, roots, settings.check, san_matchers.clone(), provider);
+        let mut config = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsError::Settings(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(Own(parts.identity.as_ref().map(|identity| identity.certified()))));
+        // a resumed session would skip the verifier
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols.clone_from(&settings.alpn);
+        Ok(config)
+    }
+}
+
+impl Generations {
+    /// Waits until the generation changes, and returns it. Never returns when nothing can change.
+    ///
+    /// # Cancel safety
+    /// A change is never lost.
+    pub async fn changed(&mut self) -> u64 {
+        while !self.receivers.is_empty() {
+            let changes = self.receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
+            let (result, index, others) = select_all(changes).await;
+            drop(others);
+            if result.is_ok() {
+                return self.tls.generation();
+            }
+            self.receivers.swap_remove(index);
+        }
+        std::future::pending().await
+    }
+}
+
+fn parse_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name)
+        .map(|name| name.to_owned())
+        .map_err(|_| TlsError::ServerName(format!("{name:?} is neither a DNS name nor an IP address")))
+}
+
+/// Presents our certificate whenever the server asks for one.
+#[derive(Debug)]
+struct Own(Option<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// A connection to a verified server.
+///
+/// When the server refuses us after the handshake, reads and writes fail with an [`io::Error`] that wraps
+/// [`TlsError::RefusedByPeer`] and says why.
+#[derive(Debug)]
+pub struct ClientStream<IO> {
+    stream: TlsStream<IO>,
+    generation: u64,
+    own: Option<Arc<str>>,
+    early: Early,
+}
+
+/// Whether the server was heard, and what was read before the caller asked for it.
+#[derive(Debug)]
+enum Early {
+    Unread,
+    Read([u8; 1]),
+    Heard,
+}
+
+impl<IO> ClientStream<IO> {
+    /// The generation of the material that the connection was made with.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The negotiated ALPN protocol.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
+    }
+
+    /// The transport below.
+    pub fn get_ref(&self) -> &IO {
+        self.stream.get_ref().0
+    }
+
+    /// Puts the sentence for an alert into the error.
+    fn explain(&self, error: io::Error) -> io::Error {
+        match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::AlertReceived(alert)) => {
+                let own = self.own.as_deref().map(str::to_owned);
+                let refused = TlsError::RefusedByPeer { side: Side::Server, alert: *alert, own };
+                io::Error::new(io::ErrorKind::ConnectionRefused, refused)
+            }
+            _ => error,
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> ClientStream<IO> {
+    /// A server that refuses us sends its alert and closes, and a write may notice the close first: look for the alert.
+    fn explain_write(&mut self, error: io::Error, cx: &mut Context<'_>) -> io::Error {
+        if matches!(self.early, Early::Unread) {
+            let mut byte = [0];
+            let mut buf = ReadBuf::new(&mut byte);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Err(alert)) if alert::describe_alert(&alert).is_some() => return self.explain(alert),
+                Poll::Ready(Ok(())) if buf.filled().len() == 1 => self.early = Early::Read(byte),
+                _ => {}
+            }
+        }
+        self.explain(error)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Early::Read(byte) = this.early
+            && buf.remaining() > 0
+        {
+            buf.put_slice(&byte);
+            this.early = Early::Heard;
+            return Poll::Ready(Ok(()));
+        }
+        let result = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
+        if result.is_ok() && matches!(this.early, Early::Unread) {
+            this.early = Early::Heard;
+        }
+        Poll::Ready(result.map_err(|error| this.explain(error)))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.stream).poll_write(cx, buf));
+        Poll::Ready(result.map_err(|error| this.explain_write(error, cx)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs));
+        Poll::Ready(result.map_err(|error| this.explain_write(error, cx)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = ready!(Pin::new(&mut this.stream).poll_flush(cx));
+        Poll::Ready(result.map_err(|error| this.explain_write(error, cx)))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,78 @@
+//! The verified identity of the other side of a connection.
+
+use crate::{SpiffeId, x509::Leaf};
+use rustls_pki_types::CertificateDer;
+use std::{fmt, net::IpAddr, sync::Arc};
+
+/// Who the peer is, as its verified certificate says. Cheap to clone.
+#[derive(Clone)]
+pub struct PeerIdentity(Arc<Inner>);
+
+struct Inner {
+    spiffe_id: Option<SpiffeId>,
+    leaf: Leaf,
+    certificate: CertificateDer<'static>,
+}
+
+impl PeerIdentity {
+    /// From a leaf certificate that was verified before.
+    pub(crate) fn from_verified(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let leaf = Leaf::parse(certificate).ok()?;
+        let spiffe_id = match leaf.uri_sans.as_slice() {
+            [uri] => uri.parse().ok(),
+            _ => None,
+        };
+        Some(Self(Arc::new(Inner { spiffe_id, leaf, certificate: certificate.clone().into_owned() })))
+    }
+
+    /// The SPIFFE id, when the certificate has exactly one URI SAN and it is one.
+    pub fn spiffe_id(&self) -> Option<&SpiffeId> {
+        self.0.spiffe_id.as_ref()
+    }
+
+    /// URI SANs, in order.
+    pub fn uri_sans(&self) -> &[String] {
+        &self.0.leaf.uri_sans
+    }
+
+    /// DNS SANs, in order.
+    pub fn dns_sans(&self) -> &[String] {
+        &self.0.leaf.dns_sans
+    }
+
+    /// IP address SANs, in order.
+    pub fn ip_sans(&self) -> &[IpAddr] {
+        &self.0.leaf.ip_sans
+    }
+
+    /// Common name and organization: `CN=a, O=b`. For display, never for decisions.
+    pub fn subject(&self) -> &str {
+        &self.0.leaf.subject
+    }
+
+    /// End of validity in Unix seconds.
+    pub fn not_after(&self) -> i64 {
+        self.0.leaf.not_after
+    }
+
+    /// The leaf certificate in DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.0.certificate
+    }
+}
+
+/// The SPIFFE id, or else the first SAN, or else the subject.
+impl fmt::Display for PeerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.leaf.name())
+    }
+}
+
+impl fmt::Debug for PeerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerIdentity")
+            .field("subject", &self.0.leaf.subject)
+            .field("sans", &self.0.leaf.sans())
+            .finish_non_exhaustive()
+    }
+}

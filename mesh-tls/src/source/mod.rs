@@ -1,0 +1,31 @@
+//! Where certificates come from.
+
+mod file;
+mod memory;
+
+pub use file::{FileSource, FileSourceConfig};
+pub use memory::MemorySource;
+
+use crate::Material;
+use std::{fmt, sync::Arc};
+use tokio::sync::watch;
+
+/// Where certificates come from: one immutable generation at a time.
+///
+/// An implementation makes the new material visible through [`Source::current`] before it announces the generation, and
+/// raises [`Material::generation`] with every change. What it once held it keeps until it has something newer.
+pub trait Source: Send + Sync + fmt::Debug + 'static {
+    /// The name in messages and metrics.
+    fn name(&self) -> &str;
+
+    /// The newest material. Cheap: called once or twice for each handshake.
+    fn current(&self) -> Arc<Material>;
+
+    /// Follows the generation of the material.
+    fn changed(&self) -> watch::Receiver<u64>;
+
+    /// Why the newest material is not newer, or missing: the last attempt's error.
+    fn last_error(&self) -> Option<String> {
+        None
+    }
+}

@@ -1,0 +1,111 @@
+//! One rustls configuration at a time, made from the newest material of up to two sources.
+
+use crate::{Identity, Source, TlsError, TrustRoots};
+use arc_swap::ArcSwapOption;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Where the roots of a configuration come from.
+#[derive(Clone, Debug)]
+pub(crate) enum RootsFrom {
+    Source(Arc<dyn Source>),
+    Fixed(Arc<TrustRoots>),
+    Nowhere,
+}
+
+/// Caches what was built from the material. A handshake costs two generation loads and one pointer load.
+pub(crate) struct Store<C> {
+    identity: Option<Arc<dyn Source>>,
+    roots: RootsFrom,
+    built: ArcSwapOption<Built<C>>,
+    /// Serializes building, so that an older generation never replaces a newer one.
+    building: Mutex<()>,
+}
+
+/// A configuration with the material it was made from.
+pub(crate) struct Built<C> {
+    pub(crate) config: Arc<C>,
+    /// Sum of the generations of the sources: grows when either changes.
+    pub(crate) generation: u64,
+    /// The name of our certificate, for messages.
+    pub(crate) own: Option<Arc<str>>,
+}
+
+/// What a configuration is built from.
+pub(crate) struct Parts {
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) roots: Option<Arc<TrustRoots>>,
+}
+
+impl<C> Store<C> {
+    pub(crate) fn new(identity: Option<Arc<dyn Source>>, roots: RootsFrom) -> Self {
+        Self { identity, roots, built: ArcSwapOption::empty(), building: Mutex::new(()) }
+    }
+
+    /// The sources that can change.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Arc<dyn Source>> {
+        let roots = match &self.roots {
+            RootsFrom::Source(source) => Some(source),
+            RootsFrom::Fixed(_) | RootsFrom::Nowhere => None,
+        };
+        self.identity.iter().chain(roots)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.sources().map(|source| source.current().generation).sum()
+    }
+
+    /// The configuration of the newest material; `build` is called when there is none yet.
+    pub(crate) fn get(&self, build: impl FnOnce(&Parts) -> Result<C, TlsError>) -> Result<Arc<Built<C>>, TlsError> {
+        if let Some(built) = self.fresh() {
+            return Ok(built);
+        }
+        let _one_at_a_time = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(built) = self.fresh() {
+            return Ok(built);
+        }
+        let (parts, generation) = self.parts()?;
+        let config = Arc::new(build(&parts)?);
+        let own = parts.identity.map(|identity| identity.name().into());
+        let built = Arc::new(Built { config, generation, own });
+        self.built.store(Some(built.clone()));
+        Ok(built)
+    }
+
+    fn fresh(&self) -> Option<Arc<Built<C>>> {
+        self.built.load_full().filter(|built| built.generation == self.generation())
+    }
+
+    fn parts(&self) -> Result<(Parts, u64), TlsError> {
+        let missing = |source: &Arc<dyn Source>, missing| TlsError::NotReady {
+            name: source.name().to_owned(),
+            missing,
+            reason: source.last_error(),
+        };
+        let mut generation = 0;
+        let mut parts = Parts { identity: None, roots: None };
+        if let Some(source) = &self.identity {
+            let material = source.current();
+            generation += material.generation;
+            parts.identity = Some(material.identity.clone().ok_or_else(|| missing(source, "certificate"))?);
+        }
+        match &self.roots {
+            RootsFrom::Source(source) => {
+                let material = source.current();
+                generation += material.generation;
+                parts.roots = Some(material.roots.clone().ok_or_else(|| missing(source, "trust roots"))?);
+            }
+            RootsFrom::Fixed(roots) => parts.roots = Some(roots.clone()),
+            RootsFrom::Nowhere => {}
+        }
+        Ok((parts, generation))
+    }
+}
+
+impl<C> fmt::Debug for Store<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("identity", &self.identity).field("roots", &self.roots).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! Verification of the peer's certificate: chain, usage, validity, SPIFFE id, SAN matchers.
+
+use crate::{CryptoProvider, Reason, Refusal, SanMatcher, Side, SpiffeId, TrustRoots, x509::Leaf};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::{cell::Cell, sync::Arc};
+use webpki::{EndEntityCert, KeyUsage};
+
+/// What is asked of the peer's name, besides the chain and the [`SanMatcher`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PeerCheck {
+    /// Nothing: xDS without SPIFFE (gRFC A29: no host name check).
+    #[default]
+    Chain,
+    /// Exactly one URI SAN, a SPIFFE id. Always asked when the roots are chosen by trust domain (gRFC A87).
+    Spiffe,
+    /// The server's certificate is valid for the server name given to `connect`: a DNS name or an IP address.
+    ServerName,
+}
+
+tokio::task_local! {
+    /// The refusal of the handshake that is being polled: rustls can only carry a short error, from which it makes the alert.
+    static REFUSAL: Cell<Option<Box<Refusal>>>;
+}
+
+/// Runs a handshake and returns what it ended with, and what our verifier had against the peer.
+pub(crate) async fn with_refusal<F: Future>(handshake: F) -> (F::Output, Option<Box<Refusal>>) {
+    REFUSAL
+        .scope(Cell::new(None), async {
+            let output = handshake.await;
+            (output, REFUSAL.with(Cell::take))
+        })
+        .await
+}
+
+/// The rules for one peer, for one generation of roots.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    /// Whose certificates are verified.
+    pub(crate) side: Side,
+    pub(crate) roots: Arc<TrustRoots>,
+    pub(crate) check: PeerCheck,
+    pub(crate) san_matchers: Arc<[SanMatcher]>,
+    pub(crate) algorithms: WebPkiSupportedAlgorithms,
+    /// Whether a client must present a certificate.
+    pub(crate) mandatory: bool,
+}
+
+impl Verifier {
+    pub(crate) fn new(
+        side: Side,
+        roots: Arc<TrustRoots>,
+        check: PeerCheck,
+        san_matchers: Arc<[SanMatcher]>,
+        provider: &CryptoProvider,
+    ) -> Self {
+        let algorithms = provider.signature_verification_algorithms;
+        Self { side, roots, check, san_matchers, algorithms, mandatory: true }
+    }
+
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: Option<&ServerName<'_>>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let Ok(leaf) = Leaf::parse(certificate) else {
+            return Err(self.refuse(String::new(), Reason::Malformed));
+        };
+        self.check(&leaf, certificate, chain, name, now).map_err(|reason| self.refuse(leaf.name(), reason))
+    }
+
+    fn check(
+        &self,
+        leaf: &Leaf,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: Option<&ServerName<'_>>,
+        now: UnixTime,
+    ) -> Result<(), Reason> {
+        let parsed = EndEntityCert::try_from(certificate).map_err(|e| chain_reason(&e, leaf, None, self.side, now))?;
+        let spiffe = self.check == PeerCheck::Spiffe || self.roots.is_by_trust_domain();
+        let id = if spiffe { Some(spiffe_id(leaf)?) } else { None };
+        let domain = id.as_ref().map(SpiffeId::trust_domain_str);
+        let anchors = self.roots.anchors(domain).ok_or_else(|| Reason::UnknownTrustDomain {
+            domain: domain.unwrap_or_default().to_owned(),
+            known: self.roots.trust_domains().iter().map(ToString::to_string).collect(),
+        })?;
+        let usage = match self.side {
+            Side::Server => KeyUsage::server_auth(),
+            Side::Client => KeyUsage::client_auth(),
+        };
+        let domain = domain.filter(|_| self.roots.is_by_trust_domain());
+        parsed
+            .verify_for_usage(self.algorithms.all, anchors, chain, now, usage, None, None)
+            .map_err(|e| chain_reason(&e, leaf, domain, self.side, now))?;
+        if let (PeerCheck::ServerName, Some(name)) = (self.check, name) {
+            parsed
+                .verify_is_valid_for_subject_name(name)
+                .map_err(|_| Reason::San { wanted: vec![name.to_str().into_owned()], offered: leaf.sans() })?;
+        }
+        if self.san_matchers.is_empty() || self.san_matchers.iter().any(|matcher| matcher.matches(leaf)) {
+            return Ok(());
+        }
+        let wanted = self.san_matchers.iter().map(ToString::to_string).collect();
+        Err(Reason::San { wanted, offered: leaf.sans() })
+    }
+
+    /// Leaves the refusal for [`with_refusal`] and returns what rustls makes the right alert of.
+    fn refuse(&self, certificate: String, reason: Reason) -> Error {
+        let alert = match &reason {
+            Reason::Expired { .. } => CertificateError::Expired,
+            Reason::NotYetValid { .. } => CertificateError::NotValidYet,
+            Reason::UnknownCa { .. } | Reason::UnknownTrustDomain { .. } => CertificateError::UnknownIssuer,
+            Reason::WrongUsage { .. } => CertificateError::InvalidPurpose,
+            Reason::San { .. } => CertificateError::ApplicationVerificationFailure,
+            _ => CertificateError::BadEncoding,
+        };
+        let refusal = Refusal { side: self.side, certificate, reason };
+        // outside of a scope there is nobody to tell
+        let _ = REFUSAL.try_with(|slot| slot.set(Some(Box::new(refusal))));
+        Error::InvalidCertificate(alert)
+    }
+}
+
+/// A well-formed X.509-SVID leaf (X509-SVID §5.2, gRFC A87).
+fn spiffe_id(leaf: &Leaf) -> Result<SpiffeId, Reason> {
+    let [uri] = leaf.uri_sans.as_slice() else {
+        return Err(Reason::NotOneUri { uris: leaf.uri_sans.clone() });
+    };
+    if leaf.may_sign {
+        return Err(Reason::Signing);
+    }
+    uri.parse().map_err(|error| Reason::NotSpiffe { uri: uri.clone(), error })
+}
+
+fn chain_reason(error: &webpki::Error, leaf: &Leaf, domain: Option<&str>, side: Side, now: UnixTime) -> Reason {
+    use webpki::Error as E;
+    let now = seconds(now);
+    match error {
+        E::BadDer | E::BadDerTime | E::TrailingData(_) | E::MalformedExtensions => Reason::Malformed,
+        E::CertExpired { not_after, .. } => {
+            let not_after = seconds(*not_after);
+            Reason::Expired { issuer: not_after != leaf.not_after, not_after, now }
+        }
+        E::CertNotValidYet { not_before, .. } => {
+            let not_before = seconds(*not_before);
+            Reason::NotYetValid { issuer: not_before != leaf.not_before, not_before, now }
+        }
+        // a root of the same name with another key is an unknown authority too
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey => {
+            Reason::UnknownCa { issuer: leaf.issuer.clone(), domain: domain.map(str::to_owned) }
+        }
+        E::RequiredEkuNotFoundContext(_) => Reason::WrongUsage {
+            required: match side {
+                Side::Server => "server authentication",
+                Side::Client => "client authentication",
+            },
+        },
+        E::CaUsedAsEndEntity => Reason::Signing,
+        other => Reason::Other(format!("{other}")),
+    }
+}
+
+fn seconds(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, Some(server_name), now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    /// None: clients then send whatever certificate they have, and intermediates stay possible.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, None, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
