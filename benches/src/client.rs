@@ -20,12 +20,30 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_xds::{BootstrapConfig, XdsChannelBuilder, XdsChannelConfig, XdsChannelGrpc, XdsUri};
 use tower::Service;
 
-use crate::resource;
+use crate::{resource, server};
 
 /// A client under measurement. Each task of the load holds a clone.
 pub trait Client: Clone + Send + 'static {
-    /// Sends `message` as the only one of a gRPC call and returns the length of the answer.
-    fn call(&mut self, message: Bytes) -> impl Future<Output = Result<usize>> + Send;
+    /// Sends `message` as the only one of a gRPC call and waits for the end of the answer.
+    fn call(&mut self, message: Bytes) -> impl Future<Output = Result<Reply>> + Send;
+}
+
+/// The answer to a call that succeeded.
+#[derive(Debug)]
+pub struct Reply {
+    /// Bytes of its body.
+    pub length: usize,
+    /// Its headers.
+    pub headers: HeaderMap,
+}
+
+impl Reply {
+    /// The port of the backend that answered; 0 if it did not say.
+    #[must_use]
+    pub fn backend(&self) -> u16 {
+        let header = self.headers.get(server::BACKEND_HEADER);
+        header.and_then(|port| port.to_str().ok()?.parse().ok()).unwrap_or(0)
+    }
 }
 
 /// The clients, in the order of the table.
@@ -101,8 +119,8 @@ fn absolute(authority: &str) -> Result<Uri> {
     Ok(Uri::builder().scheme("http").authority(authority).path_and_query("/bench.Echo/Unary").build()?)
 }
 
-/// Reads the answer to its end and returns the length of its body.
-async fn finish<B>(response: Response<B>) -> Result<usize>
+/// Reads the answer to its end.
+async fn finish<B>(response: Response<B>) -> Result<Reply>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -121,7 +139,7 @@ where
     if !succeeded {
         bail!("the call failed: {} {:?}", parts.status, parts.headers);
     }
-    Ok(length)
+    Ok(Reply { length, headers: parts.headers })
 }
 
 fn is_ok(headers: &HeaderMap) -> bool {
@@ -155,7 +173,7 @@ impl Hyper {
 }
 
 impl Client for Hyper {
-    async fn call(&mut self, message: Bytes) -> Result<usize> {
+    async fn call(&mut self, message: Bytes) -> Result<Reply> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         let (sender, uri) = &self.connections[index];
         let mut sender = sender.clone();
@@ -212,7 +230,7 @@ where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    async fn call(&mut self, message: Bytes) -> Result<usize> {
+    async fn call(&mut self, message: Bytes) -> Result<Reply> {
         let request = request(&self.uri, tonic::body::Body::new(Full::new(message)));
         poll_fn(|cx| self.service.poll_ready(cx)).await.map_err(|error| anyhow!(error.into()))?;
         finish(self.service.call(request).await.map_err(|error| anyhow!(error.into()))?).await

@@ -4,6 +4,7 @@
 //! balancing decision alone) and `apply` (configuration changes at ten thousand endpoints).
 
 pub mod alloc;
+pub mod apply;
 pub mod client;
 pub mod envoy;
 pub mod histogram;

@@ -118,7 +118,7 @@ async fn closed_loop<C: Client>(client: &C, message: &Bytes, concurrency: usize,
             let mut histogram = Histogram::default();
             let mut before = Instant::now();
             loop {
-                let received = client.call(message.clone()).await?;
+                let received = client.call(message.clone()).await?.length;
                 if received != message.len() {
                     bail!("sent {} bytes and got {received} back", message.len());
                 }

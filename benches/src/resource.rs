@@ -27,6 +27,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
 use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
+use mesh_xds::server::ResourceSet;
 use prost::{Message, Name};
 
 /// The listener, which is also the host of the target.
@@ -35,22 +36,12 @@ pub const LISTENER: &str = "echo.bench.svc.cluster.local:50051";
 pub const TARGET: &str = "xds:///echo.bench.svc.cluster.local:50051";
 
 const ROUTES: &str = "echo-routes";
-const CLUSTER: &str = "outbound|50051||echo.bench.svc.cluster.local";
+/// The cluster, which is also the name of its endpoints.
+pub const CLUSTER: &str = "outbound|50051||echo.bench.svc.cluster.local";
 
-/// A resource on its way to clients.
-#[derive(Debug, Clone)]
-pub struct Resource {
-    /// Its name.
-    pub name: String,
-    /// The encoded message with its type URL.
-    pub any: Any,
-}
-
-fn resource<M: Message + Name>(name: &str, message: &M) -> Resource {
-    Resource { name: name.to_owned(), any: any(message) }
-}
-
-fn any<M: Message + Name>(message: &M) -> Any {
+/// The message as control planes send it.
+#[must_use]
+pub fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
 }
 
@@ -69,11 +60,11 @@ fn number(value: u32) -> Option<UInt32Value> {
 
 /// Everything a client needs to call `endpoints`: listener, route, cluster, endpoints, in this order.
 #[must_use]
-pub fn all(endpoints: &[SocketAddr]) -> Vec<Resource> {
-    vec![listener(), routes(), cluster(), assignment(&[endpoints])]
+pub fn all(priorities: &[&[SocketAddr]]) -> ResourceSet {
+    ResourceSet::new().listener(listener()).route(routes()).cluster(cluster()).endpoints(assignment(priorities))
 }
 
-fn listener() -> Resource {
+fn listener() -> Listener {
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(ads()),
@@ -87,11 +78,11 @@ fn listener() -> Resource {
         ..Default::default()
     };
     let api_listener = Some(ApiListener { api_listener: Some(any(&manager)) });
-    resource(LISTENER, &Listener { name: LISTENER.to_owned(), api_listener, ..Default::default() })
+    Listener { name: LISTENER.to_owned(), api_listener, ..Default::default() }
 }
 
 /// One route for all paths, with the retry policy that Istio puts on every route.
-fn routes() -> Resource {
+fn routes() -> RouteConfiguration {
     let retry_policy = RetryPolicy {
         retry_on: "connect-failure,refused-stream,unavailable,cancelled".to_owned(),
         num_retries: number(2),
@@ -115,12 +106,11 @@ fn routes() -> Resource {
         routes: vec![route],
         ..Default::default()
     };
-    let routes = RouteConfiguration { name: ROUTES.to_owned(), virtual_hosts: vec![host], ..Default::default() };
-    resource(ROUTES, &routes)
+    RouteConfiguration { name: ROUTES.to_owned(), virtual_hosts: vec![host], ..Default::default() }
 }
 
 /// Round robin, with outlier detection by consecutive failures and by success rate, and breakers that never trip here.
-fn cluster() -> Resource {
+fn cluster() -> Cluster {
     let thresholds = Thresholds {
         max_connections: number(1_000_000),
         max_pending_requests: number(1_000_000),
@@ -128,7 +118,7 @@ fn cluster() -> Resource {
         max_retries: number(1_000_000),
         ..Default::default()
     };
-    let cluster = Cluster {
+    Cluster {
         name: CLUSTER.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..Default::default() }),
@@ -144,13 +134,12 @@ fn cluster() -> Resource {
             ..Default::default()
         }),
         ..Default::default()
-    };
-    resource(CLUSTER, &cluster)
+    }
 }
 
 /// The endpoints, by priority from the first slice on; one locality each.
 #[must_use]
-pub fn assignment(priorities: &[&[SocketAddr]]) -> Resource {
+pub fn assignment(priorities: &[&[SocketAddr]]) -> ClusterLoadAssignment {
     let locality = |(priority, endpoints): (u32, &&[SocketAddr])| LocalityLbEndpoints {
         locality: Some(Locality { region: "bench".to_owned(), zone: format!("z{priority}"), ..Default::default() }),
         lb_endpoints: endpoints.iter().map(|address| endpoint(*address)).collect(),
@@ -158,12 +147,11 @@ pub fn assignment(priorities: &[&[SocketAddr]]) -> Resource {
         priority,
         ..Default::default()
     };
-    let assignment = ClusterLoadAssignment {
+    ClusterLoadAssignment {
         cluster_name: CLUSTER.to_owned(),
         endpoints: (0..).zip(priorities).map(locality).collect(),
         ..Default::default()
-    };
-    resource(CLUSTER, &assignment)
+    }
 }
 
 fn endpoint(address: SocketAddr) -> LbEndpoint {

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::client::Kind;
 use crate::envoy::{self, Envoy};
 use crate::load::{Load, Measured};
-use crate::resource;
 use crate::worker::{Flavor, Role, Worker};
 use crate::xds::ControlPlane;
 
@@ -108,13 +107,13 @@ struct Stage {
     server: Worker,
     envoy: Option<Envoy>,
     clients: Vec<(Kind, Worker)>,
-    _control_plane: ControlPlane,
+    control_plane: ControlPlane,
 }
 
 impl Stage {
     async fn set(flavor: Flavor, backends: usize, kinds: &[Kind], envoy: Option<&PathBuf>) -> Result<Self> {
         let (server, addresses) = Worker::server(backends).await?;
-        let control_plane = ControlPlane::start(resource::all(&addresses)).await?;
+        let control_plane = ControlPlane::start(&[&addresses]).await?;
         let envoy = match envoy {
             Some(binary) if kinds.contains(&Kind::Envoy) => Some(Envoy::start(binary, &addresses).await?),
             _ => None,
@@ -129,7 +128,7 @@ impl Stage {
             let worker = Worker::client(&role).await.with_context(|| format!("cannot start {}", kind.name()))?;
             clients.push((kind, worker));
         }
-        Ok(Self { server, envoy, clients, _control_plane: control_plane })
+        Ok(Self { server, envoy, clients, control_plane })
     }
 
     async fn strike(self) -> Result<()> {
@@ -139,6 +138,7 @@ impl Stage {
         if let Some(envoy) = self.envoy {
             envoy.stop().await?;
         }
+        self.control_plane.stop().await;
         self.server.stop().await
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::client::{self, Client, Hyper, Kind};
 use crate::load::{self, Load, Measured};
-use crate::{server, xds};
+use crate::{apply, server, xds};
 
 /// The runtime a client runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,6 +60,13 @@ pub enum Role {
         /// Where the control plane listens, for clients with xDS.
         control_plane: SocketAddr,
     },
+    /// Be the client of the `apply` measurement; see [`crate::apply`].
+    Follower {
+        /// Which one.
+        kind: Kind,
+        /// Where the control plane listens.
+        control_plane: SocketAddr,
+    },
 }
 
 /// The answer of a worker to a line of input.
@@ -97,6 +104,7 @@ pub fn play(role: &str) -> Result<()> {
         match role {
             Role::Server { backends } => serve(backends, lines).await,
             Role::Client { kind, addresses, control_plane, .. } => call(kind, &addresses, control_plane, lines).await,
+            Role::Follower { kind, control_plane } => apply::follow(kind, control_plane, lines).await,
         }
     })
 }
@@ -117,12 +125,11 @@ async fn call(
     control_plane: SocketAddr,
     lines: mpsc::Receiver<String>,
 ) -> Result<()> {
-    let control_plane = control_plane.to_string();
     match kind {
         Kind::Hyper | Kind::Envoy => answer(Hyper::connect(addresses).await?, lines).await,
         Kind::Tonic => answer(client::tonic_channel(addresses[0]).await?, lines).await,
         Kind::BalanceList => answer(client::balance_list(addresses)?, lines).await,
-        Kind::TonicXds => answer(client::tonic_xds(&xds::bootstrap(&control_plane, "http://"))?, lines).await,
+        Kind::TonicXds => answer(client::tonic_xds(&xds::bootstrap(control_plane, "http://"))?, lines).await,
     }
 }
 
@@ -138,7 +145,8 @@ async fn answer<C: Client>(client: C, mut lines: mpsc::Receiver<String>) -> Resu
     Ok(())
 }
 
-fn say<T: Serialize>(value: &T) -> Result<()> {
+/// Writes one line to standard output.
+pub(crate) fn say<T: Serialize>(value: &T) -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;
@@ -197,9 +205,8 @@ impl Worker {
     /// # Errors
     /// When a call failed, or the process ended.
     pub async fn run(&mut self, load: &Load) -> Result<Measured> {
-        self.write(&serde_json::to_string(load)?).await?;
         let limit = Duration::from_millis(load.warm_ms + load.run_ms) + Duration::from_secs(30);
-        match self.read(limit).await? {
+        match self.ask(load, limit).await? {
             Answer::Measured(measured) => Ok(measured),
             Answer::Failed(error) => bail!("{}: {error}", self.name),
             Answer::Ready => bail!("{} is out of step", self.name),
@@ -211,8 +218,7 @@ impl Worker {
     /// # Errors
     /// When the process ended.
     pub async fn accepted(&mut self) -> Result<std::collections::HashMap<u16, u64>> {
-        self.write("accepted").await?;
-        self.read(Duration::from_secs(10)).await
+        self.ask(&"accepted", Duration::from_secs(10)).await
     }
 
     /// Ends the process and waits for it, killing it when it takes longer than two seconds.
@@ -228,12 +234,25 @@ impl Worker {
         Ok(())
     }
 
-    async fn write(&mut self, line: &str) -> Result<()> {
+    /// Writes `question` and reads the answer, for no longer than `limit`.
+    ///
+    /// # Errors
+    /// When the process ended, or said nothing, or something else.
+    pub(crate) async fn ask<Q: Serialize, A: for<'a> Deserialize<'a>>(
+        &mut self,
+        question: &Q,
+        limit: Duration,
+    ) -> Result<A> {
+        self.write(&serde_json::to_string(question)?).await?;
+        self.read(limit).await
+    }
+
+    pub(crate) async fn write(&mut self, line: &str) -> Result<()> {
         self.input.write_all(format!("{line}\n").as_bytes()).await?;
         Ok(self.input.flush().await?)
     }
 
-    async fn read<T: for<'a> Deserialize<'a>>(&mut self, limit: Duration) -> Result<T> {
+    pub(crate) async fn read<T: for<'a> Deserialize<'a>>(&mut self, limit: Duration) -> Result<T> {
         let line = timeout(limit, self.output.next_line()).await;
         let line = line.with_context(|| format!("{} said nothing for {limit:?}", self.name))??;
         let line = line.with_context(|| format!("{} ended; its error is above", self.name))?;

@@ -1,139 +1,79 @@
-//! A control plane of the bench's own (state of the world, one version per type): the same for every client, and it
-//! keeps the time of each send and each answer.
+//! The control plane of a measurement: the workspace's own xDS server, with the resources of [`crate::resource`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
-use futures::{Stream, StreamExt, stream};
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
-use tokio::time::Instant;
-use tonic::{Request, Response, Status, Streaming};
+use anyhow::{Context, Result, bail};
+use mesh_xds::server::{AdsServer, Any, ResourceCache, ResourceType};
+use tokio::time::timeout;
 
-use crate::resource::Resource;
+use crate::resource;
 
-/// What happened on a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A response left.
-    Sent {
-        /// Its type URL.
-        type_url: String,
-        /// Its version.
-        version: u64,
-        /// When.
-        at: Instant,
-    },
-    /// The client accepted a response.
-    Acked {
-        /// The type URL.
-        type_url: String,
-        /// The version accepted.
-        version: u64,
-        /// When.
-        at: Instant,
-    },
-}
-
-#[derive(Debug, Clone, Default)]
-struct Config {
-    types: BTreeMap<String, (u64, Vec<Resource>)>,
-}
-
-impl Config {
-    fn set(&mut self, resources: Vec<Resource>) {
-        let mut by_type: BTreeMap<String, Vec<Resource>> = BTreeMap::new();
-        for resource in resources {
-            by_type.entry(resource.any.type_url.clone()).or_default().push(resource);
-        }
-        for (type_url, resources) in by_type {
-            let entry = self.types.entry(type_url).or_default();
-            *entry = (entry.0 + 1, resources);
-        }
-    }
-}
-
-/// A running control plane; it stops when this is dropped.
+/// A running control plane.
 #[derive(Debug)]
 pub struct ControlPlane {
-    address: SocketAddr,
-    config: Arc<watch::Sender<Config>>,
-    events: Arc<Mutex<Vec<Event>>>,
-    server: AbortHandle,
-}
-
-impl Drop for ControlPlane {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
+    server: AdsServer,
+    cache: ResourceCache,
 }
 
 impl ControlPlane {
-    /// Starts one on a free port of 127.0.0.1.
+    /// Starts one on a free port of 127.0.0.1, with endpoints by priority.
     ///
     /// # Errors
     /// When the socket cannot be opened.
-    pub async fn start(resources: Vec<Resource>) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = listener.local_addr()?;
-        let mut config = Config::default();
-        config.set(resources);
-        let config = Arc::new(watch::Sender::new(config));
-        let events = Arc::default();
-        let service = Ads { config: Arc::clone(&config), events: Arc::clone(&events) };
-        let incoming = stream::unfold(listener, |listener| async {
-            let accepted = listener.accept().await.map(|(socket, _)| {
-                // Without it an update may wait for the acknowledgement of the last one.
-                let _ = socket.set_nodelay(true);
-                socket
-            });
-            Some((accepted, listener))
-        });
-        let server = tokio::spawn(
-            tonic::transport::Server::builder()
-                .add_service(AggregatedDiscoveryServiceServer::new(service))
-                .serve_with_incoming(incoming),
-        );
-        Ok(Self { address, config, events, server: server.abort_handle() })
-    }
-
-    /// A gRPC bootstrap that leads here. `scheme` goes before the address: tonic-xds wants `http://`, others nothing.
-    #[must_use]
-    pub fn bootstrap(&self, scheme: &str) -> String {
-        bootstrap(&self.address.to_string(), scheme)
+    pub async fn start(priorities: &[&[SocketAddr]]) -> Result<Self> {
+        let cache = ResourceCache::new();
+        cache.set(resource::all(priorities));
+        let server = AdsServer::bind("127.0.0.1:0", cache.clone()).await?;
+        Ok(Self { server, cache })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.addr()
     }
 
-    /// Replaces all resources of each type that occurs in `resources`, and sends them to who asked for them.
-    pub fn set(&self, resources: Vec<Resource>) {
-        self.config.send_modify(|config| config.set(resources));
+    /// Replaces the endpoints, whose encoded form comes from [`encode`]; returns the version they have.
+    pub fn set_endpoints(&self, assignment: Any) -> u64 {
+        self.cache.update(ResourceType::Endpoint, resource::CLUSTER, assignment);
+        self.cache.type_version(ResourceType::Endpoint)
     }
 
-    /// All that happened so far.
-    #[must_use]
-    pub fn events(&self) -> Vec<Event> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Waits until a client has accepted `version` of the endpoints.
+    ///
+    /// # Errors
+    /// When a client rejected something, or none accepted within ten seconds.
+    pub async fn acked(&self, version: u64) -> Result<()> {
+        let mut streams = self.cache.streams();
+        let accepted = streams.wait_for(|streams| {
+            streams
+                .values()
+                .any(|stream| stream.types.get(&ResourceType::Endpoint).is_some_and(|status| status.acked >= version))
+        });
+        timeout(Duration::from_secs(10), accepted).await.context("no client accepted the endpoints")??;
+        if let Some(nack) = self.cache.recent_nacks().first() {
+            bail!("a client rejected a {}: {}", nack.resource_type, nack.detail);
+        }
+        Ok(())
+    }
+
+    /// Ends it, and its streams.
+    pub async fn stop(self) {
+        self.server.shutdown().await;
     }
 }
 
-/// A gRPC bootstrap for the control plane at `address`.
+/// The endpoints as control planes send them, by priority.
 #[must_use]
-pub fn bootstrap(address: &str, scheme: &str) -> String {
+pub fn encode(priorities: &[&[SocketAddr]]) -> Any {
+    resource::any(&resource::assignment(priorities))
+}
+
+/// A gRPC bootstrap for the control plane at `address`. `scheme` goes before the address: tonic-xds wants `http://`,
+/// others nothing.
+#[must_use]
+pub fn bootstrap(address: SocketAddr, scheme: &str) -> String {
     serde_json::json!({
         "xds_servers": [{
             "server_uri": format!("{scheme}{address}"),
@@ -143,116 +83,4 @@ pub fn bootstrap(address: &str, scheme: &str) -> String {
         "node": {"id": "bench", "cluster": "bench", "locality": {"region": "bench", "zone": "z0"}},
     })
     .to_string()
-}
-
-struct Ads {
-    config: Arc<watch::Sender<Config>>,
-    events: Arc<Mutex<Vec<Event>>>,
-}
-
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type StreamAggregatedResourcesStream = ResponseStream<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = ResponseStream<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (sender, receiver) = mpsc::channel(16);
-        let session = Session {
-            config: self.config.subscribe(),
-            events: Arc::clone(&self.events),
-            sender,
-            wanted: HashMap::new(),
-            sent: HashMap::new(),
-        };
-        tokio::spawn(session.run(request.into_inner()));
-        let responses = stream::unfold(receiver, |mut receiver| async {
-            let response = receiver.recv().await?;
-            Some((Ok(response), receiver))
-        });
-        Ok(Response::new(responses.boxed()))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world only"))
-    }
-}
-
-/// One stream.
-struct Session {
-    config: watch::Receiver<Config>,
-    events: Arc<Mutex<Vec<Event>>>,
-    sender: mpsc::Sender<DiscoveryResponse>,
-    wanted: HashMap<String, BTreeSet<String>>,
-    sent: HashMap<String, u64>,
-}
-
-impl Session {
-    async fn run(mut self, mut requests: Streaming<DiscoveryRequest>) -> Result<()> {
-        loop {
-            tokio::select! {
-                request = requests.next() => match request {
-                    Some(request) => self.request(request?).await?,
-                    None => return Ok(()),
-                },
-                changed = self.config.changed() => {
-                    changed?;
-                    let types: Vec<String> = self.wanted.keys().cloned().collect();
-                    for type_url in types {
-                        self.send(&type_url, false).await?;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn request(&mut self, request: DiscoveryRequest) -> Result<()> {
-        let type_url = request.type_url;
-        if let Some(error) = request.error_detail {
-            return Err(anyhow!("the client rejected {type_url}: {}", error.message));
-        }
-        if !request.response_nonce.is_empty() {
-            let version = request.version_info.parse().unwrap_or(0);
-            self.event(Event::Acked { type_url: type_url.clone(), version, at: Instant::now() });
-        }
-        let names: BTreeSet<String> = request.resource_names.into_iter().collect();
-        let before = self.wanted.insert(type_url.clone(), names);
-        let changed = before.as_ref() != self.wanted.get(&type_url);
-        if changed { self.send(&type_url, true).await } else { Ok(()) }
-    }
-
-    async fn send(&mut self, type_url: &str, always: bool) -> Result<()> {
-        let response = {
-            let config = self.config.borrow_and_update();
-            let Some((version, resources)) = config.types.get(type_url) else { return Ok(()) };
-            if !always && self.sent.get(type_url) == Some(version) {
-                return Ok(());
-            }
-            let names = &self.wanted[type_url];
-            let all = names.is_empty() || names.contains("*");
-            let wanted = resources.iter().filter(|resource| all || names.contains(&resource.name));
-            DiscoveryResponse {
-                version_info: version.to_string(),
-                resources: wanted.map(|resource| resource.any.clone()).collect(),
-                type_url: type_url.to_owned(),
-                nonce: version.to_string(),
-                ..Default::default()
-            }
-        };
-        let version = response.version_info.parse().unwrap_or(0);
-        self.sent.insert(type_url.to_owned(), version);
-        self.event(Event::Sent { type_url: type_url.to_owned(), version, at: Instant::now() });
-        self.sender.send(response).await.map_err(|_| anyhow!("the stream is closed"))
-    }
-
-    fn event(&self, event: Event) {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-    }
 }
