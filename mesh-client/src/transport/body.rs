@@ -1,32 +1,177 @@
 //! The response body of both protocols.
 
-use super::TransportError;
+use super::{BoxError, Lease, TransportError, h1, h2, h2::Upload};
+use ::h2::RecvStream;
 use bytes::Bytes;
+use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use std::{
+    fmt,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
+use tokio::task::AbortHandle;
 
-/// The body of a response. It is the flow control: what is not read is not sent, once the window is full.
+/// The body of a response. It is the flow control: once the window is full, the peer sends what was read.
 ///
 /// Dropped before its end it resets the stream (HTTP/1.1: closes the connection).
-#[derive(Debug)]
-pub struct RecvBody;
+pub struct RecvBody(Inner);
+
+enum Inner {
+    Ended,
+    H1 { body: Incoming, lease: Lease },
+    H2(H2),
+}
+
+struct H2 {
+    stream: RecvStream,
+    lease: Guard,
+    /// Bytes to come, where `content-length` said.
+    length: Option<u64>,
+    /// The rest of the request, which ends with an unfinished response.
+    upload: Option<AbortHandle>,
+}
+
+/// The stream counts until both its directions ended.
+enum Guard {
+    Own(Lease),
+    Shared(Arc<Lease>),
+}
+
+impl RecvBody {
+    pub(super) fn h2<B>(stream: RecvStream, headers: &HeaderMap, lease: Lease, upload: Option<Upload<B>>) -> Self
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let Some(upload) = upload else {
+            if stream.is_end_stream() {
+                return Self(Inner::Ended);
+            }
+            return Self(Inner::H2(H2 { stream, lease: Guard::Own(lease), length, upload: None }));
+        };
+        // Its own task only here: the caller need not read the response for the request to go on.
+        let lease = Arc::new(lease);
+        let runtime = lease.shared.runtime.clone();
+        let held = Arc::clone(&lease);
+        let task = runtime.spawn(async move {
+            upload.finish().await;
+            drop(held);
+        });
+        if stream.is_end_stream() {
+            return Self(Inner::Ended);
+        }
+        Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(task.abort_handle()) }))
+    }
+
+    pub(super) fn h1(body: Incoming, mut lease: Lease) -> Self {
+        if body.is_end_stream() {
+            lease.dirty = false;
+            return Self(Inner::Ended);
+        }
+        Self(Inner::H1 { body, lease })
+    }
+}
+
+impl H2 {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+        let result = match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // Fails only for a stream that is gone, where there is nothing to give back.
+                let _ = self.stream.flow_control().release_capacity(data.len());
+                if let Some(length) = &mut self.length {
+                    *length = length.saturating_sub(data.len() as u64);
+                }
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Some(Err(error)) => Some(Err(error)),
+            None => match ready!(self.stream.poll_trailers(cx)) {
+                Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                Err(error) => Some(Err(error)),
+            },
+        };
+        // The response is complete: what is left of the request goes on by itself.
+        if !matches!(result, Some(Err(_))) {
+            self.upload = None;
+        }
+        let shared = &self.lease.get().shared;
+        Poll::Ready(result.map(|frame| frame.map_err(|error| h2::from_h2(error, Some(shared)).after_headers())))
+    }
+}
+
+impl Drop for H2 {
+    fn drop(&mut self) {
+        if let Some(upload) = &self.upload {
+            upload.abort();
+        }
+    }
+}
+
+impl Guard {
+    fn get(&self) -> &Lease {
+        match self {
+            Self::Own(lease) => lease,
+            Self::Shared(lease) => lease,
+        }
+    }
+}
 
 impl Body for RecvBody {
     type Data = Bytes;
     type Error = TransportError;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
-        unimplemented!()
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+        let frame = match &mut self.0 {
+            Inner::Ended => return Poll::Ready(None),
+            Inner::H2(body) => ready!(body.poll_frame(cx)),
+            Inner::H1 { body, lease } => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                if body.is_end_stream() || frame.is_none() {
+                    lease.dirty = false;
+                }
+                frame.map(|frame| frame.map_err(|error| h1::from_hyper(error, Some(&lease.shared)).after_headers()))
+            }
+        };
+        let ended = match &frame {
+            Some(Ok(frame)) if frame.is_data() => match &self.0 {
+                Inner::H1 { lease, .. } => !lease.dirty,
+                _ => false,
+            },
+            _ => true,
+        };
+        if ended {
+            self.0 = Inner::Ended;
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        unimplemented!()
+        match &self.0 {
+            Inner::Ended => true,
+            Inner::H1 { body, .. } => body.is_end_stream(),
+            Inner::H2(body) => body.stream.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        unimplemented!()
+        match &self.0 {
+            Inner::Ended => SizeHint::with_exact(0),
+            Inner::H1 { body, .. } => body.size_hint(),
+            Inner::H2(body) => body.length.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl fmt::Debug for RecvBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.0 {
+            Inner::Ended => "ended",
+            Inner::H1 { .. } => "http/1.1",
+            Inner::H2(_) => "http/2",
+        };
+        f.debug_tuple("RecvBody").field(&state).finish()
     }
 }

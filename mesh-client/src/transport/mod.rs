@@ -1,107 +1,326 @@
-//! One connection to one endpoint, HTTP/2 or HTTP/1.1, with the request in the caller's own future.
+//! One connection to one endpoint, HTTP/2 or HTTP/1.1, driven from the caller's own future.
 
 mod body;
+mod config;
 mod error;
+mod h1;
+mod h2;
+mod head;
+mod io;
+mod load;
 
 pub use body::RecvBody;
+pub(crate) use config::{Keepalive, Origin, Protocol, TransportConfig};
 pub use error::{Kind, TransportError};
+pub(crate) use io::Stream;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use std::time::Duration;
+use load::Load;
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+use tokio::{runtime::Handle, sync::Notify};
 
 /// Any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The protocol spoken on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Http1,
-    Http2,
-}
+/// What the owner of a connection wants to hear of it. Called from any task; must not block.
+pub(crate) trait Events: Send + Sync + 'static {
+    /// A stream ended, or the peer raised its limit, while [`Connection::set_starved`] was on.
+    fn capacity(&self);
 
-/// PINGs that notice a silent peer (gRFC A8). HTTP/2 only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Keepalive {
-    /// A PING is sent after this long without a byte from the peer.
-    pub(crate) interval: Duration,
-    /// The connection is closed if nothing arrives for this long after a PING.
-    pub(crate) timeout: Duration,
-    /// Also while no stream is open.
-    pub(crate) while_idle: bool,
-}
-
-/// Settings of one connection.
-#[derive(Clone, Debug)]
-pub(crate) struct TransportConfig {
-    /// Bytes the peer may send on one stream before we read them.
-    pub(crate) stream_window: u32,
-    /// Bytes the peer may send on the connection before we read them.
-    pub(crate) connection_window: u32,
-    /// Bytes of one header block that are accepted.
-    pub(crate) max_header_list_size: u32,
-    pub(crate) keepalive: Option<Keepalive>,
-    /// The connection takes no more than this many requests.
-    pub(crate) max_requests: Option<u32>,
-}
-
-impl Default for TransportConfig {
-    fn default() -> Self {
-        Self {
-            stream_window: 2 << 20,
-            connection_window: 5 << 20,
-            max_header_list_size: 64 << 10,
-            keepalive: None,
-            max_requests: None,
-        }
-    }
+    /// The connection takes no new streams any more.
+    fn unusable(&self);
 }
 
 /// A handle of one connection, cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Connection;
+///
+/// The connection does not end with its handles: whoever opened it calls [`drain`](Self::drain) in the end.
+#[derive(Clone)]
+pub(crate) struct Connection(Arc<Shared>);
 
-/// One stream reserved on one connection; dropping it, or the future or body that came from it, gives it back.
-#[derive(Debug)]
-pub(crate) struct Lease;
+/// One stream reserved on one connection.
+///
+/// It moves into the request's future and then into the response body, and is given back when the body ends or any of
+/// them is dropped.
+pub(crate) struct Lease {
+    shared: Arc<Shared>,
+    /// No other stream was in flight when this one was reserved.
+    alone: bool,
+    /// An HTTP/1.1 exchange has begun and not ended: the connection cannot be used again.
+    dirty: bool,
+}
+
+struct Shared {
+    load: Load,
+    /// Streams the peer allows; HTTP/1.1: 1.
+    limit: AtomicU32,
+    /// Someone waits for a stream of this connection.
+    starved: AtomicBool,
+    ended: AtomicBool,
+    ending: Notify,
+    /// Why we closed it, if we did.
+    cause: OnceLock<Kind>,
+    events: Option<Arc<dyn Events>>,
+    origin: Origin,
+    max_requests: u32,
+    runtime: Handle,
+    wire: Wire,
+}
+
+enum Wire {
+    H1(h1::Client),
+    H2(h2::Client),
+}
 
 impl Connection {
+    /// Speaks `protocol` over `io` and spawns the task that drives it.
+    ///
+    /// HTTP/2 is ready once the peer's SETTINGS arrived (as in gRPC: a peer that accepts and says nothing never is).
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed, or does not speak the protocol.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes `io`. The caller bounds the time.
+    pub(crate) async fn handshake(
+        io: impl Stream,
+        protocol: Protocol,
+        config: &TransportConfig,
+        origin: Origin,
+        events: Option<Arc<dyn Events>>,
+    ) -> Result<Self, TransportError> {
+        match protocol {
+            Protocol::Http1 => h1::handshake(io, config, origin, events).await,
+            Protocol::Http2 => h2::handshake(io, config, origin, events).await,
+        }
+    }
+
     /// Open: no GOAWAY, not draining.
     pub(crate) fn is_usable(&self) -> bool {
-        unimplemented!()
+        !self.0.load.snapshot().is_closed()
     }
 
     /// Usable, and fewer streams in flight than the peer allows now (HTTP/1.1: idle).
     pub(crate) fn has_capacity(&self) -> bool {
-        unimplemented!()
+        let now = self.0.load.snapshot();
+        !now.is_closed() && now.in_flight() < self.0.limit.load(Ordering::Relaxed)
     }
 
-    /// Streams in flight.
+    /// Streams in flight: reserved, and not yet ended.
     pub(crate) fn in_flight(&self) -> u32 {
-        unimplemented!()
+        self.0.load.snapshot().in_flight()
     }
 
-    /// Takes no new stream; closes when the last one ends.
-    pub(crate) fn drain(&self) {}
+    /// Streams reserved so far, wrapping.
+    pub(crate) fn started(&self) -> u32 {
+        self.0.load.snapshot().started()
+    }
 
     /// Reserves a stream, if there is capacity.
     pub(crate) fn lease(&self) -> Option<Lease> {
-        unimplemented!()
+        let shared = &self.0;
+        let now = shared.load.try_start(shared.limit.load(Ordering::SeqCst))?;
+        let lease = Lease { shared: Arc::clone(shared), alone: now.in_flight() == 1, dirty: false };
+        if now.started() == shared.max_requests {
+            shared.close();
+        }
+        Some(lease)
+    }
+
+    /// While on, [`Events::capacity`] is called whenever a stream becomes free.
+    pub(crate) fn set_starved(&self, starved: bool) {
+        self.0.starved.store(starved, Ordering::SeqCst);
+    }
+
+    /// Takes no new stream, and closes when the last one ends.
+    pub(crate) fn drain(&self) {
+        self.0.close();
+    }
+
+    /// Closes now; streams in flight fail.
+    pub(crate) fn abort(&self) {
+        self.0.abort(Kind::Closed);
+    }
+
+    /// Waits until the connection is closed and its task is over.
+    pub(crate) async fn closed(&self) {
+        self.0.closed().await;
+    }
+
+    /// True for handles of the same connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 impl Lease {
-    /// Sends `request` and waits for the response headers. Allocates nothing for a unary call beyond what h2 does.
+    /// The connection it is on.
+    pub(crate) fn connection(&self) -> Connection {
+        Connection(Arc::clone(&self.shared))
+    }
+
+    /// Sends `request` and waits for the response headers.
+    ///
+    /// Headers and the first frame of the body leave in one write. A body that is not at its end when the response
+    /// headers arrive goes on being sent by a task of its own, until its end, a reset, or the drop of the response body.
+    /// A unary call spawns and boxes nothing.
+    ///
+    /// # Errors
+    ///
+    /// See [`Kind`]; [`TransportError::is_unprocessed`] says when the request may be sent again.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future resets the stream (HTTP/1.1: closes the connection) and gives the lease back.
+    /// Dropping the future resets the stream (HTTP/1.1: closes the connection) and gives the stream back.
     pub(crate) async fn send<B>(self, request: Request<B>) -> Result<Response<RecvBody>, TransportError>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        drop(request);
-        unimplemented!()
+        match self.shared.wire {
+            Wire::H1(_) => h1::send(self, request).await,
+            Wire::H2(_) => h2::send(self, request).await,
+        }
     }
 }
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.dirty {
+            self.shared.close();
+        }
+        let now = self.shared.load.finish();
+        if now.is_closed() {
+            if now.in_flight() == 0 {
+                self.shared.wire.shut();
+            }
+        } else if self.shared.starved.load(Ordering::SeqCst) {
+            self.shared.notify_capacity();
+        }
+    }
+}
+
+impl Shared {
+    fn new(limit: u32, config: &TransportConfig, origin: Origin, events: Option<Arc<dyn Events>>, wire: Wire) -> Self {
+        Self {
+            load: Load::default(),
+            limit: AtomicU32::new(limit),
+            starved: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            ending: Notify::new(),
+            cause: OnceLock::new(),
+            events,
+            origin,
+            max_requests: config.max_requests.unwrap_or(0),
+            runtime: Handle::current(),
+            wire,
+        }
+    }
+
+    /// Takes no new stream from now on.
+    fn close(&self) {
+        let before = self.load.close();
+        if before.is_closed() {
+            return;
+        }
+        if before.in_flight() == 0 {
+            self.wire.shut();
+        }
+        if let Some(events) = &self.events {
+            events.unusable();
+        }
+    }
+
+    /// Closes at once, for a reason that streams in flight report.
+    fn abort(&self, kind: Kind) {
+        // The first reason counts.
+        let _ = self.cause.set(kind);
+        self.close();
+        self.wire.abort();
+    }
+
+    fn set_limit(&self, limit: usize) {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        if self.limit.swap(limit, Ordering::SeqCst) < limit && self.starved.load(Ordering::SeqCst) {
+            self.notify_capacity();
+        }
+    }
+
+    fn notify_capacity(&self) {
+        if let Some(events) = &self.events {
+            events.capacity();
+        }
+    }
+
+    /// The task that drove the connection is over.
+    fn end(&self) {
+        self.close();
+        self.ended.store(true, Ordering::SeqCst);
+        self.ending.notify_waiters();
+    }
+
+    async fn closed(&self) {
+        let mut ending = std::pin::pin!(self.ending.notified());
+        ending.as_mut().enable();
+        if !self.ended.load(Ordering::SeqCst) {
+            ending.await;
+        }
+    }
+
+    fn h1(&self) -> &h1::Client {
+        match &self.wire {
+            Wire::H1(client) => client,
+            Wire::H2(_) => unreachable!("the caller matched on the protocol"),
+        }
+    }
+
+    fn h2(&self) -> &h2::Client {
+        match &self.wire {
+            Wire::H2(client) => client,
+            Wire::H1(_) => unreachable!("the caller matched on the protocol"),
+        }
+    }
+}
+
+impl Wire {
+    /// Nothing is in flight and nothing will be: say goodbye and close.
+    fn shut(&self) {
+        match self {
+            Self::H1(client) => client.shut(),
+            Self::H2(client) => client.shut(),
+        }
+    }
+
+    fn abort(&self) {
+        match self {
+            Self::H1(client) => client.abort(),
+            Self::H2(client) => client.abort(),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("in_flight", &self.in_flight())
+            .field("usable", &self.is_usable())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("alone", &self.alone).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Settings of one connection.
+
+use http::uri::Authority;
+use std::time::Duration;
+
+/// The protocol spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1: one request at a time.
+    Http1,
+    /// HTTP/2 with prior knowledge or by ALPN.
+    Http2,
+}
+
+/// PINGs that notice a silent peer (gRFC A8). HTTP/2 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keepalive {
+    /// A PING is sent once the peer was silent for this long (up to half as long again).
+    pub(crate) interval: Duration,
+    /// The connection is closed if nothing at all arrives for this long after a PING.
+    pub(crate) timeout: Duration,
+    /// Also while no stream is open. Servers may answer that with GOAWAY (`too_many_pings`).
+    pub(crate) while_idle: bool,
+}
+
+/// Settings of the connections of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TransportConfig {
+    /// Bytes the peer may send on one stream before we read them.
+    pub(crate) stream_window: u32,
+    /// Bytes the peer may send on the connection before we read them.
+    pub(crate) connection_window: u32,
+    /// Bytes of one header block that are accepted.
+    pub(crate) max_header_list_size: u32,
+    /// `None`: no PINGs.
+    pub(crate) keepalive: Option<Keepalive>,
+    /// Requests one connection serves before it is drained; `None`: any number.
+    pub(crate) max_requests: Option<u32>,
+}
+
+/// What a connection leads to, where the request does not say.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// `:authority` of requests that have neither an authority nor a `host`.
+    pub(crate) authority: Authority,
+    /// True: `:scheme` is `https`.
+    pub(crate) tls: bool,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self {
+            stream_window: 2 << 20,
+            connection_window: 5 << 20,
+            max_header_list_size: 64 << 10,
+            keepalive: None,
+            max_requests: None,
+        }
+    }
+}

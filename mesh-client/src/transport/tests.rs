@@ -1,0 +1,6 @@
+//! Both protocols against real servers, over loopback TCP or an in-memory pipe.
+
+mod http1;
+mod http2;
+mod lifecycle;
+mod support;

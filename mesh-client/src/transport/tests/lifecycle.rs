@@ -1,0 +1,1 @@
+//! Limits, GOAWAY, keepalive, drain.
