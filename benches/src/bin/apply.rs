@@ -7,8 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use benches::apply::{self, Applied, Plan};
 use benches::client::Kind;
+use benches::report::median;
 use benches::worker;
 use clap::{Parser, Subcommand};
+use mesh_client::bench_api::ApplyBench;
+use tokio::time::Instant;
 
 /// Measure the configuration path: a cluster of many endpoints, of which one is replaced at a time, over xDS.
 ///
@@ -67,6 +70,8 @@ async fn run(options: Options) -> Result<ExitCode> {
         results.push((*kind, applied));
     }
     let mut out = std::io::stdout();
+    let picker_ms = in_process(plan);
+    writeln!(out, "in process, from a validated assignment to the picker that uses it, median: {picker_ms:.2} ms")?;
     print(&mut out, plan, &results)?;
     if let Some(file) = &options.json {
         let object: serde_json::Map<_, _> = results
@@ -76,6 +81,18 @@ async fn run(options: Options) -> Result<ExitCode> {
         std::fs::write(file, format!("{:#}\n", serde_json::Value::Object(object)))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The last step alone, without the protocol: milliseconds until the picker uses an assignment.
+fn in_process(plan: Plan) -> f64 {
+    let mut bench = ApplyBench::new(plan.endpoints);
+    let times = (0..plan.updates).map(|_| {
+        let next = bench.next_assignment();
+        let start = Instant::now();
+        bench.apply(next);
+        start.elapsed().as_secs_f64() * 1e3
+    });
+    median(times.collect())
 }
 
 fn print(out: &mut impl Write, plan: Plan, results: &[(Kind, Applied)]) -> std::io::Result<()> {
