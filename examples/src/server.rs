@@ -45,6 +45,19 @@ pub fn plain() -> Accept {
     Arc::new(|tcp| Box::pin(async move { Ok(Accepted { stream: Box::new(tcp), peer: None }) }))
 }
 
+/// Accepts connections over TLS, as the acceptor is set. The peer is the caller's SPIFFE id.
+#[must_use]
+pub fn tls(acceptor: mesh_tls::Acceptor) -> Accept {
+    Arc::new(move |tcp| {
+        let acceptor = acceptor.clone();
+        Box::pin(async move {
+            let stream = acceptor.accept(tcp).await.map_err(io::Error::other)?;
+            let peer = stream.peer().map(|peer| Peer(peer.to_string()));
+            Ok(Accepted { stream: Box::new(stream), peer })
+        })
+    })
+}
+
 /// A server of HTTP/1.1 and HTTP/2 on one address. Dropping it cuts every connection.
 pub struct Server<S> {
     addr: SocketAddr,
