@@ -56,21 +56,21 @@ fn main() -> Result<ExitCode> {
         worker::play(role)?;
         return Ok(ExitCode::SUCCESS);
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(options))
-}
-
-async fn run(options: Options) -> Result<ExitCode> {
     if !(2..=25_000).contains(&options.endpoints) || !(1..=1_000).contains(&options.updates) {
         bail!("--endpoints is between 2 and 25000 and --updates between 1 and 1000");
     }
     let plan = Plan { endpoints: options.endpoints, updates: options.updates };
+    let picker_ms = in_process(plan);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&options, plan, picker_ms))
+}
+
+async fn run(options: &Options, plan: Plan, picker_ms: f64) -> Result<ExitCode> {
     let mut results = Vec::new();
     for kind in &options.client {
         let applied = apply::run(*kind, plan).await.with_context(|| kind.name())?;
         results.push((*kind, applied));
     }
     let mut out = std::io::stdout();
-    let picker_ms = in_process(plan);
     writeln!(out, "in process, from a validated assignment to the picker that uses it, median: {picker_ms:.2} ms")?;
     print(&mut out, plan, &results)?;
     if let Some(file) = &options.json {
