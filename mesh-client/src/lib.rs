@@ -1,13 +1,41 @@
-//! Placeholder.
+//! The request path of mesh: an embeddable, proxyless service mesh for tonic and hyper clients.
+//!
+//! A [`Mesh`] joins one process to a mesh: it learns from an xDS control plane (or from DNS, or a fixed list) where services are and how
+//! requests to them are treated, and applies that in process, with no sidecar.
+//!
+//! - [`Mesh::channel`] gives a [`MeshChannel`]: the `T` of any generated tonic client.
+//! - [`Mesh::layer`] wraps any hyper client: hosts the mesh knows are routed, all others go to the inner client untouched.
+//! - [`retry::RetryLayer`], [`timeout::TimeoutLayer`] and [`trace::TracePropagationLayer`] are the same parts as plain tower layers.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let mesh = mesh_client::Mesh::from_env().await?;
+//! let channel = mesh.channel("xds:///greeter.default.svc.cluster.local:50051")?;
+//! // let mut greeter = GreeterClient::new(channel);
+//! # Ok(()) }
+//! ```
 
 #[doc(hidden)]
 pub mod bench_api;
+mod body;
+mod channel;
+mod error;
+mod layer;
+mod mesh;
 mod outbound;
 mod telemetry;
 mod transport;
 
-pub use outbound::route::Profile;
-pub use telemetry::trace;
+pub use body::MeshBody;
+pub use channel::{MeshChannel, ResponseFuture};
+pub use error::{BoxError, Error};
+pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
+pub use mesh::{BuildError, Mesh, MeshBuilder};
+pub use outbound::{Profile, resolve::TargetError};
+pub use telemetry::{
+    explain::{Explain, Explanation, Step},
+    trace,
+};
 
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {

@@ -1,3 +1,5 @@
-//! What the request path tells: trace context.
+//! What the request path tells: explain, metrics, trace context.
 
+pub(crate) mod explain;
+pub(crate) mod metrics;
 pub mod trace;

@@ -4,7 +4,7 @@ use http::uri::Authority;
 use std::time::Duration;
 
 /// The protocol spoken on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Protocol {
     /// HTTP/1.1: one request at a time.
     Http1,

@@ -151,6 +151,11 @@ impl Attempts {
         1 + self.retries + self.transparent
     }
 
+    /// The last attempt's response is passed on: a retry counts against the budget no longer.
+    pub(crate) fn settle(&mut self) {
+        self.permit = None;
+    }
+
     /// Retries by policy so far.
     pub(crate) fn retries(&self) -> u32 {
         self.retries

@@ -1,0 +1,129 @@
+//! The response body of a mesh call: carries everything that counts the call, and gives it back at its end.
+
+use crate::{
+    Error,
+    error::{BoxError, Kind},
+    outbound::{
+        call::{Call, Finished},
+        timeout::Deadline,
+    },
+    transport::{RecvBody, TransportError},
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::time::Sleep;
+
+/// The body of a response that came through the mesh.
+///
+/// The call counts (circuit breakers, load, outlier detection, metrics) until this body ends, fails or is dropped. The call's
+/// deadline holds for the body too. Frames are handed on as they arrive; what is not read is held back by flow control.
+pub struct MeshBody(State);
+
+#[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
+enum State {
+    Live(Live),
+    /// An answer made here: fault injection.
+    Local(Bytes),
+    Done,
+}
+
+struct Live {
+    body: RecvBody,
+    call: Call,
+    deadline: Option<Deadline>,
+    /// Made when the body first has to wait: a unary answer is there at once as a rule.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl MeshBody {
+    pub(crate) fn live(body: RecvBody, call: Call, deadline: Option<Deadline>) -> Self {
+        Self(State::Live(Live { body, call, deadline, timer: None }))
+    }
+
+    pub(crate) fn local(body: Bytes) -> Self {
+        Self(State::Local(body))
+    }
+}
+
+impl Live {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame.map(|f| f.map_err(|e| self.failed(e))));
+        }
+        let Some(deadline) = &self.deadline else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.at)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                Poll::Ready(Some(Err(self.call.timed_out(deadline, "while the response body was read"))))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn failed(&self, error: TransportError) -> Error {
+        self.call.error(Kind::Transport, "the response was cut off".into(), Some(Box::new(error) as BoxError))
+    }
+}
+
+impl Body for MeshBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let live = match &mut self.0 {
+            State::Live(live) => live,
+            State::Local(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = State::Done;
+                return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
+            }
+            State::Done => return Poll::Ready(None),
+        };
+        let Poll::Ready(frame) = live.poll_frame(cx) else { return Poll::Pending };
+        let finished = match &frame {
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => Some(Finished::Trailers(trailers)),
+                None if live.body.is_end_stream() => Some(Finished::End),
+                None => None,
+            },
+            Some(Err(error)) => Some(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut }),
+            None => Some(Finished::End),
+        };
+        if let Some(finished) = finished {
+            live.call.finish(finished);
+            self.0 = State::Done;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            State::Live(live) => live.body.is_end_stream(),
+            State::Local(bytes) => bytes.is_empty(),
+            State::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            State::Live(live) => live.body.size_hint(),
+            State::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            State::Done => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl fmt::Debug for MeshBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Live(_) => "MeshBody(live)",
+            State::Local(_) => "MeshBody(local)",
+            State::Done => "MeshBody(done)",
+        })
+    }
+}

@@ -1,0 +1,317 @@
+//! The handle of a mesh: one control plane client, its clusters and their connections.
+
+use crate::{
+    MeshChannel, MeshLayer,
+    channel::Core,
+    error::BoxError,
+    outbound::{
+        call::Settings,
+        identity::Identities,
+        narrate,
+        resolve::{Resolver, State, Target, TargetError},
+        route::Profile,
+        upstream::Upstreams,
+    },
+    telemetry::{explain::Explanation, trace::Propagation},
+};
+use mesh_xds::{
+    Bootstrap, TargetWatch, XdsClient,
+    bootstrap::BootstrapError,
+    resource::{ClusterLoadAssignment, Endpoint},
+    source::{self, DnsOptions, Policy},
+    status::ClientStatus,
+};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+/// A mesh: discovery, routing, balancing, retries, identity and tracing for the clients of one process.
+///
+/// Cheap to clone; clones are handles to the same mesh. Several meshes can live in one process. Tasks run on the tokio runtime
+/// that [`build`](MeshBuilder::build) was called in, and stop when the last handle, channel and layer are dropped.
+#[derive(Clone)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    xds: Option<XdsClient>,
+    upstreams: Arc<Upstreams>,
+    settings: Arc<Settings>,
+    profile: Option<Profile>,
+    policy: Policy,
+    dns: DnsOptions,
+    runtime: tokio::runtime::Handle,
+    /// Channels in use, by target and profile: equal targets share one.
+    channels: Mutex<HashMap<(String, Profile), Weak<Core>>>,
+}
+
+/// Builds a [`Mesh`].
+#[derive(Debug, Default)]
+pub struct MeshBuilder {
+    bootstrap: Option<Bootstrap>,
+    profile: Option<Profile>,
+    policy: Policy,
+    dns: DnsOptions,
+    settings: Settings,
+    crypto: Option<Arc<mesh_tls::CryptoProvider>>,
+}
+
+/// A mesh that cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The bootstrap is missing or wrong; the message names its source and the field.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// Not inside a tokio runtime.
+    #[error("a mesh needs a tokio runtime to run its tasks on")]
+    NoRuntime,
+    /// The credentials of the control plane's connection cannot be used.
+    #[error("the control plane's credentials: {0}")]
+    Credentials(#[source] BoxError),
+}
+
+impl Mesh {
+    /// A mesh on the control plane that `GRPC_XDS_BOOTSTRAP` (a file's path, wins) or `GRPC_XDS_BOOTSTRAP_CONFIG` (JSON) names. Does not
+    /// wait for the control plane: see [`MeshChannel::ready`].
+    ///
+    /// # Errors
+    /// Neither variable is set, or what they hold is not a bootstrap: the error names the source and the field.
+    pub async fn from_env() -> Result<Self, BuildError> {
+        Self::builder().bootstrap(Bootstrap::from_env()?).build().await
+    }
+
+    /// A mesh from code.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// A channel to `target`: `xds:///NAME`, `xds://AUTHORITY/NAME`, `dns:///HOST:PORT`, or a fixed list `ipv4:ADDRESS:PORT,…`
+    /// (`ipv6:` likewise), as in gRPC's naming document. Returns at once; equal targets share configuration and connections.
+    ///
+    /// # Errors
+    /// The target is malformed, its scheme unknown, or it is an `xds` target and the mesh has no control plane or authority for it.
+    pub fn channel(&self, target: &str) -> Result<MeshChannel, TargetError> {
+        self.open(Target::parse(target)?, self.inner.profile.unwrap_or(Profile::Grpc))
+    }
+
+    /// A channel to a fixed list of addresses, with the policy of [`MeshBuilder::policy`].
+    ///
+    /// # Errors
+    /// The list is empty.
+    pub fn fixed_channel(&self, addresses: &[std::net::SocketAddr]) -> Result<MeshChannel, TargetError> {
+        self.open(Target::Fixed(addresses.to_vec()), self.inner.profile.unwrap_or(Profile::Grpc))
+    }
+
+    /// The layer for hyper clients. All services made by one layer share what they know of hosts.
+    pub fn layer(&self) -> MeshLayer {
+        MeshLayer::new(self.clone())
+    }
+
+    /// How a request with this head would be served now: target, configuration, virtual host, route and why earlier ones did not
+    /// match, clusters, endpoints with their state. Nothing is sent. A host that nothing has asked for yet is looked up, and the
+    /// answer says that its configuration is not there yet. For a request that is sent, see [`Explain`](crate::Explain).
+    pub fn explain(&self, request: &http::request::Parts) -> Explanation {
+        let host = request
+            .uri
+            .authority()
+            .map(|a| a.as_str().to_owned())
+            .or_else(|| Some(request.headers.get(http::header::HOST)?.to_str().ok()?.to_owned()));
+        let Some(host) = host else {
+            return Explanation::of("target", "the request names no host, in its URI or in a host header");
+        };
+        let open = {
+            let channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open: Vec<_> = channels.values().filter_map(Weak::upgrade).filter(|c| c.serves(&host)).collect();
+            open.sort_by_key(|c| !matches!(**c.resolver.state(), State::Ready(_)));
+            open.into_iter().next()
+        };
+        if let Some(core) = open {
+            return narrate::request(&core, request);
+        }
+        if !self.has_control_plane() {
+            return Explanation::of(
+                "target",
+                format!("`{host}` is not a target of this mesh, which has no control plane"),
+            );
+        }
+        let name = if host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
+            host
+        } else {
+            format!("{host}:80")
+        };
+        match self.open(Target::Xds { authority: None, name }, self.inner.profile.unwrap_or(Profile::Envoy)) {
+            Ok(channel) => narrate::request(&channel.core, request),
+            Err(error) => Explanation::of("target", error.to_string()),
+        }
+    }
+
+    /// What the control plane client knows: connections, resources with their versions, errors and notes (CSDS's content). `None`
+    /// without a control plane.
+    pub fn status(&self) -> Option<ClientStatus> {
+        self.inner.xds.as_ref().map(XdsClient::status)
+    }
+
+    pub(crate) fn has_control_plane(&self) -> bool {
+        self.inner.xds.is_some()
+    }
+
+    /// A channel for plain HTTP requests.
+    pub(crate) fn http_channel(&self, target: Target) -> Result<MeshChannel, TargetError> {
+        self.open(target, self.inner.profile.unwrap_or(Profile::Envoy))
+    }
+
+    fn open(&self, target: Target, profile: Profile) -> Result<MeshChannel, TargetError> {
+        let inner = &self.inner;
+        let label = target.to_string();
+        let mut channels = inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(core) = channels.get(&(label.clone(), profile)).and_then(Weak::upgrade) {
+            return Ok(MeshChannel { core });
+        }
+        let (watch, server) = self.watch(&target)?;
+        let core = Arc::new(Core {
+            label: label.as_str().into(),
+            authority: target.host().parse().ok(),
+            profile,
+            resolver: Resolver::spawn(watch, inner.upstreams.clone(), profile, &inner.runtime),
+            settings: inner.settings.clone(),
+            server,
+            target,
+        });
+        channels.retain(|_, core| core.strong_count() > 0);
+        channels.insert((label, profile), Arc::downgrade(&core));
+        Ok(MeshChannel { core })
+    }
+
+    fn watch(&self, target: &Target) -> Result<(TargetWatch, Arc<str>), TargetError> {
+        let fail = |reason: String| TargetError { target: target.to_string(), reason };
+        match target {
+            Target::Xds { authority, name } => {
+                let xds = self.inner.xds.as_ref().ok_or_else(|| {
+                    fail("the mesh has no control plane: set GRPC_XDS_BOOTSTRAP or GRPC_XDS_BOOTSTRAP_CONFIG, or give the builder a bootstrap".into())
+                })?;
+                // Inside the runtime's context: the first watch may start the client's task.
+                let _runtime = self.inner.runtime.enter();
+                let watch = xds.watch(authority.as_deref(), name, name).map_err(|e| fail(e.to_string()))?;
+                let servers = xds.bootstrap().servers_of(authority.as_deref()).map_err(|e| fail(e.to_string()))?;
+                let server =
+                    servers.first().map_or_else(|| "the control plane".into(), |s| format!("control plane {}", s.uri));
+                Ok((watch, server.into()))
+            }
+            Target::Dns { host } => {
+                let _runtime = self.inner.runtime.enter();
+                let watch = source::dns(host, &self.inner.policy, &self.inner.dns).map_err(|e| fail(e.to_string()))?;
+                Ok((watch, "DNS".into()))
+            }
+            Target::Fixed(addresses) => {
+                if addresses.is_empty() {
+                    return Err(fail("has no address".into()));
+                }
+                let name = target.to_string();
+                let endpoints =
+                    ClusterLoadAssignment::of(name.as_str(), addresses.iter().copied().map(Endpoint::new).collect());
+                Ok((source::fixed(&name, Arc::new(endpoints), &self.inner.policy), "a fixed list".into()))
+            }
+        }
+    }
+}
+
+impl MeshBuilder {
+    /// The control plane. Without one, `dns:///` and fixed targets work, and the layer hands everything to its inner client.
+    #[must_use]
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = Some(bootstrap);
+        self
+    }
+
+    /// The control plane, as gRPC bootstrap JSON.
+    ///
+    /// # Errors
+    /// It is not a bootstrap: the error names the field.
+    pub fn bootstrap_json(self, json: &str) -> Result<Self, BuildError> {
+        Ok(self.bootstrap(Bootstrap::from_json(json)?))
+    }
+
+    /// Which rules hold where gRPC and Envoy differ. Default: [`Profile::Grpc`] for channels and [`Profile::Envoy`] for the layer.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = Some(profile);
+        self
+    }
+
+    /// The policy of targets that have no control plane (`dns:///`, fixed lists).
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How `dns:///` targets are resolved.
+    #[must_use]
+    pub fn dns(mut self, options: DnsOptions) -> Self {
+        self.dns = options;
+        self
+    }
+
+    /// How long a request without a deadline of its own waits for the first configuration. Default 15 s (gRFC A57's resource timer).
+    #[must_use]
+    pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.resolve_timeout = timeout;
+        self
+    }
+
+    /// How many bytes of a request body are kept for retries. Default 64 KiB; a larger body goes on and is not retried.
+    #[must_use]
+    pub fn max_replay_bytes(mut self, bytes: usize) -> Self {
+        self.settings.max_replay_bytes = bytes;
+        self
+    }
+
+    /// How the trace context of incoming requests is handed on, and whether new traces are started.
+    #[must_use]
+    pub fn trace(mut self, propagation: Propagation) -> Self {
+        self.settings.propagation = propagation;
+        self
+    }
+
+    /// The crypto provider of TLS connections. Default: [`mesh_tls::default_provider`].
+    #[must_use]
+    pub fn crypto_provider(mut self, provider: Arc<mesh_tls::CryptoProvider>) -> Self {
+        self.crypto = Some(provider);
+        self
+    }
+
+    /// Builds the mesh. Does not wait for the control plane.
+    ///
+    /// # Errors
+    /// There is no tokio runtime, or the control plane's credentials cannot be used.
+    pub async fn build(self) -> Result<Mesh, BuildError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
+        let crypto = self.crypto.unwrap_or_else(mesh_tls::default_provider);
+        let bootstrap = self.bootstrap.map(Arc::new);
+        let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
+        let identities = Identities::new(providers, crypto, runtime.clone());
+        let xds = bootstrap.map(|b| XdsClient::new(b, identities.ads_connector()));
+        let inner = Inner {
+            xds,
+            upstreams: Arc::new(Upstreams::new(identities, runtime.clone())),
+            settings: Arc::new(self.settings),
+            profile: self.profile,
+            policy: self.policy,
+            dns: self.dns,
+            runtime,
+            channels: Mutex::default(),
+        };
+        Ok(Mesh { inner: Arc::new(inner) })
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh").field("xds", &self.inner.xds).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,165 @@
+//! The decisions of the request path, in words: for [`Explain`] and [`Mesh::explain`](crate::Mesh::explain).
+
+use crate::{
+    channel::Core,
+    outbound::{
+        cluster::EndpointStatus,
+        resolve::{Routing, State, UpstreamRef},
+        retry::Decision,
+        route::{ClusterChoice, Forward, RequestHead, RouteAction, Trail},
+        timeout::is_grpc,
+    },
+    telemetry::{
+        explain::{Explain, Explanation, Step},
+        metrics::subset_of,
+    },
+};
+use std::{borrow::Cow, net::SocketAddr};
+use tokio::time::Instant;
+
+/// At most this many endpoints of a cluster are listed.
+const MAX_ENDPOINTS: usize = 32;
+
+/// Listener, virtual host and version.
+pub(crate) fn config(routing: &Routing) -> [Step; 3] {
+    let snapshot = &routing.snapshot;
+    let vhost = match snapshot.virtual_host.and_then(|i| snapshot.routes.virtual_hosts.get(i)) {
+        Some(vhost) => {
+            format!("`{}` of route configuration `{}`, for host `{}`", vhost.name, snapshot.routes.name, snapshot.host)
+        }
+        None => format!("none of route configuration `{}` answers for host `{}`", snapshot.routes.name, snapshot.host),
+    };
+    [
+        step("config", format!("version {}", snapshot.version)),
+        step("listener", format!("`{}`", snapshot.listener.name)),
+        step("virtual host", vhost),
+    ]
+}
+
+/// The route that was found, and why earlier ones were not.
+pub(crate) fn route(trail: &Trail<'_, UpstreamRef>) -> Vec<Step> {
+    let label =
+        |index: usize, name: &str| if name.is_empty() { format!("#{index}") } else { format!("#{index} `{name}`") };
+    let skipped =
+        trail.skipped.iter().map(|s| step("skipped", format!("route {}: {}", label(s.index, &s.name), s.reason)));
+    let found = match &trail.found {
+        Ok(entry) => step("route", label(entry.index, &entry.name)),
+        Err(none) => step("route", none.to_string()),
+    };
+    skipped.chain([found]).collect()
+}
+
+/// The cluster that was drawn.
+pub(crate) fn cluster(forward: &Forward<UpstreamRef>, choice: &ClusterChoice<UpstreamRef>) -> Vec<Step> {
+    let total = forward.clusters.total_weight();
+    let of =
+        if total > choice.weight { format!(", drawn with weight {} of {total}", choice.weight) } else { String::new() };
+    let mut steps = vec![step("cluster", format!("`{}`{of}", choice.name))];
+    if let Some(subset) = subset_of(&choice.name) {
+        steps.push(step("subset", format!("`{subset}`")));
+    }
+    steps
+}
+
+/// How one attempt ended and what follows.
+pub(crate) fn attempt(explain: &Explain, number: u32, endpoint: Option<SocketAddr>, ended: &str, decision: Decision) {
+    let place = endpoint.map_or(Cow::Borrowed("no endpoint"), |e| Cow::Owned(e.to_string()));
+    let then = match decision {
+        Decision::Return(_) if ended.starts_with("HTTP 2") && !ended.contains("grpc-status") => String::new(),
+        Decision::Return(stop) => format!("; final: {stop}"),
+        Decision::RetryNow => "; sent again at once, the server did not process it".into(),
+        Decision::RetryAfter(delay) => format!("; retried after {delay:?}"),
+    };
+    explain.add("attempt", format!("{number} at {place}: {ended}{then}"));
+}
+
+/// What would become of a request with this head.
+pub(crate) fn request(core: &Core, request: &http::request::Parts) -> Explanation {
+    let mut steps = vec![step("target", &*core.label)];
+    match &**core.resolver.state() {
+        State::Pending(cause) => {
+            let why = cause.as_ref().map_or_else(|| "it has not answered yet".into(), ToString::to_string);
+            steps.push(step("config", format!("none yet from {}: {why}", core.server)));
+        }
+        State::Absent(cause) => {
+            steps.push(step("config", format!("{} does not know the target: {cause}", core.server)))
+        }
+        State::Ready(routing) => {
+            steps.extend(config(routing));
+            live(routing, request, &mut steps);
+        }
+    }
+    Explanation { steps }
+}
+
+fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>) {
+    let Some(table) = &routing.table else { return };
+    let head = RequestHead::new(&request.method, &request.uri, &request.headers);
+    let trail = table.explain(&head, &mut |bound| fastrand::u32(..bound.max(1)));
+    steps.extend(route(&trail));
+    let Ok(entry) = trail.found else { return };
+    let forward = match &entry.action {
+        RouteAction::Forward(forward) => forward,
+        RouteAction::Unsupported(reason) => return steps.push(step("action", format!("does not forward: {reason}"))),
+    };
+    if let Some(deadline) = forward.timeouts.deadline(Instant::now(), &request.headers) {
+        steps.push(step("timeout", format!("{:?} ({})", deadline.limit, deadline.source)));
+    }
+    if let Some(policy) = &forward.retry {
+        steps.push(step("retries", format!("at most {}", policy.max_retries())));
+    }
+    if is_grpc(&request.headers) {
+        steps.push(step("protocol", "gRPC"));
+    }
+    let total = forward.clusters.total_weight();
+    for choice in forward.clusters.iter() {
+        let weight =
+            if total > choice.weight { format!(", weight {} of {total}", choice.weight) } else { String::new() };
+        steps.push(step("cluster", format!("`{}`{weight}", choice.name)));
+        if let Some(subset) = subset_of(&choice.name) {
+            steps.push(step("subset", format!("`{subset}`")));
+        }
+        match &choice.cluster {
+            UpstreamRef::Failed(cause) => steps.push(step("cluster", format!("cannot be used: {cause}"))),
+            UpstreamRef::Live(upstream) => {
+                let status = upstream.live.status(Instant::now());
+                for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {
+                    steps.push(step("endpoint", endpoint_line(endpoint)));
+                }
+                if status.endpoints.len() > MAX_ENDPOINTS {
+                    steps.push(step("endpoint", format!("… and {} more", status.endpoints.len() - MAX_ENDPOINTS)));
+                }
+            }
+        }
+    }
+}
+
+fn endpoint_line(endpoint: &EndpointStatus) -> String {
+    let mut line = format!("{} {:?}, {} in flight", endpoint.address, endpoint.state, endpoint.in_flight);
+    if !endpoint.health.is_usable() {
+        line.push_str(&format!(", {:?} says the control plane", endpoint.health));
+    }
+    if let Some(left) = endpoint.ejected_for {
+        line.push_str(&format!(", ejected for {left:?} more"));
+    }
+    if let Some(error) = &endpoint.last_error {
+        line.push_str(&format!(", last error: {error}"));
+    }
+    line
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn step(subject: &'static str, text: impl Into<String>) -> Step {
+    Step { subject, text: text.into() }
+}

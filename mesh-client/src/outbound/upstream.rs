@@ -1,0 +1,106 @@
+//! The clusters of a mesh, carried over by name, and how their endpoints are connected to.
+
+use crate::{
+    outbound::{
+        cluster::{Breaker, ClusterDeps, LiveCluster, Resource},
+        connect::{Connector, Subchannel},
+        filter::ActiveFaults,
+        identity::Identities,
+        retry::Permit,
+        route::Profile,
+    },
+    telemetry::metrics::RequestMetrics,
+    transport::{Protocol, TransportConfig},
+};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+/// One cluster as calls see it.
+pub(crate) struct Upstream {
+    pub(crate) name: Arc<str>,
+    pub(crate) live: Arc<LiveCluster<Subchannel>>,
+    pub(crate) metrics: RequestMetrics,
+}
+
+/// All clusters of a mesh. A cluster lives while a configuration or a call holds it (gRFC A31), and is shared by the targets that
+/// name it: circuit breakers count per cluster in the process (gRFC A32).
+pub(crate) struct Upstreams {
+    clusters: Mutex<HashMap<(Arc<str>, Protocol), Weak<Upstream>>>,
+    identities: Arc<Identities>,
+    runtime: tokio::runtime::Handle,
+    pub(crate) active_faults: ActiveFaults,
+}
+
+impl Upstreams {
+    pub(crate) fn new(identities: Arc<Identities>, runtime: tokio::runtime::Handle) -> Self {
+        Self { clusters: Mutex::default(), identities, runtime, active_faults: ActiveFaults::default() }
+    }
+
+    /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which
+    /// HTTP version its endpoints speak gets that of the profile: HTTP/2 for gRPC, HTTP/1.1 as Envoy does.
+    pub(crate) fn apply(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoints: &Arc<ClusterLoadAssignment>,
+        profile: Profile,
+    ) -> Arc<Upstream> {
+        let protocol = match (cluster.http_protocol, profile) {
+            (Some(HttpProtocol::Http1), _) | (None, Profile::Envoy) => Protocol::Http1,
+            (Some(HttpProtocol::Http2), _) | (None, Profile::Grpc) => Protocol::Http2,
+        };
+        let key = (cluster.name.clone(), protocol);
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(upstream) = clusters.get(&key).and_then(Weak::upgrade) {
+            upstream.live.update(cluster.clone(), endpoints.clone());
+            return upstream;
+        }
+        let identities = self.identities.clone();
+        let connector =
+            move |cluster: &Cluster, breaker: &Arc<Breaker>| connector(cluster, protocol, breaker, &identities);
+        let deps = ClusterDeps { connector: Arc::new(connector), runtime: self.runtime.clone() };
+        let upstream = Arc::new(Upstream {
+            name: cluster.name.clone(),
+            live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),
+            metrics: RequestMetrics::new(&cluster.name),
+        });
+        clusters.retain(|_, upstream| upstream.strong_count() > 0);
+        clusters.insert(key, Arc::downgrade(&upstream));
+        upstream
+    }
+}
+
+impl Upstream {
+    /// A share of the retry budget, if there is one left.
+    pub(crate) fn retry_permit(&self) -> Option<Permit> {
+        self.live.budget().try_acquire(self.live.breaker().in_use(Resource::Requests))
+    }
+}
+
+/// How the endpoints of `cluster` are connected to.
+fn connector(
+    cluster: &Cluster,
+    protocol: Protocol,
+    _breaker: &Arc<Breaker>,
+    _identities: &Identities,
+) -> Arc<Connector> {
+    Arc::new(Connector {
+        protocol,
+        connect_timeout: cluster.connect_timeout,
+        idle_timeout: cluster.idle_timeout,
+        max_connections_per_host: match protocol {
+            Protocol::Http1 => cluster.circuit_breakers.max_connections,
+            Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
+        },
+        transport: TransportConfig { max_requests: cluster.max_requests_per_connection, ..TransportConfig::default() },
+    })
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("name", &self.name).finish_non_exhaustive()
+    }
+}

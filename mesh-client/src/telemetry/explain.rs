@@ -1,0 +1,77 @@
+//! The decision trail of a request, in words.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Records how one request is served. Put a clone into the request's extensions, make the request, then print it:
+///
+/// ```
+/// let explain = mesh_client::Explain::default();
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(explain.clone());
+/// // … client.say_hello(request).await …
+/// println!("{explain}");
+/// ```
+///
+/// A request without it pays nothing. Cloning shares the record.
+#[derive(Clone, Debug, Default)]
+pub struct Explain(Arc<Mutex<Vec<Step>>>);
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What was decided: `target`, `config`, `listener`, `virtual host`, `route`, `cluster`, `subset`, `attempt`, `peer`, `trace`, ….
+    pub subject: &'static str,
+    /// The decision and its reason.
+    pub text: String,
+}
+
+/// What [`Mesh::explain`](crate::Mesh::explain) says of a request that is not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// In the order the decisions are made.
+    pub steps: Vec<Step>,
+}
+
+impl Explain {
+    /// The decisions so far.
+    pub fn explanation(&self) -> Explanation {
+        Explanation { steps: self.0.lock().unwrap_or_else(PoisonError::into_inner).clone() }
+    }
+
+    pub(crate) fn extend(&self, steps: impl IntoIterator<Item = Step>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(steps);
+    }
+
+    pub(crate) fn add(&self, subject: &'static str, text: impl Into<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Step { subject, text: text.into() });
+    }
+}
+
+impl Explanation {
+    pub(crate) fn of(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { steps: vec![Step { subject, text: text.into() }] }
+    }
+
+    /// The text of the first step about `subject`.
+    pub fn get(&self, subject: &str) -> Option<&str> {
+        self.steps.iter().find(|s| s.subject == subject).map(|s| s.text.as_str())
+    }
+}
+
+impl fmt::Display for Explain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.explanation().fmt(f)
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Step { subject, text }) in self.steps.iter().enumerate() {
+            write!(f, "{}{subject:<13} {text}", if i > 0 { "\n" } else { "" })?;
+        }
+        Ok(())
+    }
+}
