@@ -67,6 +67,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Generations {
     tls: ClientTls,
+    seen: u64,
     receivers: Vec<watch::Receiver<u64>>,
 }
 
@@ -152,8 +153,9 @@ impl ClientTls {
 
     /// Follows the generation.
     pub fn generations(&self) -> Generations {
+        // subscribed first: what changes in between is then seen twice rather than never
         let receivers = self.0.store.sources().map(|source| source.changed()).collect();
-        Generations { tls: self.clone(), receivers }
+        Generations { tls: self.clone(), seen: self.generation(), receivers }
     }
 
     fn built(&self) -> Result<Arc<Built<ClientConfig>>, TlsError> {
@@ -178,21 +180,28 @@ impl ClientTls {
 }
 
 impl Generations {
-    /// Waits until the generation changes, and returns it. Never returns when nothing can change.
+    /// Waits until the generation differs from the last one returned (at first: from that of the call to
+    /// [`ClientTls::generations`]), and returns it. Never returns when nothing can change.
     ///
     /// # Cancel safety
     /// A change is never lost.
     pub async fn changed(&mut self) -> u64 {
-        while !self.receivers.is_empty() {
+        loop {
+            let now = self.tls.generation();
+            if now != self.seen {
+                self.seen = now;
+                return now;
+            }
+            if self.receivers.is_empty() {
+                return std::future::pending().await;
+            }
             let changes = self.receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
             let (result, index, others) = select_all(changes).await;
             drop(others);
-            if result.is_ok() {
-                return self.tls.generation();
+            if result.is_err() {
+                self.receivers.swap_remove(index);
             }
-            self.receivers.swap_remove(index);
         }
-        std::future::pending().await
     }
 }
 

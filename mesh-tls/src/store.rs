@@ -11,6 +11,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub(crate) enum RootsFrom {
     Source(Arc<dyn Source>),
+    /// The source of the identity: both are then taken from one material.
+    Identity,
     Fixed(Arc<TrustRoots>),
     Nowhere,
 }
@@ -41,6 +43,14 @@ pub(crate) struct Parts {
 
 impl<C> Store<C> {
     pub(crate) fn new(identity: Option<Arc<dyn Source>>, roots: RootsFrom) -> Self {
+        let roots = match (&identity, roots) {
+            (Some(identity), RootsFrom::Source(source))
+                if std::ptr::addr_eq(&raw const **identity, &raw const *source) =>
+            {
+                RootsFrom::Identity
+            }
+            (_, roots) => roots,
+        };
         Self { identity, roots, built: ArcSwapOption::empty(), building: Mutex::new(()) }
     }
 
@@ -48,7 +58,7 @@ impl<C> Store<C> {
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Arc<dyn Source>> {
         let roots = match &self.roots {
             RootsFrom::Source(source) => Some(source),
-            RootsFrom::Fixed(_) | RootsFrom::Nowhere => None,
+            RootsFrom::Identity | RootsFrom::Fixed(_) | RootsFrom::Nowhere => None,
         };
         self.identity.iter().chain(roots)
     }
@@ -90,6 +100,9 @@ impl<C> Store<C> {
             let material = source.current();
             generation += material.generation;
             parts.identity = Some(material.identity.clone().ok_or_else(|| missing(source, "certificate"))?);
+            if matches!(self.roots, RootsFrom::Identity) {
+                parts.roots = Some(material.roots.clone().ok_or_else(|| missing(source, "trust roots"))?);
+            }
         }
         match &self.roots {
             RootsFrom::Source(source) => {
@@ -98,7 +111,7 @@ impl<C> Store<C> {
                 parts.roots = Some(material.roots.clone().ok_or_else(|| missing(source, "trust roots"))?);
             }
             RootsFrom::Fixed(roots) => parts.roots = Some(roots.clone()),
-            RootsFrom::Nowhere => {}
+            RootsFrom::Identity | RootsFrom::Nowhere => {}
         }
         Ok((parts, generation))
     }

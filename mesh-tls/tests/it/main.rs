@@ -1,0 +1,11 @@
+//! The identity path through its public API.
+
+#![allow(clippy::unwrap_used, reason = "a failed expectation of a helper is a failed test")]
+
+mod alerts;
+mod files;
+mod handshake;
+mod incoming;
+mod refusals;
+mod rotation;
+mod support;
