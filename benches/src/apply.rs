@@ -180,7 +180,9 @@ pub(crate) async fn follow(kind: Kind, control_plane: SocketAddr, lines: mpsc::R
             let client = client::tonic_xds(&xds::bootstrap(control_plane, "http://"))?;
             answer(client, start, base_bytes, lines).await
         }
-        Kind::Hyper | Kind::Tonic | Kind::BalanceList | Kind::Envoy => bail!("{} takes no updates", kind.name()),
+        Kind::Hyper | Kind::Bare | Kind::Tonic | Kind::BalanceList | Kind::Envoy => {
+            bail!("{} takes no updates", kind.name())
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use http_body::Body;
 use http_body_util::Full;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_client::bare::Bare;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
@@ -52,6 +53,8 @@ impl Reply {
 pub enum Kind {
     /// Bare hyper HTTP/2: one connection per backend, round robin. The reference.
     Hyper,
+    /// Our transport, with no policy: one connection per backend, round robin.
+    Bare,
     /// tonic's `Channel` to one address.
     Tonic,
     /// tonic's `Channel::balance_list`.
@@ -64,13 +67,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Hyper, Self::Tonic, Self::BalanceList, Self::TonicXds, Self::Envoy];
+    pub const ALL: [Self; 6] = [Self::Hyper, Self::Bare, Self::Tonic, Self::BalanceList, Self::TonicXds, Self::Envoy];
 
     /// Its name on command lines and in files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Hyper => "hyper",
+            Self::Bare => "bare",
             Self::Tonic => "tonic",
             Self::BalanceList => "balance-list",
             Self::TonicXds => "tonic-xds",
@@ -83,6 +87,7 @@ impl Kind {
     pub fn title(self) -> &'static str {
         match self {
             Self::Hyper => "bare hyper h2, round robin",
+            Self::Bare => "our bare transport, round robin",
             Self::Tonic => "tonic Channel, one address",
             Self::BalanceList => "tonic balance_list",
             Self::TonicXds => "tonic-xds 0.1.0-alpha.4",
@@ -179,6 +184,29 @@ impl Client for Hyper {
         let mut sender = sender.clone();
         sender.ready().await?;
         finish(sender.send_request(request(uri, Full::new(message))).await?).await
+    }
+}
+
+/// Our transport, with no policy.
+#[derive(Debug, Clone)]
+pub struct Ours {
+    transport: Bare,
+    uri: Uri,
+}
+
+impl Ours {
+    /// Connects to each of `addresses`.
+    ///
+    /// # Errors
+    /// When one does not accept.
+    pub async fn connect(addresses: &[SocketAddr]) -> Result<Self> {
+        Ok(Self { transport: Bare::connect(addresses).await?, uri: absolute(resource::LISTENER)? })
+    }
+}
+
+impl Client for Ours {
+    async fn call(&mut self, message: Bytes) -> Result<Reply> {
+        finish(self.transport.call(request(&self.uri, Full::new(message))).await?).await
     }
 }
 

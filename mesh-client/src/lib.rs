@@ -16,6 +16,8 @@
 //! ```
 
 #[doc(hidden)]
+pub mod bare;
+#[doc(hidden)]
 pub mod bench_api;
 mod body;
 mod channel;

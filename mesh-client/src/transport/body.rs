@@ -123,7 +123,10 @@ impl Body for RecvBody {
     type Data = Bytes;
     type Error = TransportError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
         let frame = match &mut self.0 {
             Inner::Ended => return Poll::Ready(None),
             Inner::H2(body) => ready!(body.poll_frame(cx)),

@@ -47,8 +47,10 @@ pub(super) async fn handshake(
     origin: Origin,
     events: Option<Arc<dyn Events>>,
 ) -> Result<Connection, TransportError> {
-    let (sender, connection) =
-        http1::Builder::new().handshake::<_, RequestBody>(TokioIo::new(io)).await.map_err(|error| from_hyper(error, None))?;
+    let (sender, connection) = http1::Builder::new()
+        .handshake::<_, RequestBody>(TokioIo::new(io))
+        .await
+        .map_err(|error| from_hyper(error, None))?;
     let client = Client { sender: Mutex::new(Some(sender)), aborted: Notify::new() };
     let shared = Arc::new(Shared::new(1, config, origin, events, Wire::H1(client)));
     let driven = Arc::clone(&shared);

@@ -156,7 +156,8 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["te", "x-other"]);
 
-        let head = http2(parts(Request::get("http://x.test/").header("te", "gzip")), None, &origin(false)).expect("head");
+        let head =
+            http2(parts(Request::get("http://x.test/").header("te", "gzip")), None, &origin(false)).expect("head");
         assert!(head.headers().is_empty());
     }
 
@@ -175,7 +176,8 @@ mod tests {
 
     #[test]
     fn http1_gets_origin_form_and_host() {
-        let mut head = parts(Request::get("http://u:p@x.test:8080/a?b").header("te", "trailers").header("upgrade", "h2c"));
+        let mut head =
+            parts(Request::get("http://u:p@x.test:8080/a?b").header("te", "trailers").header("upgrade", "h2c"));
         http1(&mut head, &origin(false)).expect("head");
         assert_eq!(head.uri, "/a?b");
         assert_eq!(head.headers[HOST], "x.test:8080");
@@ -186,6 +188,9 @@ mod tests {
     fn http1_keeps_the_callers_host() {
         let mut head = parts(Request::get("http://x.test/").header("host", "virtual.test"));
         http1(&mut head, &origin(false)).expect("head");
-        assert_eq!((head.uri.to_string().as_str(), &head.headers[HOST]), ("/", &HeaderValue::from_static("virtual.test")));
+        assert_eq!(
+            (head.uri.to_string().as_str(), &head.headers[HOST]),
+            ("/", &HeaderValue::from_static("virtual.test"))
+        );
     }
 }

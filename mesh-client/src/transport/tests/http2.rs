@@ -75,7 +75,10 @@ async fn large_bodies_cross_small_windows_both_ways() {
     let chunks: Vec<_> = data.chunks(300_000).map(|c| Ok::<_, BoxError>(Frame::data(data.slice_ref(c)))).collect();
     let calls = (0..3).map(|_| {
         let request = Request::post("http://x.test/echo").body(StreamBody::new(futures::stream::iter(
-            chunks.iter().map(|c| Ok::<_, BoxError>(Frame::data(c.as_ref().expect("ok").data_ref().expect("data").clone()))).collect::<Vec<_>>(),
+            chunks
+                .iter()
+                .map(|c| Ok::<_, BoxError>(Frame::data(c.as_ref().expect("ok").data_ref().expect("data").clone())))
+                .collect::<Vec<_>>(),
         )));
         let lease = lease(&connection);
         async move { collect(lease.send(request.expect("request")).await.expect("response")).await.0 }
@@ -250,12 +253,14 @@ async fn an_early_response_with_a_no_error_reset_is_a_response() {
     let (connection, server) = pair(TransportConfig::default(), server().initial_window_size(1000)).await;
     serve(server, |request, mut respond| async move {
         // Answers in full without reading: h2 resets with NO_ERROR when the request is dropped.
-        let mut send = respond.send_response(Response::builder().status(413).body(()).expect("r"), false).expect("open");
+        let mut send =
+            respond.send_response(Response::builder().status(413).body(()).expect("r"), false).expect("open");
         send.send_data(Bytes::from("too large"), true).expect("send");
         drop(request);
     });
     let (feeder, body) = feed(1);
-    let feeding = tokio::spawn(async move { while feeder.send(Ok(Frame::data(Bytes::from(vec![0; 50_000])))).await.is_ok() {} });
+    let feeding =
+        tokio::spawn(async move { while feeder.send(Ok(Frame::data(Bytes::from(vec![0; 50_000])))).await.is_ok() {} });
     let response = within(lease(&connection).send(Request::post("http://x.test/").body(body).expect("request"))).await;
     let response = response.expect("response");
     assert_eq!(response.status(), 413);
@@ -274,7 +279,8 @@ async fn a_failing_request_body_resets_the_stream_and_is_the_error() {
         assert_eq!(reason, h2::Reason::CANCEL);
     });
     let frames = [Ok(Frame::data(Bytes::from("a"))), Err(BoxError::from("disk on fire"))];
-    let request = Request::post("http://x.test/").body(StreamBody::new(futures::stream::iter(frames))).expect("request");
+    let request =
+        Request::post("http://x.test/").body(StreamBody::new(futures::stream::iter(frames))).expect("request");
     let error = within(lease(&connection).send(request)).await.expect_err("body failed");
     assert_eq!(error.kind(), Kind::RequestBody);
     assert_eq!(std::error::Error::source(&error).expect("source").to_string(), "disk on fire");
