@@ -1,6 +1,7 @@
 //! Serves the greeter on one address, until Ctrl-C.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -35,10 +36,19 @@ struct Args {
 }
 
 #[tokio::main]
-#[allow(clippy::print_stdout, reason = "the program's output")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let args = Args::parse();
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the program's output")]
+async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), ..Options::default() };
     let backend = Backend::start(&args.name, args.listen, options)
         .await
