@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::client::{self, Client, Kind};
+use crate::client::{self, Client, Kind, Meshed};
 use crate::report::median;
 use crate::worker::{Role, Worker, say};
 use crate::xds::{self, ControlPlane};
@@ -178,6 +178,10 @@ pub(crate) async fn follow(kind: Kind, control_plane: SocketAddr, lines: mpsc::R
     match kind {
         Kind::TonicXds => {
             let client = client::tonic_xds(&xds::bootstrap(control_plane, "http://"))?;
+            answer(client, start, base_bytes, lines).await
+        }
+        Kind::Mesh => {
+            let client = Meshed::new(&xds::bootstrap(control_plane, "")).await?;
             answer(client, start, base_bytes, lines).await
         }
         Kind::Hyper | Kind::Bare | Kind::Tonic | Kind::BalanceList | Kind::Envoy => {

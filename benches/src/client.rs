@@ -15,6 +15,8 @@ use http_body_util::Full;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::bare::Bare;
+use mesh_client::{Mesh, MeshChannel};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
@@ -63,11 +65,14 @@ pub enum Kind {
     TonicXds,
     /// Bare hyper through an Envoy.
     Envoy,
+    /// The mesh with everything on: xDS, routing, retries, outlier detection, breakers, metrics, trace propagation.
+    Mesh,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Hyper, Self::Bare, Self::Tonic, Self::BalanceList, Self::TonicXds, Self::Envoy];
+    pub const ALL: [Self; 7] =
+        [Self::Hyper, Self::Bare, Self::Tonic, Self::BalanceList, Self::TonicXds, Self::Envoy, Self::Mesh];
 
     /// Its name on command lines and in files.
     #[must_use]
@@ -79,6 +84,7 @@ impl Kind {
             Self::BalanceList => "balance-list",
             Self::TonicXds => "tonic-xds",
             Self::Envoy => "envoy",
+            Self::Mesh => "mesh",
         }
     }
 
@@ -92,6 +98,7 @@ impl Kind {
             Self::BalanceList => "tonic balance_list",
             Self::TonicXds => "tonic-xds 0.1.0-alpha.4",
             Self::Envoy => "bare hyper through Envoy",
+            Self::Mesh => "MESH, everything on",
         }
     }
 }
@@ -207,6 +214,34 @@ impl Ours {
 impl Client for Ours {
     async fn call(&mut self, message: Bytes) -> Result<Reply> {
         finish(self.transport.call(request(&self.uri, Full::new(message))).await?).await
+    }
+}
+
+/// The mesh, with everything on.
+#[derive(Debug, Clone)]
+pub struct Meshed {
+    channel: MeshChannel,
+    uri: Uri,
+}
+
+impl Meshed {
+    /// A channel whose configuration comes from the control plane of `bootstrap`, in a process that records metrics. Does
+    /// not wait for anything.
+    ///
+    /// # Errors
+    /// When the bootstrap is refused, or a recorder is installed already.
+    pub async fn new(bootstrap: &str) -> Result<Self> {
+        PrometheusBuilder::new().install_recorder().context("no metrics recorder")?;
+        let mesh = Mesh::builder().bootstrap_json(bootstrap)?.build().await?;
+        Ok(Self { channel: mesh.channel(resource::TARGET)?, uri: path() })
+    }
+}
+
+impl Client for Meshed {
+    async fn call(&mut self, message: Bytes) -> Result<Reply> {
+        let request = request(&self.uri, Full::new(message));
+        poll_fn(|cx| Service::<Request<Full<Bytes>>>::poll_ready(&mut self.channel, cx)).await?;
+        finish(self.channel.call(request).await?).await
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::client::{self, Client, Hyper, Kind, Ours};
+use crate::client::{self, Client, Hyper, Kind, Meshed, Ours};
 use crate::load::{self, Load, Measured};
 use crate::{apply, server, xds};
 
@@ -131,6 +131,7 @@ async fn call(
         Kind::Tonic => answer(client::tonic_channel(addresses[0]).await?, lines).await,
         Kind::BalanceList => answer(client::balance_list(addresses)?, lines).await,
         Kind::TonicXds => answer(client::tonic_xds(&xds::bootstrap(control_plane, "http://"))?, lines).await,
+        Kind::Mesh => answer(Meshed::new(&xds::bootstrap(control_plane, "")).await?, lines).await,
     }
 }
 

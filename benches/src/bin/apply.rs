@@ -28,7 +28,7 @@ struct Options {
     #[arg(long, value_name = "N", default_value_t = 20)]
     updates: usize,
     /// Clients to measure: mesh, tonic-xds.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["tonic-xds"])]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["mesh", "tonic-xds"])]
     client: Vec<Kind>,
     /// Also write the figures to FILE, as a JSON object by client.
     #[arg(long, value_name = "FILE")]
