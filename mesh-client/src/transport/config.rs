@@ -1,6 +1,7 @@
 //! Settings of one connection.
 
 use http::uri::Authority;
+use mesh_tls::PeerIdentity;
 use std::time::Duration;
 
 /// The protocol spoken on a connection.
@@ -45,6 +46,8 @@ pub(crate) struct Origin {
     pub(crate) authority: Authority,
     /// True: `:scheme` is `https`.
     pub(crate) tls: bool,
+    /// Who answered, by TLS.
+    pub(crate) peer: Option<PeerIdentity>,
 }
 
 impl Default for TransportConfig {

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn origin(tls: bool) -> Origin {
-        Origin { authority: Authority::from_static("10.0.0.1:80"), tls }
+        Origin { authority: Authority::from_static("10.0.0.1:80"), tls, peer: None }
     }
 
     fn parts(request: http::request::Builder) -> Parts {

@@ -17,6 +17,7 @@ pub(crate) use io::Stream;
 use bytes::Bytes;
 use http::{Request, Response};
 use load::Load;
+use mesh_tls::PeerIdentity;
 use std::{
     fmt,
     sync::{
@@ -155,6 +156,11 @@ impl Connection {
         self.0.closed().await;
     }
 
+    /// Who the peer is, over TLS.
+    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
+        self.0.origin.peer.as_ref()
+    }
+
     /// True for handles of the same connection.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -162,6 +168,11 @@ impl Connection {
 }
 
 impl Lease {
+    /// Who the peer is, over TLS.
+    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
+        self.shared.origin.peer.as_ref()
+    }
+
     /// The connection it is on.
     pub(crate) fn connection(&self) -> Connection {
         Connection(Arc::clone(&self.shared))

@@ -22,7 +22,7 @@ use tokio::{
 pub(super) type ServerConnection = h2::server::Connection<DuplexStream, Bytes>;
 
 pub(super) fn origin() -> Origin {
-    Origin { authority: Authority::from_static("endpoint.test"), tls: false }
+    Origin { authority: Authority::from_static("endpoint.test"), tls: false, peer: None }
 }
 
 /// A client connection and the raw server side of it.

@@ -1,0 +1,431 @@
+//! One endpoint: its state, its usable connections, and who waits for one.
+
+use super::{
+    ConnectError, Connectivity, Connector,
+    connector::Opened,
+    supervisor::{self, Supervised},
+};
+use crate::{
+    outbound::cluster::{Permit, Resource},
+    transport::{Connection, Events, Lease, Protocol},
+};
+use arc_swap::ArcSwapOption;
+use smallvec::SmallVec;
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
+
+/// One endpoint's connections.
+///
+/// Costs little until used: no connection, no task, no allocation but its own. Dropping it drains its connections and
+/// stops its tasks.
+pub(crate) struct Subchannel {
+    address: SocketAddr,
+    state: AtomicU8,
+    /// What [`ready`](Self::ready) looks at; `None` without a usable connection.
+    pool: ArcSwapOption<Pool>,
+    core: Mutex<Option<Box<Core>>>,
+    connector: Arc<Connector>,
+    me: Weak<Self>,
+}
+
+type Pool = SmallVec<[Connection; 2]>;
+
+/// All that changes, made on first use.
+struct Core {
+    /// The usable connections.
+    connections: Pool,
+    /// Attempts under way.
+    attempts: usize,
+    /// Callers waiting in `acquire`.
+    waiters: usize,
+    /// Failed attempts in a row.
+    failures: u32,
+    /// No attempt until the timer says so.
+    in_backoff: bool,
+    last_error: Option<Arc<ConnectError>>,
+    removed: bool,
+    notify: Arc<Notify>,
+    /// Tasks end when it is dropped.
+    stop: watch::Sender<()>,
+}
+
+/// What a waiting caller is to do.
+enum Next {
+    Wait,
+    Fail(Arc<ConnectError>),
+}
+
+/// A caller in `acquire`: counted, and heard of by the connections.
+struct Waiter<'a> {
+    subchannel: &'a Subchannel,
+    notify: Arc<Notify>,
+}
+
+/// What connections tell their subchannel.
+struct Listener {
+    subchannel: Weak<Subchannel>,
+    notify: Arc<Notify>,
+}
+
+impl Subchannel {
+    /// Idle: no connection, no task.
+    pub(crate) fn new(address: SocketAddr, connector: Arc<Connector>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            address,
+            state: AtomicU8::new(Connectivity::Idle as u8),
+            pool: ArcSwapOption::empty(),
+            core: Mutex::new(None),
+            connector,
+            me: Weak::clone(me),
+        })
+    }
+
+    /// Where it connects to.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// One atomic load.
+    pub(crate) fn state(&self) -> Connectivity {
+        match self.state.load(Ordering::Acquire) {
+            0 => Connectivity::Idle,
+            1 => Connectivity::Connecting,
+            2 => Connectivity::Ready,
+            _ => Connectivity::TransientFailure,
+        }
+    }
+
+    /// A stream on a usable connection, if one has capacity now: no lock, no wait.
+    pub(crate) fn ready(&self) -> Option<Lease> {
+        let pool = self.pool.load();
+        match pool.as_ref()?.as_slice() {
+            [only] => only.lease(),
+            many => least_loaded(many),
+        }
+    }
+
+    /// A stream: at once, or after connecting, or once one is free. The caller bounds the time.
+    ///
+    /// # Errors
+    ///
+    /// The cause, when the attempt fails, while the endpoint is in backoff, and once it was removed.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future takes nothing with it; an attempt it started goes on.
+    pub(crate) async fn acquire(&self) -> Result<Lease, Arc<ConnectError>> {
+        if let Some(lease) = self.ready() {
+            return Ok(lease);
+        }
+        let waiter = Waiter::new(self);
+        loop {
+            let mut notified = std::pin::pin!(waiter.notify.notified());
+            notified.as_mut().enable();
+            if let Some(lease) = self.ready() {
+                return Ok(lease);
+            }
+            match self.next() {
+                Next::Wait => notified.await,
+                Next::Fail(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Starts to connect, unless connected, connecting, in backoff or removed.
+    pub(crate) fn connect(&self) {
+        self.with_core(|core| {
+            if core.connections.is_empty() && core.attempts == 0 && !core.in_backoff && !core.removed {
+                self.attempt(core);
+            }
+        });
+    }
+
+    /// Why the last attempt failed; `None` once one succeeded.
+    pub(crate) fn last_error(&self) -> Option<Arc<ConnectError>> {
+        self.lock().as_ref()?.last_error.clone()
+    }
+
+    /// Streams in flight on the usable connections.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.pool.load().as_ref().map_or(0, |pool| pool.iter().map(Connection::in_flight).sum())
+    }
+
+    /// The endpoint was removed: no new stream; connections close when their last stream ends. Idempotent.
+    pub(crate) fn drain(&self) {
+        let connections = self.with_core(|core| {
+            core.removed = true;
+            core.in_backoff = false;
+            // Attempts and timers end; supervisors only see their connections off.
+            core.stop = watch::Sender::new(());
+            core.attempts = 0;
+            core.notify.notify_waiters();
+            std::mem::take(&mut core.connections)
+        });
+        for connection in connections {
+            connection.drain();
+        }
+    }
+
+    /// What a caller without a stream does now; starts an attempt where one helps.
+    fn next(&self) -> Next {
+        self.with_core(|core| {
+            if core.removed {
+                return Next::Fail(Arc::new(ConnectError::Removed { address: self.address }));
+            }
+            if core.connections.is_empty() && core.attempts == 0 && core.in_backoff {
+                if let Some(error) = &core.last_error {
+                    return Next::Fail(Arc::clone(error));
+                }
+            }
+            // HTTP/1.1 carries one request per connection; one more HTTP/2 connection serves many.
+            let wanted = match self.connector.settings.protocol {
+                Protocol::Http1 => core.waiters,
+                Protocol::Http2 => 1,
+            };
+            let room = (self.connector.settings.max_connections_per_host as usize)
+                .saturating_sub(core.connections.len() + core.attempts);
+            if !core.in_backoff && core.attempts < wanted && room > 0 {
+                self.attempt(core);
+            }
+            Next::Wait
+        })
+    }
+
+    /// Starts one attempt, unless the cluster is at `max_connections` and this endpoint has a connection to wait for.
+    fn attempt(&self, core: &mut Core) {
+        let permit = self.connector.breaker.as_ref().and_then(|breaker| breaker.acquire(Resource::Connections).ok());
+        if permit.is_none() && self.connector.breaker.is_some() && core.connections.len() + core.attempts > 0 {
+            return;
+        }
+        core.attempts += 1;
+        let (me, connector, address) = (Weak::clone(&self.me), Arc::clone(&self.connector), self.address);
+        let listener = Arc::new(Listener { subchannel: Weak::clone(&self.me), notify: Arc::clone(&core.notify) });
+        let mut stop = core.stop.subscribe();
+        self.connector.runtime.spawn(async move {
+            let result = tokio::select! {
+                _ = stop.changed() => return,
+                result = connector.open(address, listener) => result,
+            };
+            match (me.upgrade(), result) {
+                (Some(me), result) => me.attempted(result, permit),
+                (None, Ok(opened)) => opened.connection.drain(),
+                (None, Err(_)) => {}
+            }
+        });
+    }
+
+    fn attempted(&self, result: Result<Opened, ConnectError>, permit: Option<Permit>) {
+        match result {
+            Ok(opened) => self.add(opened, permit, true),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "attempt failed");
+                self.with_core(|core| {
+                    if core.removed {
+                        return;
+                    }
+                    core.attempts -= 1;
+                    core.failures = core.failures.saturating_add(1);
+                    core.last_error = Some(Arc::new(error));
+                    if !std::mem::replace(&mut core.in_backoff, true) {
+                        self.start_timer(core);
+                    }
+                    core.notify.notify_waiters();
+                });
+            }
+        }
+    }
+
+    /// Ends the backoff after its time, and tries again by itself.
+    fn start_timer(&self, core: &Core) {
+        let delay = self.connector.settings.backoff.delay(core.failures, fastrand::f64());
+        let me = Weak::clone(&self.me);
+        let mut stop = core.stop.subscribe();
+        self.connector.runtime.spawn(async move {
+            tokio::select! {
+                _ = stop.changed() => return,
+                () = sleep(delay) => {}
+            }
+            let Some(me) = me.upgrade() else { return };
+            me.with_core(|core| {
+                core.in_backoff = false;
+                if !core.removed && core.attempts == 0 && (core.connections.is_empty() || core.waiters > 0) {
+                    me.attempt(core);
+                }
+                core.notify.notify_waiters();
+            });
+        });
+    }
+
+    /// Takes a new connection in, unless the endpoint was removed meanwhile. `attempted`: it came from an attempt.
+    pub(super) fn add(&self, opened: Opened, permit: Option<Permit>, attempted: bool) {
+        let Opened { connection, generation } = opened;
+        let stop = self.with_core(|core| {
+            if core.removed {
+                return None;
+            }
+            core.attempts -= usize::from(attempted);
+            core.failures = 0;
+            core.last_error = None;
+            connection.set_starved(core.waiters > 0);
+            core.connections.push(connection.clone());
+            core.notify.notify_waiters();
+            Some(core.stop.subscribe())
+        });
+        match stop {
+            Some(stop) => {
+                if !connection.is_usable() {
+                    // It closed before anyone listened.
+                    self.remove_unusable();
+                }
+                let supervised = Supervised {
+                    subchannel: Weak::clone(&self.me),
+                    connector: Arc::clone(&self.connector),
+                    connection,
+                    generation,
+                    address: self.address,
+                };
+                self.connector.runtime.spawn(supervisor::run(supervised, permit, stop));
+            }
+            None => connection.drain(),
+        }
+    }
+
+    pub(super) fn listener(&self) -> Arc<dyn Events> {
+        let notify = self.with_core(|core| Arc::clone(&core.notify));
+        Arc::new(Listener { subchannel: Weak::clone(&self.me), notify })
+    }
+
+    fn remove_unusable(&self) {
+        self.with_core(|core| {
+            core.connections.retain(|connection| connection.is_usable());
+            // Who waited for a stream of it may have to connect.
+            core.notify.notify_waiters();
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Core>>> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the core, and publishes what follows from it. `change` must not end or drain a connection, which calls
+    /// back.
+    fn with_core<R>(&self, change: impl FnOnce(&mut Core) -> R) -> R {
+        let mut slot = self.lock();
+        let core = slot.get_or_insert_with(Box::default);
+        let result = change(core);
+        let published = self.pool.load();
+        let same = match published.as_deref() {
+            None => core.connections.is_empty(),
+            Some(pool) => {
+                pool.len() == core.connections.len() && pool.iter().zip(&core.connections).all(|(a, b)| a.is(b))
+            }
+        };
+        if !same {
+            let pool = (!core.connections.is_empty()).then(|| Arc::new(core.connections.clone()));
+            self.pool.store(pool);
+        }
+        let state = match core {
+            _ if core.removed => Connectivity::Idle,
+            _ if !core.connections.is_empty() => Connectivity::Ready,
+            _ if core.failures > 0 => Connectivity::TransientFailure,
+            _ if core.attempts > 0 => Connectivity::Connecting,
+            _ => Connectivity::Idle,
+        };
+        if self.state.swap(state as u8, Ordering::AcqRel) != state as u8 {
+            self.connector.changed();
+        }
+        result
+    }
+}
+
+/// The connection with the fewest streams that has room; the next best if it filled up meanwhile.
+fn least_loaded(connections: &[Connection]) -> Option<Lease> {
+    loop {
+        let best = connections.iter().filter(|connection| connection.has_capacity()).min_by_key(|c| c.in_flight())?;
+        if let Some(lease) = best.lease() {
+            return Some(lease);
+        }
+    }
+}
+
+impl Drop for Subchannel {
+    fn drop(&mut self) {
+        let core = self.core.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        for connection in core.map(|core| core.connections).into_iter().flatten() {
+            connection.drain();
+        }
+    }
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self {
+            connections: Pool::new(),
+            attempts: 0,
+            waiters: 0,
+            failures: 0,
+            in_backoff: false,
+            last_error: None,
+            removed: false,
+            notify: Arc::new(Notify::new()),
+            stop: watch::Sender::new(()),
+        }
+    }
+}
+
+impl<'a> Waiter<'a> {
+    fn new(subchannel: &'a Subchannel) -> Self {
+        let notify = subchannel.with_core(|core| {
+            core.waiters += 1;
+            for connection in &core.connections {
+                connection.set_starved(true);
+            }
+            Arc::clone(&core.notify)
+        });
+        Self { subchannel, notify }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.subchannel.with_core(|core| {
+            core.waiters -= 1;
+            if core.waiters == 0 {
+                for connection in &core.connections {
+                    connection.set_starved(false);
+                }
+            }
+        });
+    }
+}
+
+impl Events for Listener {
+    fn capacity(&self) {
+        self.notify.notify_one();
+    }
+
+    fn unusable(&self) {
+        if let Some(subchannel) = self.subchannel.upgrade() {
+            subchannel.remove_unusable();
+        }
+    }
+}
+
+impl fmt::Debug for Subchannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subchannel")
+            .field("address", &self.address)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,106 @@
+//! The task that sees one connection through: idle timeout, new certificates, the end.
+
+use super::{Connector, Subchannel};
+use crate::{
+    outbound::cluster::{Permit, Resource},
+    transport::Connection,
+};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+
+/// Between two attempts to replace a connection whose certificates changed.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+/// The idle timeout is watched in this many steps.
+const LOOKS: u32 = 4;
+
+/// A connection and where it belongs.
+pub(super) struct Supervised {
+    pub(super) subchannel: Weak<Subchannel>,
+    pub(super) connector: Arc<Connector>,
+    pub(super) connection: Connection,
+    pub(super) generation: u64,
+    pub(super) address: SocketAddr,
+}
+
+/// Ends with the connection. Holds its `permit` so long.
+pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut stop: watch::Receiver<()>) {
+    let connection = &this.connection;
+    tokio::select! {
+        () = connection.closed() => {}
+        _ = stop.changed() => {}
+        () = this.idle() => connection.drain(),
+        () = this.outdated() => {
+            this.renew().await;
+            connection.drain();
+        }
+    }
+    connection.closed().await;
+    drop(permit);
+}
+
+impl Supervised {
+    /// Returns when the connection carried nothing for the idle timeout.
+    async fn idle(&self) {
+        let limit = self.connector.settings.idle_timeout;
+        if limit.is_zero() {
+            return std::future::pending().await;
+        }
+        let (mut before, mut quiet) = (None, 0);
+        loop {
+            let now = (self.connection.in_flight() == 0).then(|| self.connection.started());
+            quiet = if now.is_some() && now == before { quiet + 1 } else { 0 };
+            if quiet == LOOKS {
+                return;
+            }
+            before = now;
+            sleep(limit / LOOKS).await;
+        }
+    }
+
+    /// Returns when there are newer certificates than the connection's.
+    async fn outdated(&self) {
+        let Some(tls) = &self.connector.settings.tls else { return std::future::pending().await };
+        let mut generations = tls.client.generations();
+        while tls.client.generation() <= self.generation {
+            generations.changed().await;
+        }
+    }
+
+    /// Puts a connection with the new certificates beside this one, if that works within the bound.
+    async fn renew(&self) {
+        let bound = Instant::now() + self.connector.settings.renewal_bound;
+        let attempts = async {
+            loop {
+                let Some(subchannel) = self.subchannel.upgrade() else { return };
+                let listener = subchannel.listener();
+                drop(subchannel);
+                match self.connector.open(self.address, listener).await {
+                    Ok(opened) => {
+                        let breaker = self.connector.breaker.as_ref();
+                        let permit = breaker.and_then(|breaker| breaker.acquire(Resource::Connections).ok());
+                        match self.subchannel.upgrade() {
+                            Some(subchannel) => subchannel.add(opened, permit, false),
+                            None => opened.connection.drain(),
+                        }
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "new certificates do not connect");
+                        sleep(RENEWAL_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = self.connection.closed() => {}
+            _ = timeout_at(bound, attempts) => {}
+        }
+    }
+}

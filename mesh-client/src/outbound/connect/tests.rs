@@ -1,0 +1,389 @@
+//! Subchannels against real servers on loopback.
+
+use super::{Backoff, ConnectError, Connectivity, Connector, ConnectorSettings, Subchannel, Tls};
+use crate::{
+    outbound::cluster::{Breaker, Resource},
+    transport::{Lease, Protocol},
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_xds::resource::CircuitBreakers;
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::{Notify, Semaphore, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+/// A server that answers with the number of its connection; `/hold` waits to be let go.
+struct Server {
+    address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+    open: watch::Receiver<usize>,
+    hold: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Server {
+    async fn start(protocol: Protocol, streams: u32) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        Self::on(listener, protocol, streams)
+    }
+
+    fn on(listener: TcpListener, protocol: Protocol, streams: u32) -> Self {
+        let address = listener.local_addr().expect("address");
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (opened, open) = watch::channel(0);
+        let hold = Arc::new(Notify::new());
+        let (count, released) = (Arc::clone(&accepted), Arc::clone(&hold));
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (io, _) = tokio::select! {
+                    accepted = listener.accept() => accepted.expect("accept"),
+                    Some(_) = connections.join_next() => {
+                        opened.send_modify(|open| *open -= 1);
+                        continue;
+                    }
+                };
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                opened.send_modify(|open| *open += 1);
+                let released = Arc::clone(&released);
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let released = Arc::clone(&released);
+                    async move {
+                        if request.uri().path() == "/hold" {
+                            released.notified().await;
+                        }
+                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(number.to_string()))))
+                    }
+                });
+                connections.spawn(async move {
+                    let io = TokioIo::new(io);
+                    let _ = match protocol {
+                        Protocol::Http1 => {
+                            hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+                        }
+                        Protocol::Http2 => {
+                            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                            builder.max_concurrent_streams(streams).serve_connection(io, service).await
+                        }
+                    };
+                });
+            }
+        })
+        .abort_handle();
+        Self { address, accepted, open, hold, task }
+    }
+
+    async fn until_open(&mut self, count: usize) {
+        within(self.open.wait_for(|open| *open == count)).await.expect("server");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("hangs")
+}
+
+fn connector(settings: ConnectorSettings, breaker: Option<Arc<Breaker>>) -> Arc<Connector> {
+    Connector::new(settings, Arc::new(Semaphore::new(16)), breaker, Handle::current())
+}
+
+async fn call(lease: Lease, path: &str) -> String {
+    let request = Request::get(format!("http://x.test{path}")).body(Empty::<Bytes>::new()).expect("request");
+    let response = within(lease.send(request)).await.expect("response");
+    let body = within(response.into_body().collect()).await.expect("body").to_bytes();
+    String::from_utf8(body.to_vec()).expect("a number")
+}
+
+async fn refused() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    listener.local_addr().expect("address")
+}
+
+async fn until(subchannel: &Subchannel, connector: &Connector, state: Connectivity) {
+    let mut changes = connector.subscribe();
+    within(async {
+        while subchannel.state() != state {
+            changes.changed().await.expect("connector");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connects_on_first_use_and_keeps_the_connection() {
+    let server = Server::start(Protocol::Http2, 100).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, connector);
+    assert_eq!(subchannel.state(), Connectivity::Idle);
+    assert!(subchannel.ready().is_none());
+    for _ in 0..3 {
+        let lease = within(subchannel.acquire()).await.expect("connected");
+        assert_eq!(call(lease, "/").await, "0");
+    }
+    assert_eq!(subchannel.state(), Connectivity::Ready);
+    assert!(subchannel.ready().is_some());
+    assert_eq!(subchannel.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn one_attempt_serves_all_who_wait_and_outlives_those_who_left() {
+    let server = Server::start(Protocol::Http2, 100).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
+    assert!(subchannel.acquire().now_or_never().is_none());
+    assert_eq!(subchannel.state(), Connectivity::Connecting);
+    let leases = within(futures::future::join_all((0..20).map(|_| subchannel.acquire()))).await;
+    assert!(leases.iter().all(Result::is_ok));
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+    assert_eq!(subchannel.in_flight(), 20);
+    drop(leases);
+    assert_eq!(subchannel.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_the_error_until_the_next_one_succeeds_by_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    drop(listener);
+    let backoff = Backoff { base: Duration::from_millis(20), max: Duration::from_millis(50) };
+    let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
+    let subchannel = Subchannel::new(address, Arc::clone(&connector));
+    let error = within(subchannel.acquire()).await.expect_err("refused");
+    assert!(matches!(&*error, ConnectError::Tcp { address: named, .. } if *named == address), "{error:?}");
+    assert_eq!(error.to_string(), format!("connect to {address}"));
+    assert_eq!(subchannel.state(), Connectivity::TransientFailure);
+    assert!(subchannel.last_error().is_some());
+
+    let _server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    until(&subchannel, &connector, Connectivity::Ready).await;
+    assert!(subchannel.last_error().is_none());
+    assert!(subchannel.ready().is_some());
+}
+
+#[tokio::test]
+async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
+    let address = refused().await;
+    let backoff = Backoff { base: Duration::from_secs(3600), max: Duration::from_secs(3600) };
+    let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
+    let subchannel = Subchannel::new(address, connector);
+    let first = within(subchannel.acquire()).await.expect_err("refused");
+    let second = within(subchannel.acquire()).await.expect_err("in backoff");
+    assert!(Arc::ptr_eq(&first, &second));
+    subchannel.connect();
+    assert_eq!(subchannel.state(), Connectivity::TransientFailure);
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_again_at_the_next_use() {
+    let mut server = Server::start(Protocol::Http2, 100).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
+    assert_eq!(call(within(subchannel.acquire()).await.expect("connected"), "/").await, "0");
+    server.until_open(1).await;
+    let listener = {
+        let address = server.address;
+        drop(server);
+        until(&subchannel, &connector, Connectivity::Idle).await;
+        TcpListener::bind(address).await.expect("rebind")
+    };
+    let server = Server::on(listener, Protocol::Http2, 100);
+    assert_eq!(call(within(subchannel.acquire()).await.expect("connected again"), "/").await, "0");
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn grows_to_its_cap_when_streams_run_out_then_waits_for_one() {
+    let server = Server::start(Protocol::Http2, 2).await;
+    let settings = ConnectorSettings { max_connections_per_host: 2, ..Default::default() };
+    let connector = connector(settings, None);
+    let subchannel = Subchannel::new(server.address, connector);
+    let mut leases = Vec::new();
+    for _ in 0..4 {
+        leases.push(within(subchannel.acquire()).await.expect("stream"));
+    }
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    assert!(subchannel.ready().is_none());
+    let waiting = {
+        let subchannel = Arc::clone(&subchannel);
+        tokio::spawn(async move { subchannel.acquire().await })
+    };
+    let cancelled = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire()).await;
+    assert!(cancelled.is_err(), "all streams are taken");
+    assert!(!waiting.is_finished());
+    leases.pop();
+    let lease = within(waiting).await.expect("task").expect("stream");
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    leases.push(lease);
+    leases.clear();
+    assert_eq!(subchannel.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn http1_uses_a_connection_per_request_and_uses_it_again() {
+    let server = Server::start(Protocol::Http1, 0).await;
+    let settings = ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 3, ..Default::default() };
+    let connector = connector(settings, None);
+    let subchannel = Subchannel::new(server.address, connector);
+    let leases = within(futures::future::join_all((0..3).map(|_| subchannel.acquire()))).await;
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
+    let mut answers = Vec::new();
+    for lease in leases {
+        answers.push(call(lease.expect("lease"), "/").await);
+    }
+    answers.sort();
+    assert_eq!(answers, ["0", "1", "2"]);
+
+    // Ten more than there are connections: all are served, none is opened.
+    let calls = (0..13).map(|_| async { call(within(subchannel.acquire()).await.expect("lease"), "/").await });
+    assert_eq!(within(futures::future::join_all(calls)).await.len(), 13);
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn connections_count_against_max_connections_and_come_back() {
+    let server = Server::start(Protocol::Http1, 0).await;
+    let limits = CircuitBreakers { max_connections: 2, ..Default::default() };
+    let breaker = Breaker::new(&limits);
+    let settings = ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 100, ..Default::default() };
+    let connector = connector(settings, Some(Arc::clone(&breaker)));
+    let subchannel = Subchannel::new(server.address, connector);
+    let first = within(subchannel.acquire()).await.expect("lease");
+    let second = within(subchannel.acquire()).await.expect("lease");
+    assert_eq!(breaker.in_use(Resource::Connections), 2);
+    let third = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire()).await;
+    assert!(third.is_err(), "waits for one of the two");
+    drop((first, second));
+    let third = within(subchannel.acquire()).await.expect("lease");
+    assert_eq!(call(third, "/").await.len(), 1);
+    drop(subchannel);
+    within(async {
+        while breaker.in_use(Resource::Connections) != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_always_gets_one_connection() {
+    let server = Server::start(Protocol::Http2, 100).await;
+    let breaker = Breaker::new(&CircuitBreakers { max_connections: 0, ..Default::default() });
+    let connector = connector(ConnectorSettings::default(), Some(breaker));
+    let subchannel = Subchannel::new(server.address, connector);
+    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "0");
+}
+
+#[tokio::test]
+async fn a_removed_endpoint_finishes_its_calls_and_closes() {
+    let mut server = Server::start(Protocol::Http2, 100).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, connector);
+    let lease = within(subchannel.acquire()).await.expect("lease");
+    let held = tokio::spawn(async move { call(lease, "/hold").await });
+    server.until_open(1).await;
+    let waiting = {
+        let subchannel = Arc::clone(&subchannel);
+        tokio::spawn(async move {
+            let _first = subchannel.acquire().await?;
+            subchannel.acquire().await.map(drop)
+        })
+    };
+    let _ = within(waiting).await.expect("task");
+    subchannel.drain();
+    subchannel.drain();
+    assert!(subchannel.ready().is_none());
+    let error = within(subchannel.acquire()).await.expect_err("removed");
+    assert!(matches!(&*error, ConnectError::Removed { .. }));
+    server.hold.notify_waiters();
+    server.hold.notify_one();
+    assert_eq!(within(held).await.expect("task"), "0");
+    server.until_open(0).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_removed_endpoint_is_told() {
+    let server = Server::start(Protocol::Http2, 1).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, connector);
+    let _held = within(subchannel.acquire()).await.expect("lease");
+    let mut waiting = Box::pin(subchannel.acquire());
+    assert!(tokio::time::timeout(Duration::from_millis(10), waiting.as_mut()).await.is_err());
+    subchannel.drain();
+    assert!(within(waiting).await.is_err());
+}
+
+#[tokio::test]
+async fn dropping_the_subchannel_closes_its_connections() {
+    let mut server = Server::start(Protocol::Http2, 100).await;
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(server.address, connector);
+    drop(within(subchannel.acquire()).await.expect("lease"));
+    server.until_open(1).await;
+    drop(subchannel);
+    server.until_open(0).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let mut server = Server::start(Protocol::Http2, 100).await;
+    let settings = ConnectorSettings { idle_timeout: Duration::from_millis(40), ..Default::default() };
+    let connector = connector(settings, None);
+    let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
+    let lease = within(subchannel.acquire()).await.expect("lease");
+    server.until_open(1).await;
+    // In use it stays, however long.
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(subchannel.state(), Connectivity::Ready);
+    drop(lease);
+    until(&subchannel, &connector, Connectivity::Idle).await;
+    server.until_open(0).await;
+    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "1");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_accepts_and_says_nothing_times_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let settings = ConnectorSettings { connect_timeout: Duration::from_millis(50), ..Default::default() };
+    let subchannel = Subchannel::new(address, connector(settings, None));
+    let error = within(subchannel.acquire()).await.expect_err("silence");
+    assert!(matches!(&*error, ConnectError::Timeout { stage: "the HTTP handshake", .. }), "{error}");
+    assert_eq!(subchannel.state(), Connectivity::TransientFailure);
+}
+
+#[tokio::test]
+async fn a_server_of_another_protocol_is_an_error_with_its_cause() {
+    let server = Server::start(Protocol::Http1, 0).await;
+    let subchannel = Subchannel::new(server.address, connector(ConnectorSettings::default(), None));
+    let error = within(subchannel.acquire()).await.expect_err("HTTP/1.1 server");
+    assert!(matches!(&*error, ConnectError::Http { .. }), "{error:?}");
+    assert!(std::error::Error::source(&*error).is_some());
+}
+
+#[tokio::test]
+async fn an_unused_subchannel_is_small() {
+    // Ten thousand of them: with its Arc, well below the 300 bytes allowed.
+    assert!(size_of::<Subchannel>() <= 128, "{} bytes", size_of::<Subchannel>());
+    let _: Option<Tls> = None;
+}
