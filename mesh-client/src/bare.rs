@@ -35,7 +35,7 @@ impl Bare {
             let socket = TcpStream::connect(address).await?;
             socket.set_nodelay(true)?;
             let authority = Authority::try_from(address.to_string()).expect("an address is an authority");
-            let origin = Origin { authority, tls: false };
+            let origin = Origin { authority, tls: false, peer: None };
             let config = TransportConfig::default();
             all.push(Connection::handshake(socket, Protocol::Http2, &config, origin, None).await?);
         }

@@ -3,7 +3,7 @@
 use crate::{
     outbound::{
         cluster::{Breaker, ClusterDeps, LiveCluster, Resource},
-        connect::{Connector, Subchannel},
+        connect::{Connector, ConnectorSettings, Security, Subchannel},
         filter::ActiveFaults,
         identity::Identities,
         retry::Permit,
@@ -12,12 +12,13 @@ use crate::{
     telemetry::metrics::RequestMetrics,
     transport::{Protocol, TransportConfig},
 };
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, TransportSocket};
 use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
+use tokio::sync::Semaphore;
 
 /// One cluster as calls see it.
 pub(crate) struct Upstream {
@@ -31,13 +32,23 @@ pub(crate) struct Upstream {
 pub(crate) struct Upstreams {
     clusters: Mutex<HashMap<(Arc<str>, Protocol), Weak<Upstream>>>,
     identities: Arc<Identities>,
-    runtime: tokio::runtime::Handle,
+    shared: Arc<Shared>,
     pub(crate) active_faults: ActiveFaults,
 }
 
+/// What the connectors of all clusters share.
+struct Shared {
+    runtime: tokio::runtime::Handle,
+    handshakes: Arc<Semaphore>,
+}
+
+/// TLS and HTTP handshakes at the same time: enough to keep every core busy while peers answer.
+const HANDSHAKES: usize = 128;
+
 impl Upstreams {
     pub(crate) fn new(identities: Arc<Identities>, runtime: tokio::runtime::Handle) -> Self {
-        Self { clusters: Mutex::default(), identities, runtime, active_faults: ActiveFaults::default() }
+        let shared = Arc::new(Shared { runtime, handshakes: Arc::new(Semaphore::new(HANDSHAKES)) });
+        Self { clusters: Mutex::default(), identities, shared, active_faults: ActiveFaults::default() }
     }
 
     /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which
@@ -58,10 +69,12 @@ impl Upstreams {
             upstream.live.update(cluster.clone(), endpoints.clone());
             return upstream;
         }
-        let identities = self.identities.clone();
-        let connector =
-            move |cluster: &Cluster, breaker: &Arc<Breaker>| connector(cluster, protocol, breaker, &identities);
-        let deps = ClusterDeps { connector: Arc::new(connector), runtime: self.runtime.clone() };
+        let (identities, shared) = (self.identities.clone(), self.shared.clone());
+        let runtime = self.shared.runtime.clone();
+        let connector = move |cluster: &Cluster, breaker: &Arc<Breaker>| {
+            connector(cluster, protocol, breaker, &identities, &shared)
+        };
+        let deps = ClusterDeps { connector: Arc::new(connector), runtime };
         let upstream = Arc::new(Upstream {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),
@@ -84,10 +97,22 @@ impl Upstream {
 fn connector(
     cluster: &Cluster,
     protocol: Protocol,
-    _breaker: &Arc<Breaker>,
-    _identities: &Identities,
+    breaker: &Arc<Breaker>,
+    identities: &Identities,
+    shared: &Shared,
 ) -> Arc<Connector> {
-    Arc::new(Connector {
+    let alpn = match protocol {
+        Protocol::Http1 => "http/1.1",
+        Protocol::Http2 => "h2",
+    };
+    let security = match &cluster.transport_socket {
+        TransportSocket::Plaintext => Security::Plaintext,
+        TransportSocket::Tls(tls) => match identities.client_tls(tls, &[alpn]) {
+            Ok(tls) => Security::Tls(tls),
+            Err(error) => Security::Broken(error.into()),
+        },
+    };
+    let settings = ConnectorSettings {
         protocol,
         connect_timeout: cluster.connect_timeout,
         idle_timeout: cluster.idle_timeout,
@@ -96,7 +121,10 @@ fn connector(
             Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
         },
         transport: TransportConfig { max_requests: cluster.max_requests_per_connection, ..TransportConfig::default() },
-    })
+        security,
+        ..ConnectorSettings::default()
+    };
+    Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())
 }
 
 impl fmt::Debug for Upstream {

@@ -18,6 +18,9 @@ pub(crate) enum Protocol {
 pub(crate) struct Keepalive {
     /// A PING is sent once the peer was silent for this long (up to half as long again).
     pub(crate) interval: Duration,
+    /// Between further PINGs while nothing but their answers arrives. gRPC servers count PINGs closer than five minutes
+    /// as strikes until they send something themselves, and go away at the third.
+    pub(crate) repeat: Duration,
     /// The connection is closed if nothing at all arrives for this long after a PING.
     pub(crate) timeout: Duration,
     /// Also while no stream is open. Servers may answer that with GOAWAY (`too_many_pings`).
@@ -50,13 +53,24 @@ pub(crate) struct Origin {
     pub(crate) peer: Option<PeerIdentity>,
 }
 
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(20),
+            repeat: Duration::from_secs(301),
+            timeout: Duration::from_secs(20),
+            while_idle: false,
+        }
+    }
+}
+
 impl Default for TransportConfig {
     fn default() -> Self {
         Self {
             stream_window: 2 << 20,
             connection_window: 5 << 20,
             max_header_list_size: 64 << 10,
-            keepalive: None,
+            keepalive: Some(Keepalive::default()),
             max_requests: None,
         }
     }

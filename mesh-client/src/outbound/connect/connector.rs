@@ -1,13 +1,13 @@
 //! How the endpoints of one cluster are connected to.
 
-use super::{Backoff, ConnectError};
+use super::{Backoff, ConnectError, error::Shown};
 use crate::{
     outbound::cluster::Breaker,
     transport::{Connection, Events, Origin, Protocol, Stream, TransportConfig},
 };
 use http::uri::Authority;
 use mesh_tls::{ClientTls, PeerIdentity};
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpStream,
     runtime::Handle,
@@ -33,16 +33,19 @@ pub(crate) struct ConnectorSettings {
     pub(crate) renewal_bound: Duration,
     /// Of each connection.
     pub(crate) transport: TransportConfig,
-    /// `None`: plaintext.
-    pub(crate) tls: Option<Tls>,
+    /// TLS or not.
+    pub(crate) security: Security,
 }
 
-/// TLS to the endpoints of one cluster.
+/// How the connections of one cluster are secured.
 #[derive(Clone, Debug)]
-pub(crate) struct Tls {
-    pub(crate) client: ClientTls,
-    /// Sent as SNI instead of the client's own.
-    pub(crate) server_name: Option<String>,
+pub(crate) enum Security {
+    /// TCP.
+    Plaintext,
+    /// TLS, with new connections when the certificates change.
+    Tls(ClientTls),
+    /// TLS that cannot be set up: no connection is made, and never one in plaintext.
+    Broken(Arc<dyn Error + Send + Sync>),
 }
 
 /// Makes connections; shared by the subchannels of one cluster.
@@ -73,7 +76,7 @@ impl Default for ConnectorSettings {
             backoff: Backoff::default(),
             renewal_bound: Duration::from_secs(10),
             transport: TransportConfig::default(),
-            tls: None,
+            security: Security::Plaintext,
         }
     }
 }
@@ -101,6 +104,9 @@ impl Connector {
     pub(super) async fn open(&self, address: SocketAddr, events: Arc<dyn Events>) -> Result<Opened, ConnectError> {
         let limit = self.settings.connect_timeout;
         let timed_out = |stage| ConnectError::Timeout { address, stage, limit };
+        if let Security::Broken(cause) = &self.settings.security {
+            return Err(ConnectError::Settings { address, source: Shown(Arc::clone(cause)) });
+        }
         let begun = Instant::now();
         let tcp = timeout_at(begun + limit, TcpStream::connect(address));
         let tcp = tcp.await.map_err(|_| timed_out("TCP"))?.map_err(|source| ConnectError::Tcp { address, source })?;
@@ -110,12 +116,12 @@ impl Connector {
         // Never closed; and if it were, nothing would bound the handshakes, which still work.
         let _slot = self.handshakes.acquire().await.ok();
         let deadline = Instant::now() + limit.saturating_sub(spent);
-        let Some(tls) = &self.settings.tls else {
+        let Security::Tls(tls) = &self.settings.security else {
             let connection = timeout_at(deadline, self.speak(tcp, self.settings.protocol, address, None, events));
             let connection = connection.await.map_err(|_| timed_out("the HTTP handshake"))??;
             return Ok(Opened { connection, generation: 0 });
         };
-        let session = timeout_at(deadline, tls.client.connect(tcp, tls.server_name.as_deref()));
+        let session = timeout_at(deadline, tls.connect(tcp, None));
         let session = session.await.map_err(|_| timed_out("the TLS handshake"))?;
         let (stream, peer) = session.map_err(|source| ConnectError::Tls { address, source })?;
         let generation = stream.generation();

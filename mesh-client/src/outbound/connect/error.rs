@@ -2,7 +2,7 @@
 
 use crate::transport::TransportError;
 use mesh_tls::TlsError;
-use std::{io, net::SocketAddr, time::Duration};
+use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 /// A failed attempt. Names the address; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,14 @@ pub(crate) enum ConnectError {
         address: SocketAddr,
         /// As the system says.
         source: io::Error,
+    },
+    /// TLS could not be set up at all.
+    #[error("TLS for {address} cannot be set up")]
+    Settings {
+        /// The endpoint.
+        address: SocketAddr,
+        /// The reason.
+        source: Shown,
     },
     /// No TLS session; the source says which side refused which certificate, and why.
     #[error("TLS with {address}")]
@@ -47,4 +55,20 @@ pub(crate) enum ConnectError {
         /// The endpoint.
         address: SocketAddr,
     },
+}
+
+/// A shared error, as an error.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown(pub(super) Arc<dyn Error + Send + Sync>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Shown {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
 }

@@ -7,7 +7,7 @@ mod subchannel;
 mod supervisor;
 
 pub(crate) use backoff::Backoff;
-pub(crate) use connector::{Connector, ConnectorSettings, Tls};
+pub(crate) use connector::{Connector, ConnectorSettings, Security};
 pub(crate) use error::ConnectError;
 pub(crate) use subchannel::Subchannel;
 

@@ -1,6 +1,6 @@
 //! The task that sees one connection through: idle timeout, new certificates, the end.
 
-use super::{Connector, Subchannel};
+use super::{Connector, Security, Subchannel};
 use crate::{
     outbound::cluster::{Permit, Resource},
     transport::Connection,
@@ -66,9 +66,9 @@ impl Supervised {
 
     /// Returns when there are newer certificates than the connection's.
     async fn outdated(&self) {
-        let Some(tls) = &self.connector.settings.tls else { return std::future::pending().await };
-        let mut generations = tls.client.generations();
-        while tls.client.generation() <= self.generation {
+        let Security::Tls(tls) = &self.connector.settings.security else { return std::future::pending().await };
+        let mut generations = tls.generations();
+        while tls.generation() <= self.generation {
             generations.changed().await;
         }
     }

@@ -1,6 +1,6 @@
 //! Subchannels against real servers on loopback.
 
-use super::{Backoff, ConnectError, Connectivity, Connector, ConnectorSettings, Subchannel, Tls};
+use super::{Backoff, ConnectError, Connectivity, Connector, ConnectorSettings, Subchannel};
 use crate::{
     outbound::cluster::{Breaker, Resource},
     transport::{Lease, Protocol},
@@ -385,5 +385,4 @@ async fn a_server_of_another_protocol_is_an_error_with_its_cause() {
 async fn an_unused_subchannel_is_small() {
     // Ten thousand of them: with its Arc, well below the 300 bytes allowed.
     assert!(size_of::<Subchannel>() <= 128, "{} bytes", size_of::<Subchannel>());
-    let _: Option<Tls> = None;
 }

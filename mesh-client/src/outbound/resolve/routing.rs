@@ -46,7 +46,9 @@ impl Routing {
         let mut clusters = BTreeMap::new();
         for (name, entry) in &snapshot.clusters {
             let upstream = match entry {
-                ClusterEntry::Ready { cluster, endpoints } => UpstreamRef::Live(upstreams.apply(cluster, endpoints, profile)),
+                ClusterEntry::Ready { cluster, endpoints } => {
+                    UpstreamRef::Live(upstreams.apply(cluster, endpoints, profile))
+                }
                 ClusterEntry::Failed(cause) => UpstreamRef::Failed(cause.clone()),
             };
             same &= matches!(

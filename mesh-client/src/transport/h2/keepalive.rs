@@ -17,20 +17,20 @@ pub(super) async fn run(shared: Arc<Shared>, pings: PingPong, config: Keepalive)
 /// Returns when the peer did not answer, or the connection is gone.
 async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) {
     let activity = &shared.h2().engine.activity;
-    let mut seen = activity.reads();
-    let mut quiet = 0;
+    let step = config.interval / 2;
+    let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos().max(1));
+    let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
     loop {
-        sleep(config.interval / 2).await;
+        sleep(step).await;
         let reads = activity.reads();
         if reads != seen || (!config.while_idle && shared.load.snapshot().in_flight() == 0) {
-            (seen, quiet) = (reads, 0);
+            (seen, quiet, pinged) = (reads, 0, false);
             continue;
         }
         quiet += 1;
-        if quiet < 2 {
+        if quiet < if pinged { repeat_steps.max(2) } else { 2 } {
             continue;
         }
-        quiet = 0;
         if pings.send_ping(Ping::opaque()).is_err() {
             return;
         }
@@ -43,6 +43,6 @@ async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) {
                 Err(_) => return,
             }
         }
-        seen = activity.reads();
+        (seen, quiet, pinged) = (activity.reads(), 0, true);
     }
 }

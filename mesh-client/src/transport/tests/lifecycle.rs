@@ -25,6 +25,11 @@ fn get() -> Request<Empty<Bytes>> {
     Request::get("http://x.test/").body(Empty::new()).expect("request")
 }
 
+fn keepalive(while_idle: bool) -> Keepalive {
+    let second = Duration::from_secs(1);
+    Keepalive { interval: 10 * second, repeat: 60 * second, timeout: 5 * second, while_idle }
+}
+
 #[tokio::test]
 async fn the_peers_stream_limit_is_known_before_the_first_request_and_kept() {
     let (connection, server) = pair(TransportConfig::default(), server().max_concurrent_streams(2)).await;
@@ -194,7 +199,7 @@ async fn a_connection_takes_only_so_many_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn a_black_hole_is_noticed_by_keepalive() {
-    let keepalive = Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: false };
+    let keepalive = keepalive(false);
     let config = TransportConfig { keepalive: Some(keepalive), ..Default::default() };
     let (connection, server) = pair(config, &server()).await;
     // The server stops being polled: bytes go in, nothing comes out.
@@ -211,7 +216,7 @@ async fn a_black_hole_is_noticed_by_keepalive() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_pings_is_left_alone_and_an_idle_one_is_not_pinged() {
-    let keepalive = Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: false };
+    let keepalive = keepalive(false);
     let config = TransportConfig { keepalive: Some(keepalive), ..Default::default() };
     let (idle, silent) = pair(config.clone(), &server()).await;
     let (connection, alive) = pair(config, &server()).await;
@@ -227,7 +232,7 @@ async fn a_peer_that_answers_pings_is_left_alone_and_an_idle_one_is_not_pinged()
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_black_hole_is_noticed_when_asked_to() {
-    let keepalive = Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), while_idle: true };
+    let keepalive = keepalive(true);
     let config = TransportConfig { keepalive: Some(keepalive), ..Default::default() };
     let (connection, server) = pair(config, &server()).await;
     tokio::time::timeout(Duration::from_secs(30), connection.closed()).await.expect("noticed");
