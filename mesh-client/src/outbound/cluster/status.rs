@@ -78,7 +78,8 @@ impl<L: Link> LiveCluster<L> {
     }
 }
 
-fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+/// An error with all its causes.
+pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

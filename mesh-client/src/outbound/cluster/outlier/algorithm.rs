@@ -4,6 +4,9 @@ use super::{Cause, Ejection, Tally};
 use mesh_xds::resource::OutlierDetection;
 use tokio::time::Instant;
 
+/// A rate at the threshold is no outlier, however the sums were rounded.
+const ROUNDING: f64 = 1e-9;
+
 /// One endpoint, as a sweep sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
@@ -125,7 +128,7 @@ fn below_success_rate(hosts: &[Host], config: &OutlierDetection) -> impl Iterato
         let variance = rates.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / n;
         threshold = mean - variance.sqrt() * f64::from(config.success_rate_stdev_factor) / 1000.0;
     }
-    rates.into_iter().filter(move |(_, rate)| *rate < threshold).map(|(i, _)| i)
+    rates.into_iter().filter(move |(_, rate)| threshold - rate > ROUNDING).map(|(i, _)| i)
 }
 
 /// The hosts that failed at least `threshold` percent of their requests (Envoy's "greater than or equal"; gRFC A50 has

@@ -99,3 +99,6 @@ impl fmt::Display for Cause {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests;

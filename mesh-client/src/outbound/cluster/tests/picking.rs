@@ -1,0 +1,150 @@
+use super::*;
+use mesh_xds::resource::{DropOverload, FractionalPercent, HealthStatus};
+
+fn failure(pick: Pick<FakeLink>) -> String {
+    match pick {
+        Pick::Fail(cause) => status::in_words(&*cause),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn unconnected_endpoints_share_evenly() {
+    let mut bed = Bed::of(3);
+    assert_eq!(bed.picks(300), BTreeMap::from([(1, 100), (2, 100), (3, 100)]));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_gets_nothing_from_then_on_and_its_share_again_when_it_recovers() {
+    let mut bed = Bed::of(3);
+    bed.link(2).set(Connectivity::TransientFailure);
+    assert_eq!(bed.picked(), [1, 3], "before any task has run");
+    settle().await;
+    assert_eq!(bed.picked(), [1, 3]);
+    bed.link(2).set(Connectivity::Ready);
+    settle().await;
+    assert_eq!(bed.picks(300), BTreeMap::from([(1, 100), (2, 100), (3, 100)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_set_is_rebuilt_once_for_many_changes() {
+    let mut bed = Bed::of(1000);
+    settle().await;
+    for port in 1..=999 {
+        bed.link(port).set(Connectivity::TransientFailure);
+    }
+    assert_eq!(bed.picked(), [1000]);
+    settle().await;
+    for port in 1..=999 {
+        bed.link(port).set(Connectivity::Ready);
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(bed.picks(1000).len(), 1000);
+}
+
+#[tokio::test]
+async fn the_next_priority_takes_over_at_once_and_gives_back() {
+    let mut bed = Bed::new(cluster(), priorities([vec![locality("a", 1, [1])], vec![locality("b", 1, [2])]]));
+    assert_eq!(bed.picked(), [1]);
+    bed.link(1).set(Connectivity::TransientFailure);
+    assert_eq!(bed.picked(), [2], "without waiting for any task");
+    settle().await;
+    bed.link(1).set(Connectivity::Ready);
+    settle().await;
+    assert_eq!(bed.picked(), [1]);
+}
+
+#[tokio::test]
+async fn when_all_fail_the_pick_fails_at_once_with_address_and_cause() {
+    let mut bed = Bed::of(2);
+    bed.link(1).set(Connectivity::TransientFailure);
+    bed.link(2).set(Connectivity::TransientFailure);
+    let said = failure(bed.pick());
+    assert_eq!(
+        said,
+        "cluster backend: none of its 2 endpoints can be reached; 127.0.0.1:1 is one of them: connection refused"
+    );
+    settle().await;
+    assert_eq!(failure(bed.pick()), said);
+}
+
+#[tokio::test]
+async fn a_waiting_pick_goes_on_when_an_endpoint_recovers() {
+    let mut bed = Bed::of(1);
+    bed.link(1).set(Connectivity::TransientFailure);
+    settle().await;
+    let cluster = bed.cluster.clone();
+    let changed = cluster.changed();
+    failure(bed.pick());
+    // Between the pick and the first poll of the wait.
+    bed.link(1).set(Connectivity::Ready);
+    settle().await;
+    tokio::time::timeout(Duration::from_secs(5), changed).await.unwrap();
+    assert_eq!(bed.picked(), [1]);
+}
+
+#[tokio::test]
+async fn a_cluster_without_endpoints_says_so() {
+    let mut bed = Bed::new(cluster(), ClusterLoadAssignment::default());
+    assert_eq!(failure(bed.pick()), "cluster backend has no endpoints");
+    let mut sick = assignment(2);
+    sick.priorities[0][0].endpoints.iter_mut().for_each(|e| e.health = HealthStatus::Unhealthy);
+    bed.update(sick);
+    assert_eq!(failure(bed.pick()), "cluster backend: none of its 2 endpoints is healthy");
+    bed.update(assignment(2));
+    assert_eq!(bed.picked(), [1, 2]);
+    bed.update(ClusterLoadAssignment::default());
+    assert_eq!(failure(bed.pick()), "cluster backend has no endpoints");
+}
+
+#[tokio::test]
+async fn a_retry_goes_to_another_endpoint_while_there_is_one() {
+    let mut bed = Bed::of(3);
+    let tried = [bed.endpoint(1), bed.endpoint(3)];
+    for _ in 0..50 {
+        match bed.cluster.pick(&tried, &mut bed.rng) {
+            Pick::Endpoint(endpoint) => assert_eq!(endpoint.address().port(), 2),
+            other => panic!("{other:?}"),
+        }
+    }
+    bed.link(2).set(Connectivity::TransientFailure);
+    assert!(matches!(bed.cluster.pick(&tried, &mut bed.rng), Pick::Endpoint(_)));
+}
+
+#[tokio::test]
+async fn categories_drop_their_share_of_what_the_ones_before_let_through() {
+    let mut drops = assignment(1);
+    let category = |category: &str, percent: u32| DropOverload {
+        category: category.into(),
+        percentage: FractionalPercent(percent * 10_000),
+    };
+    drops.drops = vec![category("first", 60), category("second", 50), category("never", 0)];
+    let mut bed = Bed::new(cluster(), drops.clone());
+    let mut counts: BTreeMap<String, f64> = BTreeMap::new();
+    for _ in 0..20_000 {
+        let key = match bed.pick() {
+            Pick::Drop(category) => category.to_string(),
+            Pick::Endpoint(_) => "picked".into(),
+            Pick::Fail(cause) => panic!("{cause}"),
+        };
+        *counts.entry(key).or_default() += 1.0;
+    }
+    for (key, share) in [("first", 0.6), ("second", 0.2), ("picked", 0.2)] {
+        let sigma = (20_000.0 * share * (1.0_f64 - share)).sqrt();
+        assert!((counts[key] - 20_000.0 * share).abs() < 4.0 * sigma, "{key} in {counts:?}");
+    }
+    assert!(!counts.contains_key("never"));
+    drops.drops = vec![category("all", 100)];
+    bed.update(drops);
+    assert!((0..1000).all(|_| matches!(bed.pick(), Pick::Drop(category) if &*category == "all")));
+}
+
+#[tokio::test]
+async fn requests_count_against_their_endpoint_until_their_guard_is_dropped() {
+    let bed = Bed::of(1);
+    let endpoint = bed.endpoint(1);
+    let guards: Vec<_> = (0..3).map(|_| endpoint.start()).collect();
+    assert_eq!(bed.cluster.status(tokio::time::Instant::now()).endpoints[0].in_flight, 3);
+    drop(guards);
+    assert_eq!(endpoint.in_flight(), 0);
+}
