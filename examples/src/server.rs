@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -12,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use mesh_tls::{FileSource, FileSourceConfig, ServerSettings};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -56,6 +59,28 @@ pub fn tls(acceptor: mesh_tls::Acceptor) -> Accept {
             Ok(Accepted { stream: Box::new(stream), peer })
         })
     })
+}
+
+/// An acceptor with the identity that `mesh-control serve --ca` keeps in `dir`: `cert.pem`, `key.pem` and `ca.pem`. The files
+/// are read again every second, so that a renewed certificate is used at once.
+///
+/// # Errors
+/// A file is missing or wrong; the error names it.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn acceptor(dir: &Path, mode: mesh_tls::Mode) -> anyhow::Result<mesh_tls::Acceptor> {
+    let provider = mesh_tls::default_provider();
+    let config = FileSourceConfig {
+        certificate_file: Some(dir.join("cert.pem")),
+        private_key_file: Some(dir.join("key.pem")),
+        ca_certificate_file: Some(dir.join("ca.pem")),
+        refresh_interval: Duration::from_secs(1),
+        ..FileSourceConfig::new("server", Arc::clone(&provider))
+    };
+    let source = Arc::new(FileSource::new(config, &tokio::runtime::Handle::current())?);
+    let settings = ServerSettings { mode, ..ServerSettings::mtls(source) };
+    Ok(mesh_tls::Acceptor::new(settings, provider)?)
 }
 
 /// A server of HTTP/1.1 and HTTP/2 on one address. Dropping it cuts every connection.

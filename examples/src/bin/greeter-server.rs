@@ -1,12 +1,15 @@
 //! Serves the greeter on one address, until Ctrl-C.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use examples::backend::{Backend, Options};
+use examples::server;
+use mesh_tls::Mode;
 
 /// A greeter backend: answers SayHello, SayHellos and Chat of helloworld.Greeter with its own name.
 ///
@@ -18,7 +21,8 @@ use examples::backend::{Backend, Options};
     after_help = "\
 EXAMPLE:
     greeter-server --listen 127.0.0.1:6001 --name v1-a
-    greeter-server --listen 127.0.0.1:6002 --name v1-b --fail-rate 0.2"
+    greeter-server --listen 127.0.0.1:6002 --name v1-b --fail-rate 0.2
+    greeter-server --listen 127.0.0.1:6003 --name v2-a --tls /tmp/mesh-ca/ns/default/sa/greeter"
 )]
 struct Args {
     /// Address to listen on; port 0 takes a free port, which is printed
@@ -33,6 +37,13 @@ struct Args {
     /// How long each answer waits, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay: u64,
+    /// Folder with cert.pem, key.pem and ca.pem, as `mesh-control serve --ca` writes them: serve mutual TLS. Renewed files are
+    /// used at once
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
+    /// With --tls: refuse callers that speak no TLS, instead of serving them in plain text
+    #[arg(long, requires = "tls")]
+    strict: bool,
 }
 
 #[tokio::main]
@@ -49,7 +60,14 @@ async fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout, reason = "the program's output")]
 async fn run(args: Args) -> anyhow::Result<()> {
-    let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), ..Options::default() };
+    let accept = match &args.tls {
+        None => server::plain(),
+        Some(dir) => {
+            let mode = if args.strict { Mode::Strict } else { Mode::Permissive };
+            server::tls(server::acceptor(dir, mode).with_context(|| format!("--tls {}", dir.display()))?)
+        }
+    };
+    let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), accept };
     let backend = Backend::start(&args.name, args.listen, options)
         .await
         .with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
