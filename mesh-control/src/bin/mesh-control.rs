@@ -1,1 +1,5 @@
-fn main() {}
+//! The mini control plane as a program: see `mesh-control --help`.
+
+fn main() -> std::process::ExitCode {
+    mesh_control::cli::main()
+}

@@ -1,0 +1,193 @@
+//! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule.
+
+mod fields;
+mod istio;
+mod node;
+
+use crate::{
+    lint,
+    model::{Model, Object},
+    problem::{At, Problem, Rejected, Report, Severity},
+};
+use node::{Node, Value};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The name of text that is in no file.
+pub const INLINE: &str = "<yaml>";
+
+/// The text of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// For messages.
+    pub name: Arc<str>,
+    /// YAML, any number of documents.
+    pub text: String,
+}
+
+/// A configuration without errors, and what may be wrong with it all the same.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The configuration.
+    pub model: Model,
+    /// Warnings, in order of place.
+    pub warnings: Vec<Problem>,
+}
+
+/// Fields every Kubernetes object may have, which mean nothing here.
+const KUBERNETES_METADATA: &[&str] = &[
+    "labels",
+    "annotations",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+const NETWORKING: &[&str] = &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+
+impl Source {
+    /// Text that is in no file.
+    pub fn inline(text: impl Into<String>) -> Self {
+        Self { name: INLINE.into(), text: text.into() }
+    }
+
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not UTF-8; the error names it.
+    pub fn file(path: &Path) -> io::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        Ok(Self { name: path.display().to_string().into(), text })
+    }
+
+    /// Reads a file, or every `*.yaml` and `*.yml` directly in a folder (hidden ones left out), by name.
+    ///
+    /// # Errors
+    /// The file, the folder, or a file in it cannot be read; the error names it.
+    pub fn path(path: &Path) -> io::Result<Vec<Self>> {
+        if !path.is_dir() {
+            return Ok(vec![Self::file(path)?]);
+        }
+        let naming = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(naming)? {
+            let file = entry.map_err(naming)?.path();
+            if is_config_file(&file) {
+                files.push(file);
+            }
+        }
+        files.sort();
+        files.iter().map(|file| Self::file(file)).collect()
+    }
+}
+
+/// Reads and checks a whole configuration. It is taken as a whole or not at all.
+///
+/// # Errors
+/// Every error of every source.
+pub fn load(sources: &[Source]) -> Result<Loaded, Rejected> {
+    let (model, problems) = check(sources);
+    let (errors, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.severity == Severity::Error);
+    if errors.is_empty() { Ok(Loaded { model, warnings }) } else { Err(Rejected { errors }) }
+}
+
+/// Reads and checks a whole configuration; returns what could be read, and every finding in order of place.
+pub fn check(sources: &[Source]) -> (Model, Vec<Problem>) {
+    let report = Report::default();
+    let mut model = Model::default();
+    let mut seen = BTreeMap::new();
+    let mut readable = true;
+    for source in sources {
+        for document in node::read(&source.name, &source.text) {
+            match document {
+                Ok(node) => read_document(&node, &report, &mut seen, &mut model),
+                Err((at, reason)) => {
+                    readable = false;
+                    report.error(&at, reason);
+                }
+            }
+        }
+    }
+    // What a document that could not be read might have defined would be reported missing.
+    if readable {
+        lint::check(&model, &report);
+    }
+    (model, report.into_problems())
+}
+
+fn read_document(
+    node: &Node,
+    report: &Report,
+    seen: &mut BTreeMap<(&'static str, String, String), At>,
+    model: &mut Model,
+) {
+    if node.value == Value::Null {
+        return;
+    }
+    node.fields(report, "a document", |f| {
+        f.skip(&["status"]);
+        let version = f.required_string("apiVersion", "the document");
+        let kind = f.required_string("kind", "the document");
+        let object = f.get("metadata").map(|metadata| {
+            metadata.fields(report, "metadata", |m| {
+                m.skip(KUBERNETES_METADATA);
+                let name = m.required_string("name", "metadata");
+                (name, m.text("namespace").filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned()))
+            })
+        });
+        if object.is_none() {
+            f.missing("metadata", "the document");
+        }
+        let spec = f.get("spec");
+        let (Some(version), Some(kind)) = (version, kind) else { return };
+        if !NETWORKING.contains(&version.value.as_str()) {
+            let known = NETWORKING.join(", ");
+            report.error(&version.at, format!("unknown apiVersion `{}`: known are {known}", version.value));
+            return;
+        }
+        let Some(known) = istio::KINDS.into_iter().find(|k| *k == kind.value) else {
+            let known = istio::KINDS.join(", ");
+            report.error(&kind.at, format!("unknown kind `{}`: known are {known}", kind.value));
+            return;
+        };
+        let Some(Some((Some(name), namespace))) = object else { return };
+        let object = Object { kind: known, namespace, name };
+        let key = (known, object.namespace.clone(), object.name.value.clone());
+        if let Some(first) = seen.get(&key) {
+            report.error(object.at(), format!("{object} is already defined at {first}"));
+            return;
+        }
+        seen.insert(key, object.at().clone());
+        match spec {
+            Some(spec) => istio::read(object, spec, report, model),
+            None => f.missing("spec", "the document"),
+        }
+    });
+}
+
+/// Whether a file in a config folder is read.
+pub(crate) fn is_config_file(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml") && !path.is_dir()
+}
+
+/// All sources of several files and folders.
+///
+/// # Errors
+/// As [`Source::path`].
+pub fn sources(paths: &[PathBuf]) -> io::Result<Vec<Source>> {
+    let read: io::Result<Vec<_>> = paths.iter().map(|path| Source::path(path)).collect();
+    Ok(read?.into_iter().flatten().collect())
+}

@@ -1,0 +1,170 @@
+//! Checks of a whole model: what refers to nothing, what contradicts itself, and what has no effect.
+
+use crate::{
+    model::{Action, Destination, Forward, Model, Policy, Routing, Service, covers},
+    problem::{At, Report},
+};
+use std::{collections::BTreeMap, net::SocketAddr};
+
+/// Reports every finding about `model`.
+pub(crate) fn check(model: &Model, report: &Report) {
+    services(model, report);
+    for routing in &model.routings {
+        check_routing(routing, model, report);
+    }
+    unique_hosts(model, report);
+    for policy in &model.policies {
+        check_policy(policy, model, report);
+    }
+}
+
+fn services(model: &Model, report: &Report) {
+    let mut seen: BTreeMap<(&str, u16), &At> = BTreeMap::new();
+    for service in &model.services {
+        for host in &service.hosts {
+            if host.value.contains('*') {
+                let reason = format!("host `{}`: a wildcard cannot be resolved by a proxyless client", host.value);
+                report.error(&host.at, reason);
+            }
+            for port in &service.ports {
+                if let Some(first) = seen.insert((&host.value, port.number.value), &host.at) {
+                    let what =
+                        format!("port {} of host {} is already defined at {first}", port.number.value, host.value);
+                    report.error(&port.number.at, what);
+                }
+            }
+        }
+        if service.endpoints.is_empty() {
+            report.warning(service.object.at(), format!("{} has no endpoints: every call fails", service.object));
+        }
+        same_address_twice(service, report);
+    }
+}
+
+fn same_address_twice(service: &Service, report: &Report) {
+    for port in &service.ports {
+        let mut seen: BTreeMap<SocketAddr, &At> = BTreeMap::new();
+        for workload in &service.endpoints {
+            let address = workload.socket_address(port);
+            if let Some(first) = seen.insert(address, &workload.address.at) {
+                let reason = format!("{address} serves port {} already, at {first}", port.number.value);
+                report.error(&workload.address.at, reason);
+            }
+        }
+    }
+}
+
+/// Two routings for one host: which wins would be chance.
+fn unique_hosts(model: &Model, report: &Report) {
+    let mut routed: BTreeMap<&str, &At> = BTreeMap::new();
+    for host in model.routings.iter().flat_map(|r| &r.hosts) {
+        if let Some(first) = routed.insert(&host.value, &host.at) {
+            report.error(&host.at, format!("host {} already has a VirtualService, at {first}", host.value));
+        }
+    }
+    let mut ruled: BTreeMap<&str, &At> = BTreeMap::new();
+    for policy in &model.policies {
+        if let Some(first) = ruled.insert(&policy.host.value, &policy.host.at) {
+            let host = &policy.host.value;
+            report.error(&policy.host.at, format!("host {host} already has a DestinationRule, at {first}"));
+        }
+    }
+}
+
+fn check_routing(routing: &Routing, model: &Model, report: &Report) {
+    for host in &routing.hosts {
+        known_host(&host.value, &host.at, model, report);
+    }
+    if routing.routes.is_empty() {
+        report.warning(routing.object.at(), format!("{} has no HTTP routes", routing.object));
+    }
+    let mut all_taken: Option<&At> = None;
+    for route in &routing.routes {
+        if let Some(at) = all_taken {
+            report.warning(&route.at, format!("never reached: the route at {at} matches every request"));
+        }
+        if route.matches.is_empty() || route.matches.iter().any(crate::model::RouteMatch::takes_all) {
+            all_taken = all_taken.or(Some(&route.at));
+        }
+        for found in &route.matches {
+            if !found.query.is_empty() {
+                report.warning(&route.at, "gRPC clients leave routes out that match on queryParams");
+            }
+        }
+        match &route.action {
+            Action::Forward(forward) => check_forward(forward, &route.at, model, report),
+            Action::Redirect(_) => report.warning(&route.at, "redirect: gRPC clients fail the call instead"),
+            Action::Direct(_) => report.warning(&route.at, "directResponse: gRPC clients fail the call instead"),
+        }
+    }
+}
+
+fn check_forward(forward: &Forward, at: &At, model: &Model, report: &Report) {
+    let total: u64 = forward.destinations.iter().map(|d| u64::from(d.weight)).sum();
+    // Istio: weights are shares of their sum, which must not be zero.
+    if forward.destinations.len() > 1 {
+        if total == 0 {
+            report.error(at, "the weights of the destinations add up to 0");
+        } else if u32::try_from(total).is_err() {
+            report.error(at, format!("the weights of the destinations add up to {total}, too much"));
+        } else if total != 100 {
+            report.warning(
+                at,
+                format!("the weights of the destinations add up to {total}, not 100: taken as shares of {total}"),
+            );
+        }
+    }
+    for destination in forward.destinations.iter().chain(forward.mirrors.iter().map(|m| &m.destination)) {
+        check_destination(destination, model, report);
+    }
+    if !forward.mirrors.is_empty() {
+        report.warning(at, "mirror is served, and not honoured by mesh-client yet");
+    }
+    if forward.rewrite.is_some() {
+        report.warning(at, "rewrite is served, and not honoured by mesh-client yet");
+    }
+}
+
+fn check_destination(destination: &Destination, model: &Model, report: &Report) {
+    let host = &destination.host;
+    known_host(&host.value, &host.at, model, report);
+    if let Some(service) = model.service(&host.value) {
+        match &destination.port {
+            Some(port) if !service.ports.iter().any(|p| p.number.value == port.value) => {
+                report.error(&port.at, format!("host {} has no port {}", host.value, port.value));
+            }
+            _ => {}
+        }
+    }
+    if let Some(subset) = &destination.subset
+        && model.policy(&host.value).is_none_or(|p| p.subset(&subset.value).is_none())
+    {
+        let reason = format!("no DestinationRule for {} has a subset `{}`", host.value, subset.value);
+        report.error(&subset.at, reason);
+    }
+}
+
+fn known_host(host: &str, at: &At, model: &Model, report: &Report) {
+    let known = model.services.iter().flat_map(|s| &s.hosts).any(|h| covers(host, &h.value));
+    if !known && host.starts_with('*') {
+        report.warning(at, format!("no ServiceEntry has a host that `{host}` covers"));
+    } else if !known {
+        report.error(at, format!("no ServiceEntry has the host {host}"));
+    }
+}
+
+fn check_policy(policy: &Policy, model: &Model, report: &Report) {
+    known_host(&policy.host.value, &policy.host.at, model, report);
+    let mut seen: BTreeMap<&str, &At> = BTreeMap::new();
+    for subset in &policy.subsets {
+        if let Some(first) = seen.insert(&subset.name.value, &subset.name.at) {
+            report.error(&subset.name.at, format!("subset {} is already defined at {first}", subset.name.value));
+        }
+        let covered: Vec<_> =
+            model.services.iter().filter(|s| s.hosts.iter().any(|h| covers(&policy.host.value, &h.value))).collect();
+        let endpoints = covered.iter().flat_map(|s| &s.endpoints);
+        if !covered.is_empty() && !endpoints.into_iter().any(|w| subset.selects(w)) {
+            report.warning(&subset.name.at, format!("subset {} selects no endpoint", subset.name.value));
+        }
+    }
+}

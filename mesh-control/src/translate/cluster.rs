@@ -1,0 +1,166 @@
+//! CDS: one cluster per target and subset, with everything a DestinationRule says.
+
+use super::{Options, Target, ads, duration, tls, uint32};
+use crate::model::{ConnectionPool, LoadBalancer, OutlierDetection, Protocol, Subset, TcpKeepalive, TrafficPolicy};
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                cluster::v3::{
+                    self as pb, CircuitBreakers, Cluster, UpstreamConnectionOptions,
+                    circuit_breakers::{Thresholds, thresholds::RetryBudget},
+                    cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy},
+                },
+                core::v3::{self as core, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions},
+            },
+            extensions::upstreams::http::v3::{
+                HttpProtocolOptions as UpstreamOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+                },
+            },
+            r#type::v3::Percent,
+        },
+        google::protobuf::Any,
+    },
+    util::pack_any,
+};
+
+const UPSTREAM_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Options) -> Cluster {
+    let name = target.cluster_name(subset);
+    let traffic = effective(target, subset);
+    let pool = traffic.connection_pool.as_ref();
+    let http2 = target.port.protocol != Protocol::Http || pool.is_some_and(|p| p.upgrade_to_http2);
+    let eds = EdsClusterConfig { eds_config: Some(ads()), service_name: name.clone() };
+    let lb_policy = match traffic.load_balancer {
+        None | Some(LoadBalancer::RoundRobin) => LbPolicy::RoundRobin,
+        Some(LoadBalancer::LeastRequest) => LbPolicy::LeastRequest,
+        Some(LoadBalancer::Random) => LbPolicy::Random,
+    };
+    let keepalive = pool.and_then(|p| p.tcp_keepalive);
+    Cluster {
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(eds),
+        lb_policy: lb_policy.into(),
+        connect_timeout: pool.and_then(|p| p.connect_timeout).map(duration),
+        circuit_breakers: circuit_breakers(&traffic),
+        outlier_detection: traffic.outlier_detection.as_ref().map(outlier_detection),
+        common_lb_config: traffic.outlier_detection.as_ref().map(|o| CommonLbConfig {
+            // Istio: no panic unless asked for.
+            healthy_panic_threshold: Some(Percent { value: o.min_health_percent.unwrap_or(0).into() }),
+            ..CommonLbConfig::default()
+        }),
+        upstream_connection_options: keepalive.map(|k| UpstreamConnectionOptions {
+            tcp_keepalive: Some(tcp_keepalive(k)),
+            ..UpstreamConnectionOptions::default()
+        }),
+        transport_socket: traffic.tls.as_ref().and_then(|t| tls::transport_socket(t, target, subset, http2, options)),
+        typed_extension_protocol_options: [(UPSTREAM_OPTIONS.to_owned(), protocol_options(http2, pool))].into(),
+        name,
+        ..Cluster::default()
+    }
+}
+
+/// Istio's merge: a subset's part replaces the policy's; a setting for the port replaces all parts, said or not.
+fn effective(target: &Target<'_>, subset: Option<&Subset>) -> TrafficPolicy {
+    let Some(policy) = target.policy else { return TrafficPolicy::default() };
+    let base = for_port(&policy.traffic, target.port.number.value);
+    let Some(subset) = subset else { return base };
+    if let Some(port) = subset.traffic.ports.get(&target.port.number.value) {
+        return port.clone();
+    }
+    let over = subset.traffic.clone();
+    TrafficPolicy {
+        load_balancer: over.load_balancer.or(base.load_balancer),
+        connection_pool: over.connection_pool.or(base.connection_pool),
+        outlier_detection: over.outlier_detection.or(base.outlier_detection),
+        tls: over.tls.or(base.tls),
+        retry_budget: over.retry_budget.or(base.retry_budget),
+        ports: over.ports,
+    }
+}
+
+fn for_port(traffic: &TrafficPolicy, port: u16) -> TrafficPolicy {
+    traffic.ports.get(&port).unwrap_or(traffic).clone()
+}
+
+fn circuit_breakers(traffic: &TrafficPolicy) -> Option<CircuitBreakers> {
+    let pool = traffic.connection_pool.clone().unwrap_or_default();
+    if traffic.connection_pool.is_none() && traffic.retry_budget.is_none() {
+        return None;
+    }
+    // Istio: a limit that is not said is none (2^32-1).
+    let limit = |limit: Option<u32>| Some(uint32(limit.unwrap_or(u32::MAX)));
+    let thresholds = Thresholds {
+        max_connections: limit(pool.max_connections),
+        max_pending_requests: limit(pool.max_pending_requests),
+        max_requests: limit(pool.max_requests),
+        max_retries: limit(pool.max_retries),
+        retry_budget: traffic.retry_budget.map(|budget| RetryBudget {
+            budget_percent: Some(Percent { value: budget.percent }),
+            min_retry_concurrency: Some(uint32(budget.min_concurrency)),
+            ..RetryBudget::default()
+        }),
+        ..Thresholds::default()
+    };
+    Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() })
+}
+
+fn outlier_detection(outlier: &OutlierDetection) -> pb::OutlierDetection {
+    // Istio: a count of 0 turns the detector off, any other is enforced always.
+    let enforcing = |count: Option<u32>| count.map(|n| uint32(if n == 0 { 0 } else { 100 }));
+    // 0 is no legal count in Envoy.
+    let count = |count: Option<u32>| count.filter(|n| *n > 0).map(uint32);
+    pb::OutlierDetection {
+        consecutive_5xx: count(outlier.consecutive_5xx),
+        enforcing_consecutive_5xx: enforcing(outlier.consecutive_5xx),
+        consecutive_gateway_failure: count(outlier.consecutive_gateway),
+        enforcing_consecutive_gateway_failure: enforcing(outlier.consecutive_gateway),
+        split_external_local_origin_errors: outlier.split_local,
+        consecutive_local_origin_failure: count(outlier.consecutive_local.filter(|_| outlier.split_local)),
+        enforcing_consecutive_local_origin_failure: enforcing(
+            outlier.consecutive_local.filter(|_| outlier.split_local),
+        ),
+        enforcing_success_rate: Some(uint32(0)),
+        enforcing_local_origin_success_rate: outlier.split_local.then(|| uint32(0)),
+        interval: outlier.interval.map(duration),
+        base_ejection_time: outlier.base_ejection_time.map(duration),
+        max_ejection_percent: outlier.max_ejection_percent.map(uint32),
+        ..pb::OutlierDetection::default()
+    }
+}
+
+fn tcp_keepalive(keepalive: TcpKeepalive) -> core::TcpKeepalive {
+    let seconds = |d: std::time::Duration| uint32(u32::try_from(d.as_secs().max(1)).unwrap_or(u32::MAX));
+    core::TcpKeepalive {
+        keepalive_probes: keepalive.probes.map(uint32),
+        keepalive_time: keepalive.time.map(seconds),
+        keepalive_interval: keepalive.interval.map(seconds),
+    }
+}
+
+fn protocol_options(http2: bool, pool: Option<&ConnectionPool>) -> Any {
+    let protocol = if http2 {
+        ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {
+            max_concurrent_streams: pool.and_then(|p| p.max_concurrent_streams).map(uint32),
+            ..Http2ProtocolOptions::default()
+        })
+    } else {
+        ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+    };
+    let common = pool.map(|pool| HttpProtocolOptions {
+        idle_timeout: pool.idle_timeout.map(duration),
+        max_connection_duration: pool.max_connection_duration.map(duration),
+        max_requests_per_connection: pool.max_requests_per_connection.filter(|n| *n > 0).map(uint32),
+        ..HttpProtocolOptions::default()
+    });
+    pack_any(UpstreamOptions {
+        common_http_protocol_options: common.filter(|c| *c != HttpProtocolOptions::default()),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(protocol),
+        })),
+        ..UpstreamOptions::default()
+    })
+}

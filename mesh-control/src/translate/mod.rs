@@ -1,0 +1,108 @@
+//! [`Model`] to xDS resources, pure: the same model always yields the same bytes.
+//!
+//! The shapes and names are those of Istio's generator for gRPC clients: listener `HOST:PORT` (an `api_listener` whose
+//! routes come over ADS), route configuration `outbound|PORT||HOST`, cluster `outbound|PORT|SUBSET|HOST` (endpoints over
+//! ADS under the same name). Beyond it, everything of a DestinationRule is said: outlier detection, timeouts, all limits.
+
+mod cluster;
+mod endpoint;
+mod listener;
+mod route;
+mod tls;
+
+pub(crate) use tls::PROVIDER;
+
+use crate::model::{Locality, Model, Policy, Port, Protocol, Routing, Service, Subset};
+use envoy_types::pb::{
+    envoy::config::core::v3::{AggregatedConfigSource, ApiVersion, ConfigSource, config_source::ConfigSourceSpecifier},
+    google::protobuf,
+};
+use mesh_xds::server::ResourceSet;
+use std::time::Duration;
+
+/// What a translation depends on besides the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Of the SPIFFE ids that servers are expected to have.
+    pub trust_domain: String,
+}
+
+/// One port of one host: what a listener, a route configuration and a family of clusters are made for.
+struct Target<'a> {
+    host: &'a str,
+    port: &'a Port,
+    service: &'a Service,
+    routing: Option<&'a Routing>,
+    policy: Option<&'a Policy>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { trust_domain: "cluster.local".to_owned() }
+    }
+}
+
+/// Every resource of the model.
+pub fn translate(model: &Model, options: &Options) -> ResourceSet {
+    let mut set = ResourceSet::new();
+    for target in targets(model) {
+        for name in listener::names(target.host, target.port.number.value) {
+            set = set.listener(listener::listener(&target, name));
+        }
+        set = set.route(route::configuration(&target, model));
+        let subsets = target.policy.map_or(&[][..], |p| &p.subsets);
+        for subset in std::iter::once(None).chain(subsets.iter().map(Some)) {
+            set = set.cluster(cluster::cluster(&target, subset, options));
+            set = set.endpoints(endpoint::assignment(&target, subset));
+        }
+    }
+    set
+}
+
+fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
+    let hosts = model.services.iter().flat_map(|service| service.hosts.iter().map(move |host| (service, &host.value)));
+    hosts.flat_map(move |(service, host)| {
+        let routed = service.ports.iter().filter(|port| port.protocol != Protocol::Opaque);
+        routed.map(move |port| Target { host, port, service, routing: model.routing(host), policy: model.policy(host) })
+    })
+}
+
+impl Target<'_> {
+    fn cluster_name(&self, subset: Option<&Subset>) -> String {
+        cluster_name(self.port.number.value, subset.map_or("", |s| &s.name.value), self.host)
+    }
+}
+
+/// `outbound|PORT|SUBSET|HOST`; without a subset also the name of the route configuration.
+fn cluster_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}
+
+/// Over the stream that this resource came on.
+fn ads() -> ConfigSource {
+    ConfigSource {
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        resource_api_version: ApiVersion::V3.into(),
+        ..ConfigSource::default()
+    }
+}
+
+fn duration(duration: Duration) -> protobuf::Duration {
+    protobuf::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+fn uint32(value: u32) -> protobuf::UInt32Value {
+    protobuf::UInt32Value { value }
+}
+
+impl From<&Locality> for envoy_types::pb::envoy::config::core::v3::Locality {
+    fn from(locality: &Locality) -> Self {
+        Self { region: locality.region.clone(), zone: locality.zone.clone(), sub_zone: locality.sub_zone.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
