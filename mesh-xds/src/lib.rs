@@ -7,6 +7,7 @@
 pub mod ads;
 pub mod bootstrap;
 mod client;
+mod graph;
 pub mod lint;
 pub mod resource;
 #[cfg(feature = "server")]

@@ -13,6 +13,7 @@ mod tests;
 
 pub use builder::BootstrapBuilder;
 pub use error::{BootstrapError, Source};
+pub(crate) use name::authority_of;
 pub use uri::ServerAddress;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};

@@ -204,3 +204,45 @@ impl RetryOn {
         code < 32 && self.grpc_codes & (1 << code) != 0
     }
 }
+
+impl RouteConfiguration {
+    /// Index of the virtual host for an authority: exact > longest suffix > longest prefix > `*`; the first on a tie
+    /// (gRFC A27). Case-insensitive. Tried as given, then without the port.
+    pub fn virtual_host_for(&self, authority: &str) -> Option<usize> {
+        let host = authority.to_ascii_lowercase();
+        self.best_match(&host).or_else(|| {
+            let (name, port) = host.rsplit_once(':')?;
+            // Not the colons of a bare IPv6 address.
+            let numeric = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            let single = !name.contains(':') || name.ends_with(']');
+            if numeric && single { self.best_match(name) } else { None }
+        })
+    }
+
+    fn best_match(&self, host: &str) -> Option<usize> {
+        let mut best: Option<((u8, usize), usize)> = None;
+        for (index, virtual_host) in self.virtual_hosts.iter().enumerate() {
+            for rank in virtual_host.domains.iter().filter_map(|domain| domain.rank(host)) {
+                if best.is_none_or(|(known, _)| rank > known) {
+                    best = Some((rank, index));
+                }
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+}
+
+impl DomainPattern {
+    /// How well the pattern fits a lower-case host: kind, then length.
+    fn rank(&self, host: &str) -> Option<(u8, usize)> {
+        match self {
+            Self::Exact(name) => (name == host).then_some((3, name.len())),
+            // `*` stands for at least one character.
+            Self::Suffix(rest) => (host.len() > rest.len() && host.ends_with(rest.as_str())).then_some((2, rest.len())),
+            Self::Prefix(rest) => {
+                (host.len() > rest.len() && host.starts_with(rest.as_str())).then_some((1, rest.len()))
+            }
+            Self::Any => Some((0, 0)),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The protocol core against a scripted control plane, on virtual time.

@@ -1,0 +1,226 @@
+//! From what is known to one complete snapshot: reachability LDS -> RDS -> virtual host -> CDS -> EDS (gRFC A74).
+
+use super::{Graph, Key, TargetKey, entry::error};
+use crate::{
+    resource::{
+        Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, Listener, Resource, ResourceType,
+        RouteConfiguration, RouteSource, VirtualHost,
+    },
+    snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, Snapshot},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
+
+/// What a walk came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The published state stays: nothing changed, or what is new is not complete yet.
+    Unchanged,
+    /// A complete snapshot that differs from the last one.
+    Ready(Snapshot),
+    /// The listener or its routes do not exist.
+    Absent(Arc<ResourceError>),
+    /// Not complete, and there is nothing to keep.
+    Pending(Option<Arc<ResourceError>>),
+}
+
+/// Where a wanted resource stands.
+enum Found<'a> {
+    Good(&'a Resource),
+    /// Not usable; for endpoints perhaps with what stands in for them.
+    Bad(&'a Arc<ResourceError>, Option<&'a Arc<ClusterLoadAssignment>>),
+    Waiting(Option<Arc<ResourceError>>),
+}
+
+/// A walk is not complete, perhaps for this reason.
+struct Incomplete(Option<Arc<ResourceError>>);
+
+impl Graph {
+    /// What the target reaches now, and what that comes to.
+    pub(super) fn build(&self, key: &TargetKey, last: Option<&Arc<Snapshot>>) -> (BTreeSet<Key>, Outcome) {
+        let mut wants = BTreeSet::new();
+        let newest = self.roots(key, &mut wants).and_then(|(listener, routes)| {
+            self.complete(key, listener, routes, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
+        });
+        let outcome = match (newest, last) {
+            (Ok(snapshot), Some(last)) if same(&snapshot, last) => Outcome::Unchanged,
+            (Ok(snapshot), _) => Outcome::Ready(snapshot),
+            (Err(Outcome::Pending(_)), Some(last)) => {
+                // What is in force stays, and stays fresh, until what is new is complete.
+                match self.complete(key, &last.listener, &last.routes, &mut wants) {
+                    Ok(snapshot) if !same(&snapshot, last) => Outcome::Ready(snapshot),
+                    _ => Outcome::Unchanged,
+                }
+            }
+            (Err(outcome), _) => outcome,
+        };
+        (wants, outcome)
+    }
+
+    /// Listener and routes of a target.
+    fn roots(
+        &self,
+        (name, _): &TargetKey,
+        wants: &mut BTreeSet<Key>,
+    ) -> Result<(&Arc<Listener>, &Arc<RouteConfiguration>), Outcome> {
+        let listener = match self.find(ResourceType::Listener, name, wants) {
+            Found::Good(Resource::Listener(listener)) => listener,
+            other => return Err(unusable(other)),
+        };
+        match &listener.http.routes {
+            RouteSource::Inline(routes) => Ok((listener, routes)),
+            RouteSource::Rds(name) => match self.find(ResourceType::RouteConfiguration, name, wants) {
+                Found::Good(Resource::RouteConfiguration(routes)) => Ok((listener, routes)),
+                other => Err(unusable(other)),
+            },
+        }
+    }
+
+    /// Every cluster the virtual host of the target can send to, or the first reason why not.
+    fn complete(
+        &self,
+        (name, host): &TargetKey,
+        listener: &Arc<Listener>,
+        routes: &Arc<RouteConfiguration>,
+        wants: &mut BTreeSet<Key>,
+    ) -> Result<Snapshot, Incomplete> {
+        let virtual_host = routes.virtual_host_for(host);
+        let names = virtual_host.map(|index| cluster_names(&routes.virtual_hosts[index])).unwrap_or_default();
+        let mut clusters = BTreeMap::new();
+        let mut incomplete: Option<Incomplete> = None;
+        for cluster in names {
+            match self.cluster(&cluster, wants) {
+                Ok(entry) => {
+                    clusters.insert(cluster, entry);
+                }
+                // The walk goes on: everything reachable is subscribed at once.
+                Err(Incomplete(cause)) => match &mut incomplete {
+                    Some(Incomplete(known)) => *known = known.take().or(cause),
+                    None => incomplete = Some(Incomplete(cause)),
+                },
+            }
+        }
+        match incomplete {
+            Some(reason) => Err(reason),
+            None => Ok(Snapshot {
+                name: name.clone(),
+                host: host.clone(),
+                version: self.version(wants).into(),
+                listener: listener.clone(),
+                routes: routes.clone(),
+                virtual_host,
+                clusters,
+            }),
+        }
+    }
+
+    fn cluster(&self, name: &Arc<str>, wants: &mut BTreeSet<Key>) -> Result<ClusterEntry, Incomplete> {
+        let cluster = match self.find(ResourceType::Cluster, name, wants) {
+            Found::Good(Resource::Cluster(cluster)) => cluster,
+            Found::Good(_) => return Err(Incomplete(None)),
+            Found::Bad(problem, _) => return Ok(ClusterEntry::Failed(problem.clone())),
+            Found::Waiting(cause) => return Err(Incomplete(cause)),
+        };
+        let ready = |cluster: &Arc<Cluster>, endpoints: &Arc<ClusterLoadAssignment>| ClusterEntry::Ready {
+            cluster: cluster.clone(),
+            endpoints: endpoints.clone(),
+        };
+        match &cluster.discovery {
+            Discovery::Static(endpoints) => Ok(ready(cluster, endpoints)),
+            Discovery::Eds { service_name } => {
+                match self.find(ResourceType::ClusterLoadAssignment, service_name, wants) {
+                    Found::Good(Resource::ClusterLoadAssignment(endpoints)) => Ok(ready(cluster, endpoints)),
+                    Found::Good(_) => Err(Incomplete(None)),
+                    Found::Bad(_, Some(empty)) => Ok(ready(cluster, empty)),
+                    Found::Bad(problem, None) => Ok(ClusterEntry::Failed(problem.clone())),
+                    Found::Waiting(cause) => Err(Incomplete(cause)),
+                }
+            }
+        }
+    }
+
+    fn find(&self, kind: ResourceType, name: &Arc<str>, wants: &mut BTreeSet<Key>) -> Found<'_> {
+        let key = (kind, name.clone());
+        let entry = self.resources.get(&key);
+        wants.insert(key);
+        let Some(entry) = entry else { return Found::Waiting(None) };
+        match (&entry.accepted, &entry.problem) {
+            (Some(accepted), _) => Found::Good(&accepted.resource),
+            (None, Some(problem)) => Found::Bad(problem, entry.empty.as_ref()),
+            (None, None) => Found::Waiting(entry.server.and_then(|server| self.unreachable(server, kind, name))),
+        }
+    }
+
+    fn unreachable(&self, server: usize, kind: ResourceType, name: &str) -> Option<Arc<ResourceError>> {
+        let server = &self.servers[server];
+        let failure = server.failure.as_ref()?;
+        let node = &self.bootstrap.node.id;
+        Some(error(
+            ResourceErrorKind::Unreachable,
+            format!("{} (node \"{node}\"): {failure}; waiting for {kind} \"{name}\"", server.config.uri),
+        ))
+    }
+
+    /// "lds=3 rds=3 cds=3 eds=7": the newest version of each type among what is used.
+    fn version(&self, wants: &BTreeSet<Key>) -> String {
+        let mut out = String::new();
+        for kind in ResourceType::ALL {
+            let used = wants.iter().filter(|(of, _)| *of == kind).filter_map(|key| self.resources.get(key));
+            let newest = used.filter(|entry| entry.accepted.is_some()).max_by_key(|entry| entry.sequence);
+            if let Some(newest) = newest {
+                let space = if out.is_empty() { "" } else { " " };
+                // Writing to a String cannot fail.
+                let _ = write!(out, "{space}{}={}", kind.short(), newest.version);
+            }
+        }
+        out
+    }
+}
+
+fn unusable(found: Found<'_>) -> Outcome {
+    match found {
+        Found::Bad(problem, _) if problem.kind == ResourceErrorKind::DoesNotExist => Outcome::Absent(problem.clone()),
+        Found::Bad(problem, _) => Outcome::Pending(Some(problem.clone())),
+        Found::Waiting(cause) => Outcome::Pending(cause),
+        Found::Good(_) => Outcome::Pending(None),
+    }
+}
+
+fn cluster_names(host: &VirtualHost) -> BTreeSet<Arc<str>> {
+    let mut names = BTreeSet::new();
+    for route in &host.routes {
+        let Action::Forward(forward) = &route.action else { continue };
+        match &forward.cluster {
+            ClusterSpecifier::Cluster(name) => {
+                names.insert(name.clone());
+            }
+            ClusterSpecifier::Weighted(clusters) => names.extend(clusters.iter().map(|cluster| cluster.name.clone())),
+        }
+    }
+    names
+}
+
+/// Whether two snapshots of one target are made of the same parts.
+fn same(a: &Snapshot, b: &Snapshot) -> bool {
+    Arc::ptr_eq(&a.listener, &b.listener)
+        && Arc::ptr_eq(&a.routes, &b.routes)
+        && a.virtual_host == b.virtual_host
+        && a.clusters.len() == b.clusters.len()
+        && a.clusters
+            .iter()
+            .zip(&b.clusters)
+            .all(|((name, entry), (other_name, other))| name == other_name && same_cluster(entry, other))
+}
+
+fn same_cluster(a: &ClusterEntry, b: &ClusterEntry) -> bool {
+    match (a, b) {
+        (ClusterEntry::Ready { cluster, endpoints }, ClusterEntry::Ready { cluster: other, endpoints: others }) => {
+            Arc::ptr_eq(cluster, other) && Arc::ptr_eq(endpoints, others)
+        }
+        (ClusterEntry::Failed(problem), ClusterEntry::Failed(other)) => Arc::ptr_eq(problem, other),
+        _ => false,
+    }
+}

@@ -1,0 +1,295 @@
+//! What is wanted, received, rejected and absent; and from that one complete snapshot per target.
+//!
+//! A graph has one owner at a time. It does no I/O: the drivers tell it what came and ask it what is wanted.
+
+mod build;
+mod entry;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    ads::{Absence, Verdict},
+    bootstrap::{Bootstrap, ServerConfig, authority_of},
+    resource::ResourceType,
+    snapshot::{Snapshot, TargetState},
+    status::{ClientStatus, ServerStatus},
+};
+use build::Outcome;
+use entry::Entry;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+use tokio::sync::watch;
+
+/// A resource by type and name.
+pub(crate) type Key = (ResourceType, Arc<str>);
+
+/// A target by LDS name and host.
+pub(crate) type TargetKey = (Arc<str>, Arc<str>);
+
+/// Everything known, and everything wanted.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    bootstrap: Arc<Bootstrap>,
+    servers: Vec<Server>,
+    resources: HashMap<Key, Entry>,
+    targets: BTreeMap<TargetKey, Target>,
+    /// Counts responses, to tell the newest version.
+    sequence: u64,
+}
+
+/// One control plane in use.
+#[derive(Debug)]
+struct Server {
+    config: ServerConfig,
+    /// What is wanted from it has changed since the last [`Graph::take_changed`].
+    changed: bool,
+    connected: bool,
+    /// Why it cannot be reached; `None` once a response came.
+    failure: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Target {
+    sender: watch::Sender<TargetState>,
+    watchers: usize,
+    /// The last complete snapshot, while it is in force.
+    last: Option<Arc<Snapshot>>,
+    wants: BTreeSet<Key>,
+}
+
+/// A response's place in the order of things.
+#[derive(Clone, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) version: Arc<str>,
+    pub(crate) now: SystemTime,
+    sequence: u64,
+    server: Arc<str>,
+}
+
+impl Graph {
+    pub(crate) fn new(bootstrap: Arc<Bootstrap>) -> Self {
+        Self { bootstrap, servers: Vec::new(), resources: HashMap::new(), targets: BTreeMap::new(), sequence: 0 }
+    }
+
+    /// Adds a watcher to a target.
+    pub(crate) fn watch(&mut self, key: &TargetKey) -> watch::Receiver<TargetState> {
+        if let Some(target) = self.targets.get_mut(key) {
+            target.watchers += 1;
+            return target.sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(TargetState::Pending { cause: None });
+        self.targets.insert(key.clone(), Target { sender, watchers: 1, last: None, wants: BTreeSet::new() });
+        self.refresh(key);
+        receiver
+    }
+
+    /// Removes a watcher; the last one takes along what only it could reach.
+    pub(crate) fn unwatch(&mut self, key: &TargetKey) {
+        let Some(target) = self.targets.get_mut(key) else { return };
+        target.watchers -= 1;
+        if target.watchers == 0
+            && let Some(target) = self.targets.remove(key)
+        {
+            self.rewire(key, &target.wants, &BTreeSet::new());
+        }
+    }
+
+    /// The servers whose subscriptions changed since the last call, including those in use for the first time.
+    pub(crate) fn take_changed(&mut self) -> Vec<usize> {
+        let changed = self.servers.iter_mut().enumerate();
+        changed.filter_map(|(index, server)| std::mem::take(&mut server.changed).then_some(index)).collect()
+    }
+
+    pub(crate) fn server(&self, index: usize) -> &ServerConfig {
+        &self.servers[index].config
+    }
+
+    /// All names of a type wanted from a server.
+    pub(crate) fn wanted(&self, server: usize, kind: ResourceType) -> BTreeSet<Arc<str>> {
+        let of_kind = self.resources.iter().filter(|((k, _), entry)| *k == kind && entry.server == Some(server));
+        of_kind.map(|((_, name), _)| name.clone()).collect()
+    }
+
+    /// A wanted resource.
+    pub(crate) fn entry(&self, kind: ResourceType, name: &str) -> Option<(&Arc<str>, &Entry)> {
+        let ((_, name), entry) = self.resources.get_key_value(&(kind, Arc::from(name)))?;
+        Some((name, entry))
+    }
+
+    /// Applies the verdicts of one response.
+    pub(crate) fn apply(
+        &mut self,
+        server: usize,
+        kind: ResourceType,
+        version: &Arc<str>,
+        verdicts: Vec<(Arc<str>, Verdict)>,
+        now: SystemTime,
+    ) {
+        self.sequence += 1;
+        let config = &self.servers[server].config;
+        let drop_accepted = config.features.fail_on_data_errors;
+        let stamp = Stamp { version: version.clone(), now, sequence: self.sequence, server: config.uri.clone() };
+        let mut touched = BTreeSet::new();
+        for (name, verdict) in verdicts {
+            let Some(entry) = self.resources.get_mut(&(kind, name.clone())) else { continue };
+            let changed = match verdict {
+                Verdict::Heartbeat => false,
+                Verdict::Accepted(accepted) => entry.accept(kind, &name, accepted, &stamp),
+                Verdict::Rejected(details) => entry.reject(kind, &name, &details, &stamp, drop_accepted),
+            };
+            if changed {
+                touched.extend(entry.users.iter().cloned());
+            }
+        }
+        self.refresh_all(&touched);
+    }
+
+    /// The control plane has no such resource.
+    pub(crate) fn absent(&mut self, kind: ResourceType, name: &Arc<str>, absence: Absence) {
+        let Some(entry) = self.resources.get_mut(&(kind, name.clone())) else { return };
+        let uri = entry.server.map(|server| self.servers[server].config.uri.clone());
+        entry.absent(kind, name, absence, uri.as_deref().unwrap_or_default());
+        let touched = entry.users.clone();
+        self.refresh_all(&touched);
+    }
+
+    /// The connection was made, or lost.
+    pub(crate) fn connected(&mut self, server: usize, connected: bool) {
+        self.servers[server].connected = connected;
+    }
+
+    /// The control plane cannot be reached (and why), or can be again.
+    pub(crate) fn reachable(&mut self, server: usize, failure: Option<Arc<str>>) {
+        self.servers[server].failure = failure;
+        let waiting = self.resources.values().filter(|entry| entry.server == Some(server) && entry.is_waiting());
+        let touched = waiting.flat_map(|entry| entry.users.iter().cloned()).collect();
+        self.refresh_all(&touched);
+    }
+
+    pub(crate) fn status(&self) -> ClientStatus {
+        let servers = self.servers.iter().map(|server| ServerStatus {
+            uri: server.config.uri.clone(),
+            connected: server.connected,
+            last_error: server.failure.clone(),
+        });
+        let mut resources: Vec<_> = self
+            .resources
+            .iter()
+            .map(|((kind, name), entry)| {
+                let server = entry.server.map(|server| self.servers[server].config.uri.clone()).unwrap_or_default();
+                entry.status(*kind, name, server)
+            })
+            .collect();
+        resources.sort_by(|a, b| (a.type_url, &a.name).cmp(&(b.type_url, &b.name)));
+        ClientStatus { node_id: self.bootstrap.node.id.clone(), servers: servers.collect(), resources }
+    }
+
+    fn refresh_all(&mut self, keys: &BTreeSet<TargetKey>) {
+        for key in keys {
+            self.refresh(key);
+        }
+    }
+
+    /// Walks a target again, subscribes to what it reaches, and publishes if something changed.
+    fn refresh(&mut self, key: &TargetKey) {
+        let Some(target) = self.targets.get(key) else { return };
+        let (wants, mut outcome) = self.build(key, target.last.as_ref());
+        if wants != target.wants {
+            let (old, last) = (target.wants.clone(), target.last.clone());
+            self.rewire(key, &old, &wants);
+            if matches!(outcome, Outcome::Pending(None)) {
+                // What was not even known before may have a server that is known to be down.
+                outcome = self.build(key, last.as_ref()).1;
+            }
+        }
+        let Some(target) = self.targets.get_mut(key) else { return };
+        target.wants = wants;
+        target.publish(outcome);
+    }
+
+    /// Moves a target from the resources it used to those it uses now. Drops what nobody uses.
+    fn rewire(&mut self, target: &TargetKey, old: &BTreeSet<Key>, new: &BTreeSet<Key>) {
+        for key in new.difference(old) {
+            if !self.resources.contains_key(key) {
+                let entry = self.new_entry(key);
+                self.resources.insert(key.clone(), entry);
+            }
+            if let Some(entry) = self.resources.get_mut(key) {
+                entry.users.insert(target.clone());
+            }
+        }
+        for key in old.difference(new) {
+            let Some(entry) = self.resources.get_mut(key) else { continue };
+            entry.users.remove(target);
+            if entry.users.is_empty() {
+                if let Some(server) = entry.server {
+                    self.servers[server].changed = true;
+                }
+                self.resources.remove(key);
+            }
+        }
+    }
+
+    fn new_entry(&mut self, (kind, name): &Key) -> Entry {
+        // The first server; the others are for fallback (gRFC A71).
+        let config = self.bootstrap.servers_of(authority_of(name)).map(|servers| servers.first().cloned());
+        match config {
+            Ok(Some(config)) => {
+                let index = self.server_index(config);
+                self.servers[index].changed = true;
+                Entry::wanted(index)
+            }
+            Ok(None) => Entry::unusable(*kind, name, "the bootstrap has no server for it"),
+            Err(error) => Entry::unusable(*kind, name, &error.to_string()),
+        }
+    }
+
+    fn server_index(&mut self, config: ServerConfig) -> usize {
+        if let Some(index) = self.servers.iter().position(|server| server.config == config) {
+            return index;
+        }
+        self.servers.push(Server { config, changed: true, connected: false, failure: None });
+        self.servers.len() - 1
+    }
+}
+
+impl Target {
+    fn publish(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Unchanged => {}
+            Outcome::Ready(snapshot) => {
+                let snapshot = Arc::new(snapshot);
+                self.last = Some(snapshot.clone());
+                self.sender.send_replace(TargetState::Ready(snapshot));
+            }
+            Outcome::Absent(error) => {
+                self.last = None;
+                self.sender.send_if_modified(|state| match state {
+                    TargetState::Absent(old) if old.message == error.message => false,
+                    _ => {
+                        *state = TargetState::Absent(error);
+                        true
+                    }
+                });
+            }
+            Outcome::Pending(cause) => {
+                self.last = None;
+                self.sender.send_if_modified(|state| match state {
+                    TargetState::Pending { cause: old }
+                        if old.as_ref().map(|old| &old.message) == cause.as_ref().map(|cause| &cause.message) =>
+                    {
+                        false
+                    }
+                    _ => {
+                        *state = TargetState::Pending { cause };
+                        true
+                    }
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The graph: reachability, completeness and what is published when.

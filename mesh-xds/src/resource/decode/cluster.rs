@@ -1,0 +1,320 @@
+//! CDS validation (gRFC A27, A32, A50, A105 and Envoy's thresholds).
+
+use super::{Decoder, Invalid, Valid, type_name, u32_or};
+use crate::resource::{
+    CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, HttpProtocol, OutlierDetection, RetryBudget,
+};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                CircuitBreakers as ProtoBreakers, Cluster as Proto, OutlierDetection as ProtoOutlier,
+                circuit_breakers::Thresholds,
+                cluster::{ClusterDiscoveryType, DiscoveryType},
+            },
+            core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
+        },
+        extensions::upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
+        },
+    },
+    google::protobuf::{Duration as ProtoDuration, UInt32Value},
+};
+use prost::Message as _;
+use std::{sync::Arc, time::Duration};
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// gRFC A105.
+const MAX_CONNECTIONS_PER_HOST: u32 = 10;
+
+impl Cluster {
+    /// Decodes and validates a serialized `envoy.config.cluster.v3.Cluster`.
+    ///
+    /// # Errors
+    /// A field is missing, wrong or not supported.
+    pub fn decode(bytes: &[u8], cx: &mut Decoder<'_>) -> Result<Self, Invalid> {
+        let proto: Proto = cx.message(bytes)?;
+        cx.cluster(proto)
+    }
+}
+
+impl Decoder<'_> {
+    fn cluster(&mut self, mut proto: Proto) -> Valid<Cluster> {
+        if proto.name.is_empty() {
+            return Err(self.invalid_at("name", "must not be empty"));
+        }
+        let name: Arc<str> = proto.name.as_str().into();
+        let discovery = self.discovery(&name, &mut proto)?;
+        let lb_policy = self.lb_policy(&proto)?;
+        if let Some(source) = &proto.lrs_server {
+            self.lrs_server(source)?;
+        }
+        if !proto.transport_socket_matches.is_empty() {
+            return Err(self.invalid_at("transport_socket_matches", "not supported"));
+        }
+        let transport_socket = match proto.transport_socket.take() {
+            Some(socket) => self.at("transport_socket", |cx| cx.transport_socket(socket))?,
+            None => crate::resource::TransportSocket::Plaintext,
+        };
+        let connect_timeout =
+            self.positive("connect_timeout", proto.connect_timeout)?.unwrap_or(Duration::from_secs(5));
+        let circuit_breakers = match proto.circuit_breakers.take() {
+            Some(breakers) => self.at("circuit_breakers", |cx| cx.circuit_breakers(breakers))?,
+            None => CircuitBreakers::default(),
+        };
+        let outlier_detection = match proto.outlier_detection.take() {
+            Some(outlier) => Some(Arc::new(self.at("outlier_detection", |cx| cx.outlier_detection(outlier))?)),
+            None => None,
+        };
+        let http = self.http_options(&mut proto)?;
+        self.ignored(&[
+            ("health_checks", !proto.health_checks.is_empty()),
+            ("lb_subset_config", proto.lb_subset_config.is_some()),
+            ("upstream_bind_config", proto.upstream_bind_config.is_some()),
+            ("filters", !proto.filters.is_empty()),
+            ("upstream_connection_options", proto.upstream_connection_options.is_some()),
+            ("preconnect_policy", proto.preconnect_policy.is_some()),
+        ]);
+        Ok(Cluster {
+            name,
+            discovery,
+            lb_policy,
+            connect_timeout,
+            circuit_breakers,
+            outlier_detection,
+            transport_socket,
+            http_protocol: http.protocol,
+            idle_timeout: http.idle_timeout.unwrap_or(Duration::from_secs(3600)),
+            max_requests_per_connection: http.max_requests_per_connection,
+        })
+    }
+
+    fn discovery(&mut self, name: &str, proto: &mut Proto) -> Valid<Discovery> {
+        let kind = match &proto.cluster_discovery_type {
+            Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind),
+            Some(ClusterDiscoveryType::ClusterType(custom)) => {
+                let kind = custom.typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
+                return Err(self.invalid_at("cluster_type", format!("\"{}\" ({kind}) is not supported", custom.name)));
+            }
+            // The proto's default is STATIC.
+            None => Ok(DiscoveryType::Static),
+        };
+        match kind {
+            Ok(DiscoveryType::Eds) => self.at("eds_cluster_config", |cx| {
+                let Some(config) = proto.eds_cluster_config.take() else { return Err(cx.invalid("is missing")) };
+                cx.ads("eds_config", config.eds_config.as_ref())?;
+                if config.service_name.is_empty() && name.starts_with("xdstp:") {
+                    return Err(cx.invalid_at("service_name", "is needed when the cluster's name is an xdstp: name"));
+                }
+                let service_name =
+                    if config.service_name.is_empty() { name.into() } else { config.service_name.into() };
+                Ok(Discovery::Eds { service_name })
+            }),
+            Ok(DiscoveryType::Static) => {
+                let Some(assignment) = proto.load_assignment.take() else {
+                    return Err(self.invalid_at("load_assignment", "is missing: a STATIC cluster needs its endpoints"));
+                };
+                // The endpoint decoder works on bytes, where the time goes for EDS.
+                let bytes = assignment.encode_to_vec();
+                let mut endpoints = self.at("load_assignment", |cx| cx.assignment(&bytes, true))?;
+                if endpoints.name.is_empty() {
+                    endpoints.name = name.into();
+                }
+                Ok(Discovery::Static(Arc::<ClusterLoadAssignment>::new(endpoints)))
+            }
+            Ok(other) => {
+                Err(self.invalid_at("type", format!("{} is not supported: EDS and STATIC are", other.as_str_name())))
+            }
+            Err(_) => Err(self.invalid_at("type", "unknown discovery type")),
+        }
+    }
+
+    /// gRFC A27: only `self` names a load reporting server we know.
+    fn lrs_server(&mut self, source: &ConfigSource) -> Valid<()> {
+        if !matches!(source.config_source_specifier, Some(ConfigSourceSpecifier::Self_(_))) {
+            return Err(self.invalid_at("lrs_server", "must be self"));
+        }
+        self.note("lrs_server", "load reporting is not supported, ignored");
+        Ok(())
+    }
+
+    fn circuit_breakers(&mut self, proto: ProtoBreakers) -> Valid<CircuitBreakers> {
+        let mut breakers = CircuitBreakers::default();
+        let default = RoutingPriority::Default as i32;
+        if let Some((index, thresholds)) =
+            proto.thresholds.into_iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)
+        {
+            self.at_index("thresholds", index, |cx| cx.thresholds(thresholds, &mut breakers))?;
+        }
+        if let Some((index, thresholds)) =
+            proto.per_host_thresholds.iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)
+        {
+            // gRFC A105.
+            match u32_or(thresholds.max_connections, 1) {
+                0 => {
+                    return self.at_index("per_host_thresholds", index, |cx| {
+                        Err(cx.invalid_at("max_connections", "must be greater than zero"))
+                    });
+                }
+                max => breakers.max_connections_per_host = max.min(MAX_CONNECTIONS_PER_HOST),
+            }
+        }
+        Ok(breakers)
+    }
+
+    fn thresholds(&mut self, proto: Thresholds, breakers: &mut CircuitBreakers) -> Valid<()> {
+        breakers.max_connections = u32_or(proto.max_connections, breakers.max_connections);
+        breakers.max_pending_requests = u32_or(proto.max_pending_requests, breakers.max_pending_requests);
+        breakers.max_requests = u32_or(proto.max_requests, breakers.max_requests);
+        breakers.max_retries = u32_or(proto.max_retries, breakers.max_retries);
+        if let Some(budget) = proto.retry_budget {
+            let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
+            if !(0.0..=100.0).contains(&percent) {
+                return Err(
+                    self.invalid_at("retry_budget.budget_percent", format!("{percent} is not between 0 and 100"))
+                );
+            }
+            breakers.retry_budget =
+                Some(RetryBudget { percent, min_concurrency: u32_or(budget.min_retry_concurrency, 3) });
+        }
+        Ok(())
+    }
+
+    /// gRFC A50: percentages up to 100, durations not negative.
+    fn outlier_detection(&mut self, proto: ProtoOutlier) -> Valid<OutlierDetection> {
+        self.ignored(&[
+            ("split_external_local_origin_errors", proto.split_external_local_origin_errors),
+            ("max_ejection_time_jitter", proto.max_ejection_time_jitter.is_some()),
+            ("monitors", !proto.monitors.is_empty()),
+            ("always_eject_one_host", proto.always_eject_one_host.is_some_and(|value| value.value)),
+            ("detect_degraded_hosts", proto.detect_degraded_hosts.is_some_and(|value| value.value)),
+        ]);
+        let default = OutlierDetection::default();
+        let counter = |value: Option<UInt32Value>, default: Option<u32>| match value {
+            Some(value) => (value.value > 0).then_some(value.value),
+            None => default,
+        };
+        let duration = |cx: &mut Self, field, value: Option<ProtoDuration>, default: Duration| {
+            cx.duration(field, value).map(|value| value.unwrap_or(default))
+        };
+        let interval = self.positive("interval", proto.interval)?.unwrap_or(default.interval);
+        let base_ejection_time =
+            duration(self, "base_ejection_time", proto.base_ejection_time, default.base_ejection_time)?;
+        let max_ejection_time = duration(
+            self,
+            "max_ejection_time",
+            proto.max_ejection_time,
+            default.max_ejection_time.max(base_ejection_time),
+        )?;
+        Ok(OutlierDetection {
+            interval,
+            base_ejection_time,
+            max_ejection_time,
+            max_ejection_percent: self.percent(
+                "max_ejection_percent",
+                proto.max_ejection_percent,
+                default.max_ejection_percent,
+            )?,
+            consecutive_5xx: counter(proto.consecutive_5xx, default.consecutive_5xx),
+            enforcing_consecutive_5xx: self.percent(
+                "enforcing_consecutive_5xx",
+                proto.enforcing_consecutive_5xx,
+                default.enforcing_consecutive_5xx,
+            )?,
+            consecutive_gateway_failure: counter(
+                proto.consecutive_gateway_failure,
+                default.consecutive_gateway_failure,
+            ),
+            enforcing_consecutive_gateway_failure: self.percent(
+                "enforcing_consecutive_gateway_failure",
+                proto.enforcing_consecutive_gateway_failure,
+                default.enforcing_consecutive_gateway_failure,
+            )?,
+            success_rate_stdev_factor: u32_or(proto.success_rate_stdev_factor, default.success_rate_stdev_factor),
+            enforcing_success_rate: self.percent(
+                "enforcing_success_rate",
+                proto.enforcing_success_rate,
+                default.enforcing_success_rate,
+            )?,
+            success_rate_minimum_hosts: u32_or(proto.success_rate_minimum_hosts, default.success_rate_minimum_hosts),
+            success_rate_request_volume: u32_or(proto.success_rate_request_volume, default.success_rate_request_volume),
+            failure_percentage_threshold: self.percent(
+                "failure_percentage_threshold",
+                proto.failure_percentage_threshold,
+                default.failure_percentage_threshold,
+            )?,
+            enforcing_failure_percentage: self.percent(
+                "enforcing_failure_percentage",
+                proto.enforcing_failure_percentage,
+                default.enforcing_failure_percentage,
+            )?,
+            failure_percentage_minimum_hosts: u32_or(
+                proto.failure_percentage_minimum_hosts,
+                default.failure_percentage_minimum_hosts,
+            ),
+            failure_percentage_request_volume: u32_or(
+                proto.failure_percentage_request_volume,
+                default.failure_percentage_request_volume,
+            ),
+        })
+    }
+
+    /// `typed_extension_protocol_options` win over the deprecated fields of the cluster.
+    fn http_options(&mut self, proto: &mut Proto) -> Valid<HttpOptions> {
+        let mut options = HttpOptions {
+            protocol: proto.http2_protocol_options.take().map(|_| HttpProtocol::Http2),
+            idle_timeout: None,
+            max_requests_per_connection: proto.max_requests_per_connection.map(|value| value.value),
+        };
+        let mut common = proto.common_http_protocol_options.take();
+        if let Some(any) = proto.typed_extension_protocol_options.remove(HTTP_OPTIONS) {
+            let typed = self.at_key("typed_extension_protocol_options", HTTP_OPTIONS, |cx| {
+                let typed: HttpProtocolOptions = cx.any(&any)?;
+                cx.ignored(&[
+                    ("http_filters", typed.http_filters.len() > 1),
+                    ("retry_policy", typed.retry_policy.is_some()),
+                    ("hash_policy", !typed.hash_policy.is_empty()),
+                    ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
+                ]);
+                match &typed.upstream_protocol_options {
+                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => match config.protocol_config {
+                        Some(ProtocolConfig::HttpProtocolOptions(_)) => options.protocol = Some(HttpProtocol::Http1),
+                        Some(ProtocolConfig::Http2ProtocolOptions(_)) => options.protocol = Some(HttpProtocol::Http2),
+                        Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                            cx.note("explicit_http_config.http3_protocol_options", "not supported, ignored");
+                        }
+                        None => return Err(cx.invalid_at("explicit_http_config", "has no protocol")),
+                    },
+                    Some(UpstreamProtocolOptions::AutoConfig(_)) => options.protocol = None,
+                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => options.protocol = None,
+                    None => {}
+                }
+                Ok(typed)
+            })?;
+            common = typed.common_http_protocol_options.or(common);
+        }
+        for (name, _) in proto.typed_extension_protocol_options.drain() {
+            self.note("typed_extension_protocol_options", format!("unknown \"{name}\", ignored"));
+        }
+        if let Some(common) = common {
+            options.idle_timeout = self.duration("common_http_protocol_options.idle_timeout", common.idle_timeout)?;
+            if let Some(max) = common.max_requests_per_connection {
+                options.max_requests_per_connection = Some(max.value);
+            }
+            self.ignored(&[(
+                "common_http_protocol_options.max_connection_duration",
+                common.max_connection_duration.is_some(),
+            )]);
+        }
+        // Zero is Envoy's word for unlimited.
+        options.max_requests_per_connection = options.max_requests_per_connection.filter(|max| *max > 0);
+        Ok(options)
+    }
+}
+
+struct HttpOptions {
+    protocol: Option<HttpProtocol>,
+    idle_timeout: Option<Duration>,
+    max_requests_per_connection: Option<u32>,
+}

@@ -1,0 +1,1 @@
+//! Decoding: each rule of acceptance and rejection.
