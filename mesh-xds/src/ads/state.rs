@@ -250,13 +250,12 @@ impl State {
 
     /// Sends the subscription of the type if it differs from what was sent.
     ///
-    /// An empty list in LDS or CDS could be taken for a wildcard, so the last names stay subscribed instead; nobody looks
-    /// at what comes for them.
+    /// An empty list as the first request of a type would be a wildcard subscription (LDS, CDS), so it is never sent; after
+    /// names were sent it unsubscribes from all of them.
     fn subscribe(&mut self, kind: ResourceType, now: Instant, actions: &mut Vec<Action>) {
         let state = self.entry(kind);
         let unchanged = match &state.sent {
             None => state.names.is_empty(),
-            Some(_) if state.names.is_empty() && kind.is_full_state() => true,
             Some(sent) => sent.len() == state.names.len() && state.names.keys().all(|name| sent.contains(name)),
         };
         if !unchanged {
@@ -269,9 +268,7 @@ impl State {
         let with_node = !std::mem::replace(node_sent, true);
         let deadline = now + self.resource_timeout;
         let state = self.types.entry(kind).or_default();
-        if !(state.names.is_empty() && kind.is_full_state()) {
-            state.sent = Some(state.names.keys().cloned().collect());
-        }
+        state.sent = Some(state.names.keys().cloned().collect());
         for standing in state.names.values_mut() {
             if let Standing::Requested { deadline: timer @ None } = standing {
                 *timer = Some(deadline);
@@ -281,7 +278,7 @@ impl State {
             kind,
             version: state.version.clone(),
             nonce: state.nonce.clone(),
-            names: state.sent.iter().flatten().cloned().collect(),
+            names: state.names.keys().cloned().collect(),
             error,
             with_node,
         }));
