@@ -13,6 +13,7 @@ mod tests;
 
 pub use transport::{BoxedIo, Connect, Io, PlaintextConnect, connect_address};
 
+pub(crate) use backoff::Backoff;
 pub(crate) use driver::Driver;
 pub(crate) use sotw::{Accepted, Verdict};
 pub(crate) use state::Absence;

@@ -15,6 +15,7 @@ pub use builder::BootstrapBuilder;
 pub use error::{BootstrapError, Source};
 pub(crate) use name::authority_of;
 pub use uri::ServerAddress;
+pub(crate) use uri::split_host_port;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 

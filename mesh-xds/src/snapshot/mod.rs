@@ -70,6 +70,8 @@ pub enum ResourceErrorKind {
     Invalid,
     /// The control plane cannot be reached.
     Unreachable,
+    /// DNS gives no address for the target.
+    Unresolved,
 }
 
 impl fmt::Display for ResourceErrorKind {
@@ -78,6 +80,7 @@ impl fmt::Display for ResourceErrorKind {
             Self::DoesNotExist => "resource does not exist",
             Self::Invalid => "resource rejected",
             Self::Unreachable => "control plane unreachable",
+            Self::Unresolved => "name not resolved",
         })
     }
 }

@@ -1,16 +1,34 @@
-//! DNS: the addresses of one name, refreshed by TTL.
+//! DNS: the addresses of one name, refreshed by TTL, the last good ones kept.
 
-use super::{Policy, ResolverConfig, fixed};
+use super::{Policy, ResolverConfig, fixed::Template};
 use crate::{
+    ads::Backoff,
+    bootstrap::split_host_port,
     resource::{ClusterLoadAssignment, Endpoint},
+    snapshot::{ResourceError, ResourceErrorKind, TargetState},
     watch::TargetWatch,
 };
-use std::{sync::Arc, time::Duration};
+use futures::future::BoxFuture;
+use hickory_resolver::{
+    Resolver, TokioResolver,
+    config::LookupIpStrategy,
+    net::{NetError, runtime::TokioRuntimeProvider},
+};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, task::AbortHandle, time::sleep};
+
+/// First delay after a failed lookup.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How names are resolved.
 #[derive(Clone, Debug)]
 pub struct DnsOptions {
-    /// `None`: the system's configuration (`/etc/resolv.conf`, the hosts file).
+    /// `None`: the system's configuration (`/etc/resolv.conf`). The hosts file is read either way.
     pub resolver: Option<ResolverConfig>,
     /// Never asked again sooner; default 1 s.
     pub min_refresh: Duration,
@@ -34,13 +52,136 @@ impl Default for DnsOptions {
     }
 }
 
-/// A target over the addresses of `host:port`.
+/// A target over the addresses of `host:port`. An IP literal is Ready at once; a name is Pending until the first answer,
+/// with the cause while lookups fail. The task that resolves stops when the watch is dropped.
 ///
 /// # Errors
 /// `target` is not `host:port`.
+///
+/// # Panics
+/// With a name, outside a tokio runtime.
 pub fn dns(target: &str, policy: &Policy, options: &DnsOptions) -> Result<TargetWatch, DnsTargetError> {
-    let _ = options;
-    let address =
-        target.parse().map_err(|_| DnsTargetError { target: target.to_owned(), reason: "not host:port".to_owned() })?;
-    Ok(fixed(target, Arc::new(ClusterLoadAssignment::of(target, vec![Endpoint::new(address)])), policy))
+    let (host, port) = parse(target).map_err(|reason| DnsTargetError { target: target.to_owned(), reason })?;
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        let endpoints = ClusterLoadAssignment::of(target, vec![Endpoint::new(SocketAddr::new(ip, port))]);
+        return Ok(super::fixed(target, Arc::new(endpoints), policy));
+    }
+    let resolver = resolver(options)
+        .map_err(|error| DnsTargetError { target: target.to_owned(), reason: format!("no DNS resolver: {error}") })?;
+    Ok(follow(Template::new(target, policy), host.to_owned(), port, options, Arc::new(resolver)))
 }
+
+fn parse(target: &str) -> Result<(&str, u16), String> {
+    let (host, port) = split_host_port(target).ok_or("is not host:port")?;
+    let port = port.ok_or("has no port")?;
+    let port = port.parse().map_err(|_| format!("\"{port}\" is not a port"))?;
+    if host.is_empty() || host.contains(['/', ' ', '@', '?', '#']) {
+        return Err(format!("\"{host}\" is not a host name"));
+    }
+    Ok((host, port))
+}
+
+fn resolver(options: &DnsOptions) -> Result<TokioResolver, NetError> {
+    let mut builder = match &options.resolver {
+        Some(config) => Resolver::builder_with_config(config.clone(), TokioRuntimeProvider::default()),
+        None => Resolver::builder_tokio().unwrap_or_else(|error| {
+            tracing::warn!("no system DNS configuration, only the hosts file is used: {error}");
+            let none = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+            Resolver::builder_with_config(none, TokioRuntimeProvider::default())
+        }),
+    };
+    let resolver_options = builder.options_mut();
+    resolver_options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // The refresh follows the TTL itself; a cache would only age the answers.
+    resolver_options.cache_size = 0;
+    builder.build()
+}
+
+/// Where addresses come from.
+trait Lookup: Send + Sync {
+    /// The addresses of a name and how long they are good.
+    fn lookup(&self, host: String) -> BoxFuture<'_, Result<(Vec<IpAddr>, Duration), ResourceError>>;
+}
+
+impl Lookup for TokioResolver {
+    fn lookup(&self, host: String) -> BoxFuture<'_, Result<(Vec<IpAddr>, Duration), ResourceError>> {
+        Box::pin(async move {
+            let answer = self
+                .lookup_ip(host.as_str())
+                .await
+                .map_err(|error| unresolved(format!("DNS lookup of \"{host}\" failed: {error}")))?;
+            let ttl = answer.as_lookup().answers().iter().map(|record| record.ttl).min().unwrap_or_default();
+            Ok((answer.iter().collect(), Duration::from_secs(u64::from(ttl))))
+        })
+    }
+}
+
+/// Stops the task when the watch is dropped.
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn follow(template: Template, host: String, port: u16, options: &DnsOptions, lookup: Arc<dyn Lookup>) -> TargetWatch {
+    let name = template.name.clone();
+    let (sender, state) = watch::channel(TargetState::Pending { cause: None });
+    let refresh = (options.min_refresh, options.max_refresh.max(options.min_refresh));
+    let task = tokio::spawn(async move {
+        let mut rng = fastrand::Rng::new();
+        let mut backoff = Backoff::new(RETRY.max(refresh.0), refresh.1);
+        let mut known = None;
+        let mut version: u64 = 0;
+        loop {
+            let pause = match lookup.lookup(host.clone()).await {
+                Ok((addresses, ttl)) if !addresses.is_empty() => {
+                    backoff.reset();
+                    let addresses: BTreeSet<SocketAddr> =
+                        addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+                    if known.as_ref() != Some(&addresses) {
+                        version += 1;
+                        let endpoints = addresses.iter().copied().map(Endpoint::new).collect();
+                        let endpoints = Arc::new(ClusterLoadAssignment::of(template.name.clone(), endpoints));
+                        let snapshot = template.snapshot(endpoints, &format!("dns={version}"));
+                        sender.send_replace(TargetState::Ready(Arc::new(snapshot)));
+                        known = Some(addresses);
+                    }
+                    jittered(ttl.clamp(refresh.0, refresh.1), &mut rng)
+                }
+                Ok(_) => {
+                    let error = unresolved(format!("DNS lookup of \"{host}\" gave no address"));
+                    failed(&sender, error, known.is_some());
+                    backoff.next(&mut rng)
+                }
+                Err(error) => {
+                    failed(&sender, error, known.is_some());
+                    backoff.next(&mut rng)
+                }
+            };
+            sleep(pause).await;
+        }
+    });
+    TargetWatch::new(name, state, Arc::new(Task(task.abort_handle())))
+}
+
+fn unresolved(message: String) -> ResourceError {
+    ResourceError { kind: ResourceErrorKind::Unresolved, message }
+}
+
+/// The last good addresses stay in force.
+fn failed(sender: &watch::Sender<TargetState>, error: ResourceError, known: bool) {
+    tracing::warn!("{}{}", error.message, if known { "; the last addresses stay in force" } else { "" });
+    if !known {
+        sender.send_replace(TargetState::Pending { cause: Some(Arc::new(error)) });
+    }
+}
+
+/// Up to a tenth longer, so that many clients do not ask at once.
+fn jittered(pause: Duration, rng: &mut fastrand::Rng) -> Duration {
+    pause.mul_f64(rng.f64().mul_add(0.1, 1.0))
+}
+
+#[cfg(test)]
+mod tests;
