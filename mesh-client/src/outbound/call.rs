@@ -286,6 +286,9 @@ impl Call {
             let attempt = match self.lease(&tried).await {
                 Err((failure, error)) => Attempt::Failed(failure, error),
                 Ok(lease) => {
+                    if let Some(explain) = &self.explain {
+                        explain.add("peer", narrate::peer(lease.peer()));
+                    }
                     let body = next.take().unwrap_or_else(|| replay.again());
                     let mut request = Request::new(body);
                     *request.method_mut() = head.method.clone();

@@ -14,6 +14,7 @@ use crate::{
         metrics::subset_of,
     },
 };
+use mesh_tls::PeerIdentity;
 use std::{borrow::Cow, net::SocketAddr};
 use tokio::time::Instant;
 
@@ -59,6 +60,17 @@ pub(crate) fn cluster(forward: &Forward<UpstreamRef>, choice: &ClusterChoice<Ups
         steps.push(step("subset", format!("`{subset}`")));
     }
     steps
+}
+
+/// Who is at the other end of the connection.
+pub(crate) fn peer(peer: Option<&PeerIdentity>) -> String {
+    match peer {
+        None => "unknown: the connection is plaintext".into(),
+        Some(peer) => match peer.spiffe_id() {
+            Some(id) => format!("{id}, over TLS"),
+            None => format!("{}, over TLS", peer.subject()),
+        },
+    }
 }
 
 /// How one attempt ended and what follows.

@@ -1,0 +1,5 @@
+//! End to end, through the public API: what callers and backends see.
+
+mod support;
+
+mod basics;
