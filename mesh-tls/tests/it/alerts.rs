@@ -69,3 +69,32 @@ async fn alerts_of_other_servers_are_described() {
         "the server refused our certificate spiffe://td/alice: it does not trust the certificate authority that signed it (unknown_ca)"
     );
 }
+
+/// Clients that look at nothing but their write would else see a broken pipe: what they send is taken for a moment.
+#[tokio::test]
+async fn a_refused_client_of_another_make_may_finish_its_write() {
+    let ca = Ca::new("ca");
+    let pair = ca.issue(|params| {
+        params.subject_alt_names = vec![rcgen::SanType::DnsName("bob.example".try_into().unwrap())];
+    });
+    let server = mtls_server(&source(&pair, ca.roots()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls_pki_types::pem::PemObject::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    // a small pipe: the write is not over before the server has refused
+    let (near, far) = tokio::io::duplex(1024);
+    let client = async {
+        let mut stream = connector.connect("bob.example".try_into().unwrap(), near).await.unwrap();
+        stream.write_all(&[b'x'; 32 * 1024]).await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_u8().await.unwrap_err()
+    };
+    let (error, refused) = tokio::join!(client, async { server.accept(far).await.map(drop) });
+    assert!(describe_alert(&error).unwrap().contains("requires a client certificate"), "{error}");
+    assert!(refused.unwrap_err().is_refused());
+}
