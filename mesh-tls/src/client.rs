@@ -141,7 +141,7 @@ impl ClientTls {
         let stream = result.map_err(|error| TlsError::from_handshake(error, refusal, Side::Server, own.as_deref()))?;
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let Some(peer) = peer.and_then(PeerIdentity::from_verified) else {
-            return Err(TlsError::Handshake { side: Side::Server, source: rustls::Error::NoCertificatesPresented });
+            return Err(TlsError::Handshake { side: Side::Server, error: rustls::Error::NoCertificatesPresented });
         };
         Ok((ClientStream { stream, generation: built.generation, own, early: Early::Unread }, peer))
     }

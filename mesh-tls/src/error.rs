@@ -54,7 +54,7 @@ pub struct SourceError {
     pub reason: String,
 }
 
-/// Why a TLS connection was not made.
+/// Why a TLS connection was not made. The message is complete: it includes the cause, and there is no further source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -102,20 +102,20 @@ pub enum TlsError {
         limit: Duration,
     },
     /// Any other protocol failure.
-    #[error("TLS handshake with the {side} failed: {source}")]
+    #[error("TLS handshake with the {side} failed: {error}")]
     Handshake {
         /// Which side the peer is.
         side: Side,
         /// What failed.
-        source: rustls::Error,
+        error: rustls::Error,
     },
     /// The transport failed.
-    #[error("connection to the {side} failed during the TLS handshake: {source}")]
+    #[error("connection to the {side} failed during the TLS handshake: {error}")]
     Io {
         /// Which side the peer is.
         side: Side,
         /// What failed.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -256,12 +256,12 @@ impl TlsError {
                     Self::Refused(Box::new(Refusal { side, certificate: String::new(), reason: Reason::NotPresented }))
                 }
                 rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Self::Plaintext(side),
-                other => Self::Handshake { side, source: other.clone() },
+                other => Self::Handshake { side, error: other.clone() },
             };
         }
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Closed(side),
-            _ => Self::Io { side, source: error },
+            _ => Self::Io { side, error },
         }
     }
 }

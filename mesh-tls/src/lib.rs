@@ -5,6 +5,42 @@
 //! handshake uses the newest. Sessions are never resumed: a resumed session skips the verifier, and would carry an old
 //! trust decision over a rotation.
 //!
+//! ```no_run
+//! use mesh_tls::{Acceptor, ClientSettings, ClientTls, FileSource, FileSourceConfig, SanMatcher, ServerSettings, Source};
+//! use std::{error::Error, sync::Arc};
+//!
+//! # async fn run() -> Result<(), Box<dyn Error>> {
+//! let provider = mesh_tls::default_provider();
+//! let files = FileSourceConfig {
+//!     certificate_file: Some("/var/run/secrets/cert.pem".into()),
+//!     private_key_file: Some("/var/run/secrets/key.pem".into()),
+//!     ca_certificate_file: Some("/var/run/secrets/ca.pem".into()),
+//!     ..FileSourceConfig::new("default", provider.clone())
+//! };
+//! let source: Arc<dyn Source> = Arc::new(FileSource::new(files, &tokio::runtime::Handle::current())?);
+//!
+//! // the calling side
+//! let client = ClientTls::new(
+//!     ClientSettings {
+//!         san_matchers: vec![SanMatcher::Exact("spiffe://cluster.local/ns/prod/sa/reviews".into())],
+//!         alpn: vec![b"h2".to_vec()],
+//!         ..ClientSettings::mtls(source.clone())
+//!     },
+//!     provider.clone(),
+//! )?;
+//! let tcp = tokio::net::TcpStream::connect("127.0.0.1:9080").await?;
+//! let (_stream, peer) = client.connect(tcp, None).await?;
+//! println!("connected to {peer}");
+//!
+//! // the accepting side
+//! let acceptor = Acceptor::new(ServerSettings::mtls(source), provider)?;
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:9080").await?;
+//! let stream = acceptor.accept(listener.accept().await?.0).await?;
+//! println!("called by {:?}", stream.peer());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The crypto provider is passed as a value; the process default of rustls is neither read nor set.
 
 mod alert;

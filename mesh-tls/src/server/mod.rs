@@ -191,7 +191,7 @@ impl Acceptor {
     {
         let mut io = Rewind::new(io);
         if mode == Mode::Permissive {
-            let first = io.peek().await.map_err(|source| (TlsError::Io { side: Side::Client, source }, None))?;
+            let first = io.peek().await.map_err(|error| (TlsError::Io { side: Side::Client, error }, None))?;
             if first.is_empty() {
                 return Err((TlsError::Closed(Side::Client), None));
             }
