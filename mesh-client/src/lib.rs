@@ -47,6 +47,13 @@ pub mod retry {
     };
 }
 
+/// Circuit breaking, for any client: [`CircuitBreakerLayer`](circuit_breaker::CircuitBreakerLayer).
+pub mod circuit_breaker {
+    pub use crate::outbound::cluster::{
+        CircuitBreaker, CircuitBreakerLayer, Limits, Overloaded, ResponseBody, ResponseFuture,
+    };
+}
+
 /// Deadlines, for any client: [`TimeoutLayer`](timeout::TimeoutLayer).
 pub mod timeout {
     pub use crate::outbound::timeout::{Elapsed, ResponseBody, ResponseFuture, Timeout, TimeoutLayer};

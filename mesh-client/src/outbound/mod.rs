@@ -10,6 +10,8 @@ pub(crate) mod pick;
 pub(crate) mod resolve;
 pub(crate) mod retry;
 pub(crate) mod route;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod timeout;
 pub(crate) mod upstream;
 

@@ -24,7 +24,7 @@ pub(crate) enum Resource {
 /// A limit was reached. Displays as a sentence naming the limit as Envoy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{resource} limit of {limit} reached")]
-pub(crate) struct Overloaded {
+pub struct Overloaded {
     /// What is exhausted.
     pub(crate) resource: Resource,
     /// Its limit at that moment.

@@ -7,14 +7,17 @@
 mod breaker;
 mod eject;
 mod endpoint;
+mod layer;
 mod link;
 mod outlier;
 mod set;
 mod status;
 mod watcher;
 
-pub(crate) use breaker::{Breaker, Overloaded, Permit, Resource};
+pub use breaker::Overloaded;
+pub(crate) use breaker::{Breaker, Permit, Resource};
 pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
+pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub(crate) use outlier::Cause;
 pub(crate) use status::{ClusterStatus, EndpointStatus};

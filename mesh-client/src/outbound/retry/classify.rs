@@ -81,6 +81,9 @@ impl Outcome {
             if error.is::<crate::outbound::timeout::Elapsed>() {
                 return Self::Failure(Failure::Deadline);
             }
+            if error.is::<crate::outbound::cluster::Overloaded>() {
+                return Self::Failure(Failure::Overloaded);
+            }
             if error.is::<super::PerTryElapsed>() {
                 return Self::Failure(Failure::PerTryTimeout);
             }

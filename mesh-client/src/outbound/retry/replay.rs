@@ -42,6 +42,8 @@ pub struct ReplayBody<B> {
     trailers_sent: bool,
     /// Nothing was asked of it yet.
     fresh: bool,
+    /// It was made although nothing is kept.
+    dead: bool,
 }
 
 /// Why a body cannot be sent (again).
@@ -110,15 +112,18 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
             at: 0,
             trailers_sent: false,
             fresh: true,
+            dead: false,
         };
         (Self { shared }, first)
     }
 
-    /// The body of the next attempt. Earlier ones are superseded.
+    /// The body of the next attempt. Earlier ones are superseded. Fails when it is polled if the body is not
+    /// [replayable](Self::is_replayable).
     pub(crate) fn again(&self) -> ReplayBody<B> {
         let attempt = self.shared.attempt.fetch_add(1, Ordering::AcqRel) + 1;
         let state = self.shared.lock().state.take();
-        ReplayBody { shared: self.shared.clone(), attempt, state, at: 0, trailers_sent: false, fresh: true }
+        let dead = !self.is_replayable();
+        ReplayBody { shared: self.shared.clone(), attempt, state, at: 0, trailers_sent: false, fresh: true, dead }
     }
 
     /// Whether all that was sent so far is kept, so that [`again`](Self::again) can send it.
@@ -244,6 +249,9 @@ where
             this.hand_back();
             return Poll::Ready(Some(Err(ReplayError::Superseded.into())));
         }
+        if this.dead {
+            return Poll::Ready(Some(Err(ReplayError::TooLong.into())));
+        }
         std::task::ready!(this.claim(cx));
         let Some(state) = this.state.as_mut() else { return Poll::Pending };
         if std::mem::take(&mut this.fresh) && state.forgotten {
@@ -273,7 +281,8 @@ where
                 Some(inner) => inner.is_end_stream(),
                 None => !state.failed && (state.trailers.is_none() || self.trailers_sent),
             };
-            rest_is_empty && self.at >= state.frames.len()
+            let complete = !self.dead && !(self.fresh && state.forgotten);
+            complete && rest_is_empty && self.at >= state.frames.len()
         })
     }
 
