@@ -117,7 +117,8 @@ fn connector(
         connect_timeout: cluster.connect_timeout,
         idle_timeout: cluster.idle_timeout,
         max_connections_per_host: match protocol {
-            Protocol::Http1 => cluster.circuit_breakers.max_connections,
+            // One per request in flight: only the breaker limits them, all endpoints together.
+            Protocol::Http1 => u32::MAX,
             Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
         },
         transport: TransportConfig { max_requests: cluster.max_requests_per_connection, ..TransportConfig::default() },

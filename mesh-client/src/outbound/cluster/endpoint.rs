@@ -23,16 +23,18 @@ use std::{
 
 /// One endpoint of a cluster. Lives as long as its address is in the assignment (or a request holds it), through
 /// changes of everything else that is said of it.
+#[repr(C)]
 pub(crate) struct Endpoint<L: Link = Subchannel> {
-    address: SocketAddr,
+    // First what a pick and a request touch, next to the reference count: one cache line.
     link: Arc<L>,
-    placement: ArcSwap<Placement>,
-    ejected: AtomicBool,
     in_flight: AtomicU32,
+    ejected: AtomicBool,
+    retired: AtomicBool,
     counters: Counters,
+    address: SocketAddr,
+    placement: ArcSwap<Placement>,
     thresholds: Arc<Thresholds>,
     ejection: Mutex<Ejection>,
-    retired: AtomicBool,
     cluster: Weak<LiveCluster<L>>,
 }
 

@@ -26,7 +26,7 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// Changes after the state of a link of this connector did.
     fn changes(connector: &Self::Connector) -> watch::Receiver<u64>;
 
-    /// The state now, an atomic load or two. A link that failed is in `TransientFailure`, through the attempts that it makes by
+    /// The state now: an atomic load. A link that failed is in `TransientFailure`, through the attempts that it makes by
     /// itself, until one succeeds.
     fn connectivity(&self) -> Connectivity;
 
@@ -49,10 +49,7 @@ impl Link for Subchannel {
     }
 
     fn connectivity(&self) -> Connectivity {
-        match self.state() {
-            Connectivity::Connecting if Self::last_error(self).is_some() => Connectivity::TransientFailure,
-            state => state,
-        }
+        self.state()
     }
 
     fn last_error(&self) -> Option<LinkError> {

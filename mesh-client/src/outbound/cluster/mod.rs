@@ -153,7 +153,7 @@ impl<L: Link> LiveCluster<L> {
             budget: Arc::new(Budget::of(&cluster.circuit_breakers)),
             breaker,
             thresholds: Arc::default(),
-            turn: Arc::new(Turn::starting_at(0)),
+            turn: Arc::new(Turn::anywhere()),
             deps,
             stale,
             changed: Notify::new(),

@@ -1,7 +1,7 @@
 //! The endpoints of a cluster, carried over from one assignment to the next by address.
 
 use super::{Endpoint, Link, Placement};
-use crate::outbound::pick::Group;
+use crate::outbound::pick::{Group, Turn};
 use mesh_xds::resource::{self, ClusterLoadAssignment, Locality};
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
@@ -162,7 +162,8 @@ impl<'a, L: Link> Plan<'a, L> {
             });
         }
         let weights = new.iter().map(|e| if e.health.is_usable() { e.weight.max(1) } else { 0 }).collect();
-        Arc::new(Group::new(members, weights, weight, self.before.map(|(_, group)| &**group)))
+        let turn = self.before.map_or_else(Turn::anywhere, |(_, group)| group.turn());
+        Arc::new(Group::new(members, weights, weight, turn))
     }
 }
 

@@ -25,10 +25,9 @@ pub(super) struct Usable<C> {
 
 impl<C> Group<C> {
     /// `weights` are those of `members`, 0 for one that the control plane says is not to be used; `weight` is the locality's.
-    /// `before`: the group that this one replaces, whose turn goes on.
-    pub(crate) fn new(members: Vec<Arc<C>>, weights: Vec<u32>, weight: u32, before: Option<&Self>) -> Self {
+    /// `turn` is that of the group that this one replaces.
+    pub(crate) fn new(members: Vec<Arc<C>>, weights: Vec<u32>, weight: u32, turn: Turn) -> Self {
         debug_assert_eq!(members.len(), weights.len(), "one weight for each member");
-        let turn = before.map_or_else(|| Turn::starting_at(0), |group| group.turn.same());
         Self { members: members.into(), weights: weights.into(), weight, turn }
     }
 
@@ -36,6 +35,11 @@ impl<C> Group<C> {
     pub(crate) fn map(&self, replace: impl FnMut(&Arc<C>) -> Arc<C>) -> Self {
         let members = self.members.iter().map(replace).collect();
         Self { members, weights: self.weights.clone(), weight: self.weight, turn: self.turn.same() }
+    }
+
+    /// Whose turn it is, for the group that replaces this one.
+    pub(crate) fn turn(&self) -> Turn {
+        self.turn.same()
     }
 
     /// All members, in the order of the assignment.

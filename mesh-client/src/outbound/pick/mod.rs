@@ -79,7 +79,7 @@ impl<C: Candidate> Picker<C> {
     /// Picks one, not among `excluded` when there is another. `None`: all have become unavailable since the picker was built.
     #[inline]
     pub(crate) fn pick(&self, excluded: impl Fn(&Arc<C>) -> bool, rng: &mut fastrand::Rng) -> Option<&Arc<C>> {
-        let first = self.draw(&excluded, rng)?;
+        let first = self.draw(&excluded, rng);
         if let Drawn::Good(candidate) = first {
             return Some(candidate);
         }
@@ -95,7 +95,7 @@ impl<C: Candidate> Picker<C> {
     ) -> Option<&'a Arc<C>> {
         let mut second_best = first.connecting();
         for _ in 1..DRAWS {
-            match self.draw(excluded, rng)? {
+            match self.draw(excluded, rng) {
                 Drawn::Good(candidate) => return Some(candidate),
                 drawn => second_best = second_best.or(drawn.connecting()),
             }
@@ -122,20 +122,21 @@ impl<C: Candidate> Picker<C> {
     }
 
     #[inline]
-    fn draw(&self, excluded: &impl Fn(&Arc<C>) -> bool, rng: &mut fastrand::Rng) -> Option<Drawn<'_, C>> {
+    fn draw(&self, excluded: &impl Fn(&Arc<C>) -> bool, rng: &mut fastrand::Rng) -> Drawn<'_, C> {
         let locality = match (&*self.localities, &self.shares) {
             ([only], _) => only,
             (several, shares) => {
                 &several[locality::choose(self.policy, several.len(), shares.as_ref(), &self.turn, rng)]
             }
         };
-        match self.policy {
-            LbPolicy::RoundRobin => Some(self.judge(round_robin::draw(locality), excluded)),
-            LbPolicy::Random => Some(self.judge(random::draw(locality, rng), excluded)),
-            LbPolicy::LeastRequest { choice_count } => {
-                least_request::draw(locality, choice_count, rng, |candidate| self.judge(candidate, excluded))
-            }
-        }
+        self.judge(
+            match self.policy {
+                LbPolicy::RoundRobin => round_robin::draw(locality),
+                LbPolicy::Random => random::draw(locality, rng),
+                LbPolicy::LeastRequest { choice_count } => least_request::draw(locality, choice_count, rng),
+            },
+            excluded,
+        )
     }
 
     #[inline]
@@ -187,8 +188,8 @@ impl<'a, C> Drawn<'a, C> {
 
 impl Turn {
     /// Starts anywhere, so that processes that start together do not go the same way round together.
-    pub(crate) fn starting_at(turn: u64) -> Self {
-        Self(AtomicU64::new(turn))
+    pub(crate) fn anywhere() -> Self {
+        Self(AtomicU64::new(fastrand::u32(..).into()))
     }
 
     fn next(&self) -> u64 {

@@ -41,7 +41,7 @@ fn fakes(ids: std::ops::Range<usize>) -> Vec<Arc<Fake>> {
 }
 
 fn group(members: &[Arc<Fake>], weights: &[u32], weight: u32) -> Arc<Group<Fake>> {
-    Arc::new(Group::new(members.to_vec(), weights.to_vec(), weight, None))
+    Arc::new(Group::new(members.to_vec(), weights.to_vec(), weight, Turn::default()))
 }
 
 fn picker(policy: LbPolicy, priorities: &[Vec<Arc<Group<Fake>>>]) -> Option<Picker<Fake>> {

@@ -88,7 +88,8 @@ async fn a_new_weight_is_used_on_the_old_link() {
     bed.update(next);
     assert_eq!(bed.opened().len(), 2);
     assert_eq!(bed.endpoint(2).placement().weight, 3);
-    assert_eq!(bed.picks(400), BTreeMap::from([(1, 100), (2, 300)]));
+    let light = bed.picks(400)[&1];
+    assert!((98..=102).contains(&light), "{light} of 400 for a weight of 1 in 4");
 }
 
 #[tokio::test]
