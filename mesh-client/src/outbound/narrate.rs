@@ -3,7 +3,6 @@
 use crate::{
     channel::Core,
     outbound::{
-        cluster::EndpointStatus,
         resolve::{Routing, State, UpstreamRef},
         retry::Decision,
         route::{ClusterChoice, Forward, RequestHead, RouteAction, Trail},
@@ -135,8 +134,9 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
             UpstreamRef::Failed(cause) => steps.push(step("cluster", format!("cannot be used: {cause}"))),
             UpstreamRef::Live(upstream) => {
                 let status = upstream.live.status(Instant::now());
+                steps.push(step("load", status.to_string()));
                 for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {
-                    steps.push(step("endpoint", endpoint_line(endpoint)));
+                    steps.push(step("endpoint", endpoint.to_string()));
                 }
                 if status.endpoints.len() > MAX_ENDPOINTS {
                     steps.push(step("endpoint", format!("… and {} more", status.endpoints.len() - MAX_ENDPOINTS)));
@@ -144,20 +144,6 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
             }
         }
     }
-}
-
-fn endpoint_line(endpoint: &EndpointStatus) -> String {
-    let mut line = format!("{} {:?}, {} in flight", endpoint.address, endpoint.state, endpoint.in_flight);
-    if !endpoint.health.is_usable() {
-        line.push_str(&format!(", {:?} says the control plane", endpoint.health));
-    }
-    if let Some(left) = endpoint.ejected_for {
-        line.push_str(&format!(", ejected for {left:?} more"));
-    }
-    if let Some(error) = &endpoint.last_error {
-        line.push_str(&format!(", last error: {error}"));
-    }
-    line
 }
 
 /// An error with its causes.

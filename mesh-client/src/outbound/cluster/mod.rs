@@ -20,7 +20,6 @@ pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub(crate) use outlier::Cause;
-pub(crate) use status::{ClusterStatus, EndpointStatus};
 
 use crate::outbound::{
     connect::Subchannel,
@@ -37,7 +36,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::Notify;
 use watcher::Watcher;
 
 /// What a cluster needs from its surroundings.
@@ -63,7 +62,6 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     budget: Arc<Budget>,
     /// A rebuild is due.
     stale: Arc<Notify>,
-    changed: Notify,
     metrics: Metrics,
 }
 
@@ -89,7 +87,7 @@ struct Writer<L: Link> {
 pub(crate) enum Pick<L: Link = Subchannel> {
     /// Send it there. The endpoint may not be connected yet.
     Endpoint(Arc<Endpoint<L>>),
-    /// Nothing to send it to. Fails at once (gRPC: UNAVAILABLE), or waits for [`LiveCluster::changed`].
+    /// Nothing to send it to (gRPC: UNAVAILABLE).
     Fail(Arc<Unavailable>),
     /// Dropped by the assignment's `drop_overload` of this category (gRPC: UNAVAILABLE; not retried).
     Drop(Arc<str>),
@@ -156,7 +154,6 @@ impl<L: Link> LiveCluster<L> {
             turn: Arc::new(Turn::anywhere()),
             deps,
             stale,
-            changed: Notify::new(),
         });
         let mut writer = live.writer();
         live.set_outlier_detection(&mut writer);
@@ -188,16 +185,6 @@ impl<L: Link> LiveCluster<L> {
             self.set_endpoints(&mut writer, endpoints);
         }
         self.publish(&writer);
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    /// The configuration in force.
-    pub(crate) fn config(&self) -> Arc<Cluster> {
-        self.view.load().cluster.clone()
     }
 
     /// Limits its retries.
@@ -234,12 +221,6 @@ impl<L: Link> LiveCluster<L> {
             }
             Err(cause) => Pick::Fail(cause),
         }
-    }
-
-    /// Resolves when the choice of endpoints changes after this call (the future need not have been polled): make it, try
-    /// [`Self::pick`], then wait.
-    pub(crate) fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
     }
 
     /// All that the last picker knew has become unavailable before the next one was built.
@@ -291,7 +272,6 @@ impl<L: Link> LiveCluster<L> {
             .ok_or_else(|| Arc::new(unavailable(&self.name, &writer.set)));
         let view = View { cluster: writer.cluster.clone(), assignment: writer.set.assignment().clone(), picker };
         self.view.store(Arc::new(view));
-        self.changed.notify_waiters();
     }
 
     /// Looks at the endpoints again; how many there are.

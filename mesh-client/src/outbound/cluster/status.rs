@@ -2,14 +2,12 @@
 
 use super::{Connectivity, Link, LiveCluster, Resource};
 use mesh_xds::resource::{HealthStatus, LocalityId};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// One moment of a cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterStatus {
-    /// Its name.
-    pub(crate) name: Arc<str>,
     /// The priority in force; `None`: no endpoint can be picked.
     pub(crate) priority: Option<usize>,
     /// Ejected endpoints are picked, because nothing else is left.
@@ -68,13 +66,54 @@ impl<L: Link> LiveCluster<L> {
             }
         };
         ClusterStatus {
-            name: self.name.clone(),
             priority: picker.map(super::Picker::priority),
             panic: picker.is_some_and(super::Picker::is_panic),
             retries: self.budget.in_flight(),
             breaker: Resource::ALL.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
             endpoints: writer.set.all().map(endpoint).collect(),
         }
+    }
+}
+
+impl fmt::Display for ClusterStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.priority {
+            None => f.write_str("no endpoint can be used")?,
+            Some(priority) => write!(f, "priority {priority}")?,
+        }
+        if self.panic {
+            f.write_str(", ejected endpoints are used because there are no others")?;
+        }
+        for (resource, in_use, limit) in self.breaker {
+            write!(f, ", {resource} {in_use} of {limit}")?;
+        }
+        write!(f, ", {} retries in flight", self.retries)
+    }
+}
+
+impl fmt::Display for EndpointStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}, {} in flight", self.address, self.state, self.in_flight)?;
+        if self.priority > 0 {
+            write!(f, ", priority {}", self.priority)?;
+        }
+        let LocalityId { region, zone, sub_zone } = &*self.locality;
+        if [region, zone, sub_zone].iter().any(|part| !part.is_empty()) {
+            write!(f, ", in {region}/{zone}/{sub_zone}")?;
+        }
+        if self.weight != 1 {
+            write!(f, ", weight {}", self.weight)?;
+        }
+        if !self.health.is_usable() {
+            write!(f, ", {:?} says the control plane", self.health)?;
+        }
+        if let Some(left) = self.ejected_for {
+            write!(f, ", ejected for {left:?} more")?;
+        }
+        if let Some(error) = &self.last_error {
+            write!(f, ", last error: {error}")?;
+        }
+        Ok(())
     }
 }
 

@@ -116,11 +116,6 @@ impl<C: Candidate> Picker<C> {
         self.panic
     }
 
-    /// How many endpoints it picks among.
-    pub(crate) fn len(&self) -> usize {
-        self.size
-    }
-
     #[inline]
     fn draw(&self, excluded: &impl Fn(&Arc<C>) -> bool, rng: &mut fastrand::Rng) -> Drawn<'_, C> {
         let locality = match (&*self.localities, &self.shares) {

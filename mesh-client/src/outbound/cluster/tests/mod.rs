@@ -95,7 +95,8 @@ impl Bed {
     }
 
     fn update(&self, endpoints: ClusterLoadAssignment) {
-        self.cluster.update(self.cluster.config(), Arc::new(endpoints));
+        let config = self.cluster.writer().cluster.clone();
+        self.cluster.update(config, Arc::new(endpoints));
     }
 
     /// Every link, in the order of opening.
