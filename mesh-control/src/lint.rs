@@ -75,9 +75,6 @@ fn check_routing(routing: &Routing, model: &Model, report: &Report) {
     for host in &routing.hosts {
         known_host(&host.value, &host.at, model, report);
     }
-    if routing.routes.is_empty() {
-        report.warning(routing.object.at(), format!("{} has no HTTP routes", routing.object));
-    }
     let mut all_taken: Option<&At> = None;
     for route in &routing.routes {
         if let Some(at) = all_taken {

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// The link that is switched.
@@ -38,17 +37,13 @@ pub(super) fn write_private(path: &Path, content: &str) -> io::Result<()> {
 /// # Errors
 /// With the path it is about. The former files are then still in place.
 pub(super) fn write_together(dir: &Path, files: &[(&str, &str)]) -> Result<(), (PathBuf, io::Error)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| (path, error)
     };
     private_dir(dir).map_err(failed(dir))?;
-    let version = format!("{VERSION}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let version = new_version(dir).map_err(failed(dir))?;
     let folder = dir.join(&version);
-    // Left over by a process of the same id.
-    let _ = fs::remove_dir_all(&folder);
-    private_dir(&folder).map_err(failed(&folder))?;
     for (name, content) in files {
         let path = folder.join(name);
         create_private(&path, content).map_err(failed(&path))?;
@@ -65,6 +60,26 @@ pub(super) fn write_together(dir: &Path, files: &[(&str, &str)]) -> Result<(), (
     }
     remove_old(dir, &version, former.as_deref());
     Ok(())
+}
+
+/// Creates the next versioned folder: one that no other process, and no earlier one, has made.
+fn new_version(dir: &Path) -> io::Result<String> {
+    let numbers = fs::read_dir(dir)?.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        name.to_str()?.strip_prefix(VERSION)?.parse::<u64>().ok()
+    });
+    let mut number = numbers.max().unwrap_or(0) + 1;
+    loop {
+        let version = format!("{VERSION}{number}");
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(dir.join(&version)) {
+            Ok(()) => return Ok(version),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Keeps the current version and the one before it, which may be read at this moment.

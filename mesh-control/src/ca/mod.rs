@@ -85,9 +85,11 @@ impl CertificateAuthority {
     /// The folder cannot be written, or holds a root that cannot be used.
     pub fn open(dir: &Path, trust_domain: &str, lifetime: Duration) -> Result<Self, Error> {
         check_name(trust_domain)?;
-        let (root_pem, issuer) = root(dir, trust_domain)?;
+        // A bootstrap names the files for processes with other working directories.
+        let dir = std::path::absolute(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
+        let (root_pem, issuer) = root(&dir, trust_domain)?;
         let shared = Shared {
-            dir: dir.to_owned(),
+            dir,
             trust_domain: trust_domain.to_owned(),
             lifetime,
             root_pem,
@@ -192,7 +194,7 @@ impl CertificateAuthority {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, self.shared.trust_domain.as_str());
         params.subject_alt_names = vec![SanType::URI(id.try_into().map_err(failed)?)];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let now = SystemTime::now();

@@ -1,1 +1,151 @@
+use super::*;
+use mesh_tls::{Acceptor, ClientSettings, ClientTls, FileSource, FileSourceConfig, ServerSettings, default_provider};
+use std::time::SystemTime;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+fn authority(dir: &Path) -> CertificateAuthority {
+    CertificateAuthority::open(dir, "cluster.local", DEFAULT_LIFETIME).unwrap()
+}
+
+fn read(dir: &Path) -> [String; 3] {
+    ["cert.pem", "key.pem", "ca.pem"].map(|name| std::fs::read_to_string(dir.join(name)).unwrap())
+}
+
+/// The files as clients and servers read them: a key that is not the certificate's is refused here.
+fn identity(dir: &Path) -> mesh_tls::Identity {
+    let [certificate, key, _] = read(dir);
+    mesh_tls::Identity::from_pem(certificate.as_bytes(), key.as_bytes(), &default_provider()).unwrap()
+}
+
+fn source(dir: &Path) -> Arc<FileSource> {
+    let mut config = FileSourceConfig::new("test", default_provider());
+    config.certificate_file = Some(dir.join("cert.pem"));
+    config.private_key_file = Some(dir.join("key.pem"));
+    config.ca_certificate_file = Some(dir.join("ca.pem"));
+    Arc::new(FileSource::new(config, &tokio::runtime::Handle::current()).unwrap())
+}
+
+#[tokio::test]
+async fn identities_of_a_created_and_of_the_reloaded_root_trust_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca");
+    let created = authority(&path);
+    let loaded = authority(&path);
+    assert_eq!(created.root_pem(), loaded.root_pem());
+    let client = source(&created.issue("default", "client").unwrap());
+    let server = source(&loaded.issue("prod", "greeter").unwrap());
+
+    let client = ClientTls::new(ClientSettings::mtls(client), default_provider()).unwrap();
+    let server = Acceptor::new(ServerSettings::mtls(server), default_provider()).unwrap();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let connect = async {
+        let (mut stream, peer) = client.connect(near, None).await.unwrap();
+        stream.read_u8().await.unwrap();
+        peer.spiffe_id().unwrap().to_string()
+    };
+    let accept = async {
+        let mut accepted = server.accept(far).await.unwrap();
+        accepted.write_u8(1).await.unwrap();
+        accepted.flush().await.unwrap();
+        accepted.peer().unwrap().spiffe_id().unwrap().to_string()
+    };
+    let (seen_by_client, seen_by_server) = tokio::join!(connect, accept);
+    assert_eq!(seen_by_client, "spiffe://cluster.local/ns/prod/sa/greeter");
+    assert_eq!(seen_by_server, "spiffe://cluster.local/ns/default/sa/client");
+}
+
+#[cfg(unix)]
+#[test]
+fn everything_is_for_the_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/ca");
+    let identity = authority(&path).issue("default", "client").unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for folder in [&path, &identity, &path.join("ns")] {
+        assert_eq!(mode(folder), 0o700, "{}", folder.display());
+    }
+    for file in [path.join("ca-key.pem"), path.join("ca.pem"), identity.join("key.pem"), identity.join("cert.pem")] {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+    }
+}
+
+#[test]
+fn certificate_says_who_for_how_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = CertificateAuthority::open(dir.path(), "example.org", Duration::from_secs(600)).unwrap();
+    let identity = identity(&ca.issue("default", "client").unwrap());
+    assert_eq!(identity.spiffe_id().unwrap().as_str(), "spiffe://example.org/ns/default/sa/client");
+    let left = identity.not_after().duration_since(SystemTime::now()).unwrap();
+    assert!(left <= Duration::from_secs(600) && left > Duration::from_secs(500), "{left:?}");
+}
+
+#[test]
+fn rotation_replaces_the_pair_at_once_and_keeps_only_the_version_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(dir.path());
+    let folder = ca.issue("default", "client").unwrap();
+    ca.issue("default", "greeter").unwrap();
+    let before = read(&folder);
+    for _ in 0..4 {
+        ca.rotate_all().unwrap();
+        identity(&folder);
+    }
+    let after = read(&folder);
+    assert!(before[0] != after[0] && before[1] != after[1]);
+    assert_eq!(before[2], after[2], "the root stays");
+    let versions = std::fs::read_dir(&folder).unwrap().flatten();
+    let versions = versions.filter(|e| e.file_name().to_string_lossy().starts_with("..v")).count();
+    assert_eq!(versions, 2);
+}
+
+#[test]
+fn a_new_process_takes_over_the_folders_of_an_earlier_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = authority(dir.path()).issue("default", "client").unwrap();
+    let before = read(&folder);
+    let again = authority(dir.path());
+    assert_eq!(again.identities(), []);
+    assert_eq!(again.ensure("default", "client").unwrap(), folder);
+    assert_ne!(read(&folder)[0], before[0]);
+    let unchanged = read(&folder);
+    again.ensure("default", "client").unwrap();
+    assert_eq!(read(&folder), unchanged, "issued once by one authority");
+}
+
+#[tokio::test(start_paused = true)]
+async fn identities_are_renewed_at_half_of_their_lifetime() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = CertificateAuthority::open(dir.path(), "cluster.local", Duration::from_secs(600)).unwrap();
+    let renewal = tokio::spawn(ca.clone().renew());
+    let folder = ca.issue("default", "client").unwrap();
+    let first = read(&folder)[0].clone();
+    tokio::time::sleep(Duration::from_secs(299)).await;
+    assert_eq!(read(&folder)[0], first);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let second = read(&folder)[0].clone();
+    assert_ne!(second, first);
+    // Issued in between: the other one is due first, and this one again 300 s later.
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_ne!(read(&folder)[0], second);
+    renewal.abort();
+}
+
+#[test]
+fn names_that_would_leave_the_folder_or_the_id_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(dir.path());
+    for (namespace, account) in [("..", "a"), ("a", "b/c"), ("", "a"), ("a", "b c"), ("a", "é")] {
+        assert!(matches!(ca.issue(namespace, account), Err(Error::Name(_))), "{namespace}/{account}");
+    }
+}
+
+#[test]
+fn a_root_that_cannot_be_used_is_an_error_and_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("ca-key.pem"), "no key").unwrap();
+    std::fs::write(dir.path().join("ca.pem"), "no certificate").unwrap();
+    let error = CertificateAuthority::open(dir.path(), "cluster.local", DEFAULT_LIFETIME).unwrap_err();
+    assert!(error.to_string().contains("ca-key.pem"), "{error}");
+    assert_eq!(std::fs::read_to_string(dir.path().join("ca-key.pem")).unwrap(), "no key");
+}

@@ -54,6 +54,10 @@ impl Node {
         }
     }
 
+    pub(crate) fn is_empty_list(&self) -> bool {
+        matches!(&self.value, Value::List(items) if items.is_empty())
+    }
+
     fn entries(&self, report: &Report, what: &str) -> &[(Key, Self)] {
         match &self.value {
             Value::Map(entries) => entries,

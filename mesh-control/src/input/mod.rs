@@ -191,3 +191,6 @@ pub fn sources(paths: &[PathBuf]) -> io::Result<Vec<Source>> {
     let read: io::Result<Vec<_>> = paths.iter().map(|path| Source::path(path)).collect();
     Ok(read?.into_iter().flatten().collect())
 }
+
+#[cfg(test)]
+mod tests;

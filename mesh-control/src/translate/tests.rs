@@ -1,1 +1,311 @@
+//! Golden tests: what each form of a document becomes. `cargo insta review` shows what a change does.
 
+use super::*;
+use crate::input::{Source, load};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+            route::v3::RouteConfiguration,
+        },
+        extensions::{
+            filters::{
+                http::{fault::v3::HttpFault, router::v3::Router},
+                network::http_connection_manager::v3::HttpConnectionManager,
+            },
+            retry::{
+                host::previous_hosts::v3::PreviousHostsPredicate,
+                priority::previous_priorities::v3::PreviousPrioritiesConfig,
+            },
+            transport_sockets::tls::v3::UpstreamTlsContext,
+            upstreams::http::v3::HttpProtocolOptions,
+        },
+    },
+    google::protobuf::Any,
+};
+use mesh_xds::server::ResourceType;
+use prost::{Message, Name};
+use std::fmt::{Debug, Write as _};
+
+/// The message in an `Any`, without the fields that are at their default.
+fn show(any: &Any) -> String {
+    fn try_as<M: Message + Name + Default + Debug>(any: &Any) -> Option<String> {
+        (any.type_url == M::type_url()).then(|| format!("{:#?}", M::decode(any.value.as_slice()).unwrap()))
+    }
+    let text = try_as::<Listener>(any)
+        .or_else(|| try_as::<RouteConfiguration>(any))
+        .or_else(|| try_as::<Cluster>(any))
+        .or_else(|| try_as::<ClusterLoadAssignment>(any))
+        .or_else(|| try_as::<HttpConnectionManager>(any))
+        .or_else(|| try_as::<HttpFault>(any))
+        .or_else(|| try_as::<Router>(any))
+        .or_else(|| try_as::<PreviousHostsPredicate>(any))
+        .or_else(|| try_as::<PreviousPrioritiesConfig>(any))
+        .or_else(|| try_as::<UpstreamTlsContext>(any))
+        .or_else(|| try_as::<HttpProtocolOptions>(any))
+        .unwrap_or_else(|| panic!("what is {}?", any.type_url));
+    without_defaults(&with_inner(&text))
+}
+
+/// Replaces every `Any` in the text of a message by what it holds.
+fn with_inner(text: &str) -> String {
+    let mut out = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(head) = line.strip_suffix("Any {") else {
+            writeln!(out, "{line}").unwrap();
+            continue;
+        };
+        let type_url =
+            lines.next().unwrap().trim().trim_start_matches("type_url: \"").trim_end_matches("\",").to_owned();
+        let mut value = Vec::new();
+        if lines.next().unwrap().trim() == "value: [" {
+            let bytes = lines.by_ref().map(|l| l.trim().trim_end_matches(',').to_owned()).take_while(|l| l != "]");
+            value.extend(bytes.map(|b| b.parse::<u8>().unwrap()));
+        }
+        let close = lines.next().unwrap();
+        let indent = " ".repeat(line.len() - line.trim_start().len());
+        let inner = show(&Any { type_url, value }).trim_end().replace('\n', &format!("\n{indent}"));
+        writeln!(out, "{head}{inner}{}", if close.ends_with(',') { "," } else { "" }).unwrap();
+    }
+    out
+}
+
+fn without_defaults(text: &str) -> String {
+    let is_default = |line: &&str| {
+        let value = line.trim().split_once(": ").map(|(_, v)| v);
+        matches!(value, Some("None," | "\"\"," | "[]," | "{}," | "0," | "false," | "0.0,"))
+    };
+    text.lines().filter(|line| !is_default(line)).fold(String::new(), |all, line| all + line + "\n")
+}
+
+fn translated(yaml: &str) -> ResourceSet {
+    let loaded = load(&[Source::inline(yaml)]).unwrap_or_else(|rejected| panic!("{rejected}"));
+    translate(&loaded.model, &Options::default())
+}
+
+fn all(yaml: &str, types: &[ResourceType]) -> String {
+    let set = translated(yaml);
+    let mut out = String::new();
+    for &t in types {
+        for (name, any) in set.iter(t) {
+            write!(out, "--- {t} {name}\n{}", show(any)).unwrap();
+        }
+    }
+    out
+}
+
+fn one(yaml: &str, t: ResourceType, name: &str) -> String {
+    show(translated(yaml).get(t, name).unwrap_or_else(|| panic!("no {t} {name}")))
+}
+
+const SERVICE: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: greeter, namespace: prod}
+spec:
+  hosts: [greeter.example]
+  resolution: STATIC
+  ports: [{number: 80, name: web, protocol: HTTP, targetPort: 8080}]
+  endpoints:
+  - {address: 10.0.0.1, labels: {version: v1}, locality: r1/z1, weight: 3, serviceAccount: one}
+  - {address: 10.0.0.2, ports: {web: 81}, labels: {version: v2}, locality: r1/z1/s1, serviceAccount: two}
+  - {address: \"::1\", labels: {version: v2}, locality: r1/z1}
+";
+const CLUSTER: &str = "outbound|80||greeter.example";
+
+fn with_rule(spec: &str) -> String {
+    object("DestinationRule", &format!("host: greeter.example\n{spec}"))
+}
+
+fn with_routes(spec: &str) -> String {
+    object("VirtualService", &format!("hosts: [greeter.example]\nhttp:\n{spec}"))
+}
+
+fn object(kind: &str, spec: &str) -> String {
+    let spec = spec.lines().fold(String::new(), |all, line| all + "  " + line + "\n");
+    format!(
+        "{SERVICE}---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: x, namespace: prod}}\nspec:\n{spec}"
+    )
+}
+
+#[test]
+fn istio_sample() {
+    let yaml = include_str!("../../testdata/greeter.yaml");
+    insta::assert_snapshot!("sample_routes", all(yaml, &[ResourceType::Route]));
+    insta::assert_snapshot!("sample_clusters", all(yaml, &[ResourceType::Cluster]));
+    insta::assert_snapshot!("sample_endpoints", all(yaml, &[ResourceType::Endpoint]));
+    let listener = "greeter.default.svc.cluster.local:50051";
+    insta::assert_snapshot!("sample_listener", one(yaml, ResourceType::Listener, listener));
+}
+
+#[test]
+fn service_alone_gets_istios_default_route() {
+    insta::assert_snapshot!(all(
+        SERVICE,
+        &[ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoint]
+    ));
+}
+
+#[test]
+fn cluster_services_answer_to_their_short_names() {
+    let names = |yaml: &str| {
+        let set = translated(yaml);
+        set.iter(ResourceType::Listener).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    let full = "greeter.default.svc.cluster.local";
+    let yaml = SERVICE.replace("greeter.example", full);
+    assert_eq!(
+        names(&yaml),
+        ["greeter.default.svc.cluster.local:80", "greeter.default.svc:80", "greeter.default:80", "greeter:80"]
+    );
+    let yaml = SERVICE.replace("greeter.example", "greeter");
+    assert_eq!(names(&yaml), ["greeter.prod.svc.cluster.local:80", "greeter.prod.svc:80", "greeter.prod:80"]);
+    assert_eq!(names(SERVICE), ["greeter.example:80"]);
+}
+
+#[test]
+fn every_kind_of_match() {
+    let yaml = with_routes(
+        "- name: paths
+  match:
+  - {name: exact, uri: {exact: /a}, ignoreUriCase: true}
+  - {name: prefix, uri: {prefix: /b}}
+  - {name: regex, uri: {regex: \"/c[0-9]+\"}}
+  route: [{destination: {host: greeter.example}}]
+- match:
+  - headers: {X-Exact: {exact: a}, x-prefix: {prefix: b}, x-regex: {regex: \"c.*\"}, x-there: {}}
+    withoutHeaders: {x-not: {exact: d}, x-absent: {}}
+    method: {exact: GET}
+    authority: {prefix: greeter}
+    scheme: {exact: http}
+    queryParams: {q: {exact: \"1\"}, p: {}}
+  - {port: 81}
+  route: [{destination: {host: greeter.example}}]
+",
+    );
+    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+}
+
+#[test]
+fn every_kind_of_route_action() {
+    let yaml = with_routes(
+        "- match: [{uri: {prefix: /old}}]
+  rewrite: {uri: /new, authority: other.example}
+  mirrors: [{destination: {host: greeter.example}, percentage: {value: 0.5}}]
+  headers: {request: {set: {x-a: a}, add: {x-b: b}, remove: [x-c]}, response: {add: {x-d: d}}}
+  route: [{destination: {host: greeter.example, port: {number: 80}}}]
+- match: [{uri: {prefix: /split}}]
+  rewrite: {uriRegexRewrite: {match: \"^/split/(.*)\", rewrite: \"/\\\\1\"}}
+  timeout: 1.5s
+  route:
+  - {destination: {host: greeter.example}, weight: 75, headers: {request: {set: {x-part: one, Host: part.example}}}}
+  - {destination: {host: greeter.example}, weight: 25}
+  - {destination: {host: greeter.example}, weight: 0}
+- match: [{uri: {prefix: /away}}]
+  redirect: {uri: /there, authority: there.example, port: 8443, scheme: https, redirectCode: 308}
+- match: [{uri: {prefix: /teapot}}]
+  directResponse: {status: 418, body: {string: short and stout}}
+- match: [{uri: {prefix: /slow}}]
+  fault: {delay: {fixedDelay: 5s, percentage: {value: 0.1}}, abort: {httpStatus: 503, percentage: {value: 50}}}
+  route: [{destination: {host: greeter.example}}]
+",
+    );
+    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+}
+
+#[test]
+fn retries_said_default_and_off() {
+    let yaml = with_routes(
+        "- match: [{uri: {prefix: /off}}]
+  retries: {attempts: 0}
+  route: [{destination: {host: greeter.example}}]
+- match: [{uri: {prefix: /all}}]
+  retries: {attempts: 4, perTryTimeout: 250ms, retryOn: \"5xx, 429,reset,503\", backoff: 10ms, retryRemoteLocalities: true, retryIgnorePreviousHosts: false}
+  route: [{destination: {host: greeter.example}}]
+- match: [{uri: {prefix: /some}}]
+  retries: {attempts: 1}
+  route: [{destination: {host: greeter.example}}]
+- route: [{destination: {host: greeter.example}}]
+",
+    );
+    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+}
+
+#[test]
+fn everything_of_a_traffic_policy() {
+    let yaml = with_rule(
+        "trafficPolicy:
+  loadBalancer: {simple: LEAST_REQUEST}
+  connectionPool:
+    tcp: {maxConnections: 10, connectTimeout: 250ms, maxConnectionDuration: 1h, tcpKeepalive: {probes: 3, time: 60s, interval: 5s}}
+    http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3, maxRetries: 4, idleTimeout: 30s, maxConcurrentStreams: 5, h2UpgradePolicy: UPGRADE}
+  retryBudget: {percent: 25, minRetryConcurrency: 7}
+  outlierDetection: {consecutive5xxErrors: 3, consecutiveGatewayErrors: 0, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4, interval: 1s, baseEjectionTime: 2s, maxEjectionPercent: 50, minHealthPercent: 10}
+",
+    );
+    insta::assert_snapshot!(one(&yaml, ResourceType::Cluster, CLUSTER));
+}
+
+#[test]
+fn subset_and_port_settings_override() {
+    let yaml = with_rule(
+        "trafficPolicy:
+  loadBalancer: {simple: RANDOM}
+  connectionPool: {tcp: {connectTimeout: 1s}}
+subsets:
+- {name: inherits, labels: {version: v1}}
+- {name: overrides, labels: {version: v2}, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 9}}}}
+- name: by-port
+  labels: {version: v2}
+  trafficPolicy: {loadBalancer: {simple: LEAST_CONN}, portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}
+",
+    );
+    insta::assert_snapshot!(all(&yaml, &[ResourceType::Cluster, ResourceType::Endpoint]));
+}
+
+#[test]
+fn every_tls_mode() {
+    let socket = |spec: &str| {
+        let yaml = with_rule(&format!("trafficPolicy: {{tls: {spec}}}\nsubsets: [{{name: s, trafficPolicy: {{}}}}]\n"));
+        let text = one(&yaml, ResourceType::Cluster, "outbound|80|s|greeter.example");
+        match text.find("    transport_socket: ") {
+            Some(start) => {
+                text[start..].lines().take_while(|l| *l != "    ),").fold(String::new(), |a, l| a + l + "\n")
+            }
+            None => "plaintext\n".to_owned(),
+        }
+    };
+    let modes = [
+        "{mode: DISABLE}",
+        "{mode: ISTIO_MUTUAL}",
+        "{mode: ISTIO_MUTUAL, sni: s.example, subjectAltNames: [spiffe://a/b]}",
+        "{mode: SIMPLE, sni: s.example}",
+        "{mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}",
+        "{mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem, caCertificates: /ca.pem}",
+    ];
+    insta::assert_snapshot!(modes.map(|mode| format!("{mode}\n{}", socket(mode))).join("\n"));
+}
+
+#[test]
+fn wildcard_rules_apply_to_the_hosts_they_cover_and_the_most_specific_wins() {
+    let rule = |name: &str, host: &str, timeout: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}}}\nspec: {{host: \"{host}\", trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {timeout}}}}}}}}}\n"
+        )
+    };
+    let timeout = |yaml: &str| {
+        let any = translated(yaml).get(ResourceType::Cluster, CLUSTER).unwrap().clone();
+        Cluster::decode(any.value.as_slice()).unwrap().connect_timeout.map(|t| t.seconds)
+    };
+    let star = format!("{SERVICE}{}", rule("a", "*.example", "1s"));
+    assert_eq!(timeout(&star), Some(1));
+    let both = format!("{star}{}{}", rule("b", "greeter.example", "2s"), rule("c", "*", "3s"));
+    assert_eq!(timeout(&both), Some(2));
+}
+
+#[test]
+fn the_same_model_yields_the_same_bytes() {
+    let yaml = include_str!("../../testdata/greeter.yaml");
+    assert_eq!(translated(yaml), translated(yaml));
+}

@@ -33,7 +33,7 @@ fn full_host(host: Located<String>, namespace: &str) -> Located<String> {
 /// The hosts of an object, in full; at least one.
 fn hosts(f: &Fields<'_>, object: &Object) -> Vec<Located<String>> {
     let hosts: Vec<_> = f.strings("hosts").into_iter().map(|h| full_host(h, &object.namespace)).collect();
-    if f.get("hosts").is_none_or(|node| node.list(f.report, "hosts").is_empty()) {
+    if f.get("hosts").is_none_or(Node::is_empty_list) {
         f.missing("hosts", object.kind);
     }
     for host in &hosts {

@@ -12,7 +12,7 @@ pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Servi
     spec.fields(report, "ServiceEntry.spec", |f| {
         let hosts = hosts(f, &object);
         let ports: Vec<Port> = f.list("ports").iter().filter_map(|node| port(node, report)).collect();
-        if f.get("ports").is_none_or(|node| node.list(report, "ports").is_empty()) {
+        if f.get("ports").is_none_or(Node::is_empty_list) {
             f.missing("ports", "ServiceEntry.spec");
         }
         let location = f.string("location");

@@ -25,6 +25,9 @@ pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Routi
         if !in_mesh && let Some((key, _)) = f.entry("gateways") {
             report.warning(&key.at, "not honoured: these routes are for gateways, and not for `mesh`");
         }
+        if f.get("http").is_none_or(Node::is_empty_list) {
+            report.warning(object.at(), format!("{object} has no HTTP routes: every call fails"));
+        }
         let routes = f.list("http").iter().filter_map(|node| route(node, &object.namespace, report)).collect();
         (Routing { object: object.clone(), hosts, routes }, in_mesh)
     })?;
