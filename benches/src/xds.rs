@@ -36,8 +36,8 @@ impl ControlPlane {
 
     /// Replaces the endpoints, whose encoded form comes from [`encode`]; returns the version they have.
     pub fn set_endpoints(&self, assignment: Any) -> u64 {
-        self.cache.update(ResourceType::Endpoint, resource::CLUSTER, assignment);
-        self.cache.type_version(ResourceType::Endpoint)
+        self.cache.update(ResourceType::ClusterLoadAssignment, resource::CLUSTER, assignment);
+        self.cache.type_version(ResourceType::ClusterLoadAssignment)
     }
 
     /// Waits until a client has accepted `version` of the endpoints.
@@ -47,9 +47,9 @@ impl ControlPlane {
     pub async fn acked(&self, version: u64) -> Result<()> {
         let mut streams = self.cache.streams();
         let accepted = streams.wait_for(|streams| {
-            streams
-                .values()
-                .any(|stream| stream.types.get(&ResourceType::Endpoint).is_some_and(|status| status.acked >= version))
+            streams.values().any(|stream| {
+                stream.types.get(&ResourceType::ClusterLoadAssignment).is_some_and(|status| status.acked >= version)
+            })
         });
         timeout(Duration::from_secs(10), accepted).await.context("no client accepted the endpoints")??;
         if let Some(nack) = self.cache.recent_nacks().first() {

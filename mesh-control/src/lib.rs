@@ -34,4 +34,5 @@ pub mod problem;
 pub mod translate;
 mod watch;
 
+pub use ca::CertificateAuthority;
 pub use control::{Builder, ControlPlane, Error, Event, Events};

@@ -132,9 +132,9 @@ fn object(kind: &str, spec: &str) -> String {
 #[test]
 fn istio_sample() {
     let yaml = include_str!("../../testdata/greeter.yaml");
-    insta::assert_snapshot!("sample_routes", all(yaml, &[ResourceType::Route]));
+    insta::assert_snapshot!("sample_routes", all(yaml, &[ResourceType::RouteConfiguration]));
     insta::assert_snapshot!("sample_clusters", all(yaml, &[ResourceType::Cluster]));
-    insta::assert_snapshot!("sample_endpoints", all(yaml, &[ResourceType::Endpoint]));
+    insta::assert_snapshot!("sample_endpoints", all(yaml, &[ResourceType::ClusterLoadAssignment]));
     let listener = "greeter.default.svc.cluster.local:50051";
     insta::assert_snapshot!("sample_listener", one(yaml, ResourceType::Listener, listener));
 }
@@ -143,7 +143,12 @@ fn istio_sample() {
 fn service_alone_gets_istios_default_route() {
     insta::assert_snapshot!(all(
         SERVICE,
-        &[ResourceType::Listener, ResourceType::Route, ResourceType::Cluster, ResourceType::Endpoint]
+        &[
+            ResourceType::Listener,
+            ResourceType::RouteConfiguration,
+            ResourceType::Cluster,
+            ResourceType::ClusterLoadAssignment
+        ]
     ));
 }
 
@@ -184,7 +189,7 @@ fn every_kind_of_match() {
   route: [{destination: {host: greeter.example}}]
 ",
     );
-    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+    insta::assert_snapshot!(one(&yaml, ResourceType::RouteConfiguration, CLUSTER));
 }
 
 #[test]
@@ -211,7 +216,7 @@ fn every_kind_of_route_action() {
   route: [{destination: {host: greeter.example}}]
 ",
     );
-    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+    insta::assert_snapshot!(one(&yaml, ResourceType::RouteConfiguration, CLUSTER));
 }
 
 #[test]
@@ -229,7 +234,7 @@ fn retries_said_default_and_off() {
 - route: [{destination: {host: greeter.example}}]
 ",
     );
-    insta::assert_snapshot!(one(&yaml, ResourceType::Route, CLUSTER));
+    insta::assert_snapshot!(one(&yaml, ResourceType::RouteConfiguration, CLUSTER));
 }
 
 #[test]
@@ -261,7 +266,7 @@ subsets:
   trafficPolicy: {loadBalancer: {simple: LEAST_CONN}, portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}
 ",
     );
-    insta::assert_snapshot!(all(&yaml, &[ResourceType::Cluster, ResourceType::Endpoint]));
+    insta::assert_snapshot!(all(&yaml, &[ResourceType::Cluster, ResourceType::ClusterLoadAssignment]));
 }
 
 #[test]

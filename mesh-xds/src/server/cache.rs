@@ -1,6 +1,6 @@
 //! The versioned cache: what every session serves from.
 
-use super::{Any, Nack, ResourceType, StreamStatus, TypeStatus, status::Registry};
+use super::{Any, Nack, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus, status::Registry};
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
 };
@@ -80,7 +80,7 @@ impl ResourceSet {
     /// Adds a route configuration under its own name.
     #[must_use]
     pub fn route(self, route: RouteConfiguration) -> Self {
-        self.with(ResourceType::Route, route.name.clone(), pack_any(route))
+        self.with(ResourceType::RouteConfiguration, route.name.clone(), pack_any(route))
     }
 
     /// Adds a cluster under its own name.
@@ -92,7 +92,7 @@ impl ResourceSet {
     /// Adds endpoints under their cluster's name.
     #[must_use]
     pub fn endpoints(self, endpoints: ClusterLoadAssignment) -> Self {
-        self.with(ResourceType::Endpoint, endpoints.cluster_name.clone(), pack_any(endpoints))
+        self.with(ResourceType::ClusterLoadAssignment, endpoints.cluster_name.clone(), pack_any(endpoints))
     }
 
     /// Adds a resource under `name`; returns the one it replaces.
@@ -150,7 +150,7 @@ impl ResourceCache {
     pub fn set(&self, resources: ResourceSet) -> u64 {
         self.change(|next| {
             let mut types = resources.types;
-            for resource_type in ResourceType::PUSH_ORDER {
+            for resource_type in PUSH_ORDER {
                 next.replace(resource_type, types.remove(&resource_type).unwrap_or_default());
             }
         })
@@ -256,7 +256,7 @@ impl ResourceCache {
 
 impl View {
     fn empty() -> Self {
-        Self { version: 0, types: ResourceType::PUSH_ORDER.map(|t| (t, TypeView::default())).into() }
+        Self { version: 0, types: PUSH_ORDER.map(|t| (t, TypeView::default())).into() }
     }
 
     pub(crate) fn of(&self, resource_type: ResourceType) -> &TypeView {
@@ -302,23 +302,26 @@ mod tests {
     #[test]
     fn only_the_types_that_changed_get_a_new_version() {
         let cache = ResourceCache::new();
-        let set =
-            ResourceSet::new().with(ResourceType::Cluster, "c", any("1")).with(ResourceType::Endpoint, "c", any("1"));
+        let set = ResourceSet::new().with(ResourceType::Cluster, "c", any("1")).with(
+            ResourceType::ClusterLoadAssignment,
+            "c",
+            any("1"),
+        );
         assert_eq!(cache.set(set.clone()), 1);
         assert_eq!(cache.set(set.clone()), 1, "an equal set is no change");
-        assert_eq!(cache.set(set.with(ResourceType::Endpoint, "c", any("2"))), 2);
+        assert_eq!(cache.set(set.with(ResourceType::ClusterLoadAssignment, "c", any("2"))), 2);
         assert_eq!(cache.type_version(ResourceType::Cluster), 1);
-        assert_eq!(cache.type_version(ResourceType::Endpoint), 2);
-        assert_eq!(cache.type_version(ResourceType::Route), 0);
+        assert_eq!(cache.type_version(ResourceType::ClusterLoadAssignment), 2);
+        assert_eq!(cache.type_version(ResourceType::RouteConfiguration), 0);
     }
 
     #[test]
     fn single_resources_are_updated_and_removed() {
         let cache = ResourceCache::new();
-        assert_eq!(cache.update(ResourceType::Route, "r", any("1")), 1);
-        assert_eq!(cache.update(ResourceType::Route, "r", any("1")), 1);
-        assert_eq!(cache.remove(ResourceType::Route, "other"), 1);
-        assert_eq!(cache.remove(ResourceType::Route, "r"), 2);
+        assert_eq!(cache.update(ResourceType::RouteConfiguration, "r", any("1")), 1);
+        assert_eq!(cache.update(ResourceType::RouteConfiguration, "r", any("1")), 1);
+        assert_eq!(cache.remove(ResourceType::RouteConfiguration, "other"), 1);
+        assert_eq!(cache.remove(ResourceType::RouteConfiguration, "r"), 2);
         assert!(cache.resources().is_empty());
     }
 

@@ -1,7 +1,7 @@
 //! One ADS stream, state of the world, without I/O: requests in, responses out, in push order.
 
 use super::{
-    Any, Nack, ResourceType, StreamStatus, TypeStatus,
+    Any, Nack, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus,
     cache::{Entry, TypeView, View},
 };
 use envoy_types::pb::envoy::{
@@ -89,11 +89,11 @@ impl Session {
 
     /// The next response that the client is owed, or `None` when it is up to date with `view`.
     pub(crate) fn next(&mut self, view: &View) -> Option<DiscoveryResponse> {
-        for resource_type in ResourceType::PUSH_ORDER {
+        for resource_type in PUSH_ORDER {
             if !self.subscriptions.get(&resource_type).is_some_and(|s| s.is_stale(view.of(resource_type))) {
                 continue;
             }
-            let resources = if resource_type.is_state_of_the_world() {
+            let resources = if resource_type.is_full_state() {
                 self.next_world(resource_type, view)
             } else {
                 self.next_news(resource_type, view)
@@ -163,7 +163,7 @@ impl Session {
         DiscoveryResponse {
             version_info: version.to_string(),
             resources,
-            type_url: resource_type.type_url(),
+            type_url: resource_type.type_url().to_owned(),
             nonce,
             control_plane: Some(ControlPlane { identifier: "mesh".to_owned() }),
             ..DiscoveryResponse::default()
@@ -172,11 +172,11 @@ impl Session {
 
     /// Whether the client has yet to hear of, or to answer, listeners or routes of this view.
     fn routes_pending(&self, view: &View) -> bool {
-        [ResourceType::Listener, ResourceType::Route].into_iter().any(|resource_type| {
+        [ResourceType::Listener, ResourceType::RouteConfiguration].into_iter().any(|resource_type| {
             let of_type = view.of(resource_type);
             self.subscriptions.get(&resource_type).is_some_and(|subscription| {
                 subscription.outstanding
-                    || if resource_type.is_state_of_the_world() {
+                    || if resource_type.is_full_state() {
                         !same(&subscription.selection(of_type), &subscription.sent)
                     } else {
                         !subscription.news(of_type).is_empty()
@@ -194,7 +194,7 @@ impl Session {
             .filter(|(name, entry)| before.get(*name).is_some_and(|b| b.changed != entry.changed))
             .map(|(name, entry)| eds_name(name, &entry.any))
             .collect();
-        let Some(endpoints) = self.subscriptions.get_mut(&ResourceType::Endpoint) else { return };
+        let Some(endpoints) = self.subscriptions.get_mut(&ResourceType::ClusterLoadAssignment) else { return };
         let subscribed = changed.into_iter().filter(|name| endpoints.names.contains(name));
         endpoints.resend.extend(subscribed.collect::<Vec<_>>());
     }
@@ -203,11 +203,11 @@ impl Session {
 impl Subscription {
     fn subscribe(&mut self, resource_type: ResourceType, first: bool, names: Vec<String>) {
         let mut names: BTreeSet<String> = names.into_iter().collect();
-        self.implicit = resource_type.is_state_of_the_world() && names.is_empty() && (first || self.implicit);
-        let wildcard = self.implicit || (resource_type.is_state_of_the_world() && names.remove("*"));
+        self.implicit = resource_type.is_full_state() && names.is_empty() && (first || self.implicit);
+        let wildcard = self.implicit || (resource_type.is_full_state() && names.remove("*"));
         let added = !names.is_subset(&self.names) || (wildcard && !self.wildcard);
         if first || added {
-            self.due = resource_type.is_state_of_the_world();
+            self.due = resource_type.is_full_state();
             self.seen = None;
         }
         self.wildcard = wildcard;

@@ -122,7 +122,7 @@ impl World {
             loop {
                 match events.next().await {
                     Some(Event::Applied { version, .. }) => return Ok(Ok(version)),
-                    Some(Event::Rejected { error }) => return Ok(Err(error.to_string())),
+                    Some(Event::Rejected { reason, .. }) => return Ok(Err(reason)),
                     Some(Event::Nack(nack)) => anyhow::bail!("a client refused the configuration: {nack:?}"),
                     None => anyhow::bail!("the control plane is gone"),
                 }

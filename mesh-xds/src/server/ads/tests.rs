@@ -29,7 +29,7 @@ impl Client {
     async fn ask(&self, resource_type: ResourceType, names: &[&str], nonce: &str, error: Option<&str>) {
         let request = DiscoveryRequest {
             node: Some(Node { id: "raw".into(), ..Node::default() }),
-            type_url: resource_type.type_url(),
+            type_url: resource_type.type_url().to_owned(),
             resource_names: names.iter().map(|&n| n.to_owned()).collect(),
             response_nonce: nonce.to_owned(),
             error_detail: error.map(|m| rpc::Status { code: 3, message: m.to_owned(), details: Vec::new() }),
@@ -44,7 +44,7 @@ impl Client {
 }
 
 fn any(content: &str) -> Any {
-    Any { type_url: ResourceType::Cluster.type_url(), value: content.as_bytes().to_vec() }
+    Any { type_url: ResourceType::Cluster.type_url().to_owned(), value: content.as_bytes().to_vec() }
 }
 
 async fn server() -> AdsServer {

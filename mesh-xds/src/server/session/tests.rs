@@ -4,7 +4,7 @@ use envoy_types::pb::{
     google::rpc::Status,
 };
 
-use ResourceType::{Cluster as Cds, Endpoint as Eds, Listener as Lds, Route as Rds};
+use ResourceType::{Cluster as Cds, ClusterLoadAssignment as Eds, Listener as Lds, RouteConfiguration as Rds};
 
 struct Stream {
     cache: ResourceCache,
@@ -45,7 +45,7 @@ impl Stream {
 
     fn request(&mut self, resource_type: ResourceType, names: &[&str], nonce: &str) -> Option<Nack> {
         self.session.on_request(DiscoveryRequest {
-            type_url: resource_type.type_url(),
+            type_url: resource_type.type_url().to_owned(),
             resource_names: names.iter().map(|&n| n.to_owned()).collect(),
             response_nonce: nonce.to_owned(),
             ..DiscoveryRequest::default()
@@ -78,8 +78,13 @@ impl Stream {
 
 fn show(response: &DiscoveryResponse) -> String {
     let contents: Vec<_> = response.resources.iter().map(|r| String::from_utf8_lossy(&r.value).into_owned()).collect();
-    let t = ResourceType::from_type_url(&response.type_url).unwrap();
-    format!("{t:?}@{}: {}", response.version_info, contents.join(" "))
+    let t = match ResourceType::from_type_url(&response.type_url).unwrap() {
+        Cds => "Cluster",
+        Eds => "Endpoint",
+        Lds => "Listener",
+        Rds => "Route",
+    };
+    format!("{t}@{}: {}", response.version_info, contents.join(" "))
 }
 
 #[test]
@@ -235,7 +240,7 @@ fn a_refusal_is_reported_once_and_the_refused_version_is_not_sent_again() {
     stream.request(Cds, &["a"], "");
     stream.drain();
     let nack = DiscoveryRequest {
-        type_url: Cds.type_url(),
+        type_url: Cds.type_url().to_owned(),
         node: Some(Node { id: "n1".into(), ..Node::default() }),
         resource_names: vec!["a".into()],
         response_nonce: "1".into(),
@@ -273,7 +278,7 @@ fn a_nonce_and_version_of_an_earlier_stream_do_not_stop_the_first_answer() {
     let mut stream = Stream::new(&[(Cds, "a", "a1"), (Eds, "a", "e1")]);
     for t in [Cds, Eds] {
         let request = DiscoveryRequest {
-            type_url: t.type_url(),
+            type_url: t.type_url().to_owned(),
             version_info: "1".into(),
             response_nonce: "7".into(),
             resource_names: vec!["a".into()],
