@@ -40,7 +40,9 @@ pub(crate) async fn failing_backend(world: &mut World, report: &mut Report) -> a
 /// Whether outlier detection holds v1-a out, as the mesh itself explains it.
 fn ejected(world: &World) -> bool {
     let uri = "http://greeter.default.svc.cluster.local:50051/helloworld.Greeter/SayHello";
-    let Ok(request) = http::Request::post(uri).header("content-type", "application/grpc").body(()) else { return false };
+    let Ok(request) = http::Request::post(uri).header("content-type", "application/grpc").body(()) else {
+        return false;
+    };
     let trail = world.mesh.explain(&request.into_parts().0).to_string();
     let address = world.greeters[0].addr().to_string();
     trail.lines().any(|line| line.contains(&address) && line.contains("ejected"))
@@ -74,7 +76,10 @@ pub(crate) async fn broken_yaml(world: &mut World, report: &mut Report) -> anyho
     let reason = outcome.err().unwrap_or_default();
     let (percent, tally) = until_split(world, report, 50.0).await;
     report.text(&reason);
-    report.claim(reason.contains("routes.yaml:") && reason.contains("wieght"), "the control plane says file, line and reason");
+    report.claim(
+        reason.contains("routes.yaml:") && reason.contains("wieght"),
+        "the control plane says file, line and reason",
+    );
     report.claim((45.5..=54.5).contains(&percent) && tally.failed == 0, "the configuration before it keeps serving");
     let mended = world.edit_and_wait("routes.yaml", |_| good).await?;
     report.claim(mended.is_ok(), "the mended file is taken again");

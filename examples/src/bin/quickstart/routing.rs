@@ -114,7 +114,10 @@ pub(crate) async fn plain_http(world: &World, report: &mut Report) -> anyhow::Re
     ]);
     report.claim(answered == 200 && failed > 0, "the route's retries hid the backend's failures");
     let untouched = !response.body().is_mesh() && !response.headers().contains_key("x-traceparent");
-    report.claim(response.status().is_success() && untouched, "a host that the mesh does not know went to the inner client untouched");
+    report.claim(
+        response.status().is_success() && untouched,
+        "a host that the mesh does not know went to the inner client untouched",
+    );
     Ok(())
 }
 

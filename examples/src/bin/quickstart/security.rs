@@ -19,7 +19,8 @@ const ROTATIONS: u32 = 3;
 pub(crate) async fn mutual_tls(world: &mut World, report: &mut Report) -> anyhow::Result<()> {
     report.step("policies.yaml is edited to tls.mode ISTIO_MUTUAL under load, and certificates are rotated");
     let mut traffic = Traffic::start(&world.greeter, 8, None);
-    let mutual = |text: String| text.replacen("  trafficPolicy:\n", "  trafficPolicy:\n    tls: {mode: ISTIO_MUTUAL}\n", 1);
+    let mutual =
+        |text: String| text.replacen("  trafficPolicy:\n", "  trafficPolicy:\n    tls: {mode: ISTIO_MUTUAL}\n", 1);
     let applied = world.edit_and_wait("policies.yaml", mutual).await?;
     report.claim(applied.is_ok(), "the control plane took the edit");
     let encrypted = |traffic: &Traffic| traffic.tally().by_peer.get(CLIENT).copied().unwrap_or(0);
@@ -48,14 +49,20 @@ pub(crate) async fn mutual_tls(world: &mut World, report: &mut Report) -> anyhow
         ("the client sees", server.clone()),
         ("callers", tally.to_string()),
     ]);
-    report.claim(switched && reply.peer == CLIENT && server.contains(SERVER), "calls go on, encrypted, and both sides know the other");
+    report.claim(
+        switched && reply.peer == CLIENT && server.contains(SERVER),
+        "calls go on, encrypted, and both sides know the other",
+    );
     report.claim(tally.failed == 0, format!("0 failed calls through the switch and {ROTATIONS} rotations"));
     refused(world, report).await
 }
 
 /// A caller that trusts the CA but holds no certificate.
 async fn refused(world: &World, report: &mut Report) -> anyhow::Result<()> {
-    let bootstrap = bootstrap_without_identity(&world.control_addr().to_string(), &world.ca_dir().join("ns/default/sa/client/ca.pem"));
+    let bootstrap = bootstrap_without_identity(
+        &world.control_addr().to_string(),
+        &world.ca_dir().join("ns/default/sa/client/ca.pem"),
+    );
     let mesh = Mesh::builder().bootstrap_json(&bootstrap)?.build().await?;
     let anonymous = mesh.channel(GREETER)?;
     anonymous.ready(Duration::from_secs(5)).await?;

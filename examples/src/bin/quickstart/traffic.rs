@@ -35,7 +35,10 @@ pub(crate) struct Traffic {
 }
 
 /// One call.
-pub(crate) async fn call(channel: &MeshChannel, header: Option<(&'static str, &'static str)>) -> Result<HelloReply, Status> {
+pub(crate) async fn call(
+    channel: &MeshChannel,
+    header: Option<(&'static str, &'static str)>,
+) -> Result<HelloReply, Status> {
     let mut request = Request::new(HelloRequest { name: "quickstart".to_owned(), count: 0 });
     if let Some((name, value)) = header {
         request.metadata_mut().insert(name, value.parse().map_err(|_| Status::internal("not a header value"))?);
@@ -44,7 +47,12 @@ pub(crate) async fn call(channel: &MeshChannel, header: Option<(&'static str, &'
 }
 
 /// `calls` calls, `at_once` at a time.
-pub(crate) async fn burst(channel: &MeshChannel, calls: u64, at_once: u64, header: Option<(&'static str, &'static str)>) -> Tally {
+pub(crate) async fn burst(
+    channel: &MeshChannel,
+    calls: u64,
+    at_once: u64,
+    header: Option<(&'static str, &'static str)>,
+) -> Tally {
     let mut callers = JoinSet::new();
     for caller in 0..at_once {
         let channel = channel.clone();
@@ -59,7 +67,11 @@ pub(crate) async fn burst(channel: &MeshChannel, calls: u64, at_once: u64, heade
     }
     let mut all = Tally::default();
     while let Some(tally) = callers.join_next().await {
-        all.merge(tally.unwrap_or_else(|error| Tally { failed: 1, failure: Some(error.to_string()), ..Tally::default() }));
+        all.merge(tally.unwrap_or_else(|error| Tally {
+            failed: 1,
+            failure: Some(error.to_string()),
+            ..Tally::default()
+        }));
     }
     all
 }
@@ -148,7 +160,10 @@ impl Tally {
         let mut rows: Vec<_> = (self.by_backend.iter())
             .map(|(backend, n)| (backend.as_str(), format!("{n:>6} calls  {:>5.1} %", self.percent(backend))))
             .collect();
-        rows.push(("failed", format!("{:>6} calls{}", self.failed, self.failure.as_ref().map_or_else(String::new, |f| format!("  {f}")))));
+        rows.push((
+            "failed",
+            format!("{:>6} calls{}", self.failed, self.failure.as_ref().map_or_else(String::new, |f| format!("  {f}"))),
+        ));
         rows
     }
 }

@@ -52,7 +52,12 @@ impl World {
         }
         let reviews = HttpBackend::start("reviews", ANY, Options::default()).await?;
 
-        let ports = [(6001, greeters[0].addr()), (6002, greeters[1].addr()), (6003, greeters[2].addr()), (6080, reviews.addr())];
+        let ports = [
+            (6001, greeters[0].addr()),
+            (6002, greeters[1].addr()),
+            (6003, greeters[2].addr()),
+            (6080, reviews.addr()),
+        ];
         copy_yaml(&mesh_dir, &ports)?;
         let control = ControlPlane::builder().dir(&mesh_dir).ca(&ca_dir).identity("default", "client").start().await?;
         let control_addr = control.addr();
