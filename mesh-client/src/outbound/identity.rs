@@ -113,13 +113,17 @@ impl AdsConnect {
             spiffe_trust_bundle_map_file: None,
             refresh_interval: creds.refresh_interval,
         };
-        let source = self.identities.open(&format!("xds_servers {}", server.uri), &files)?;
-        let roots = match creds.ca_certificate_file {
-            Some(_) => Roots::Source(source.clone()),
-            None => Roots::System,
+        // no file at all is legal (gRFC A65): the roots of the system, and no certificate of our own
+        let any =
+            files.certificate_file.is_some() || files.private_key_file.is_some() || files.ca_certificate_file.is_some();
+        let name = format!("xds_servers {}", server.uri);
+        let source = any.then(|| self.identities.open(&name, &files)).transpose()?;
+        let roots = match (&source, &creds.ca_certificate_file) {
+            (Some(source), Some(_)) => Roots::Source(source.clone()),
+            _ => Roots::System,
         };
         let settings = ClientSettings {
-            identity: creds.certificate_file.is_some().then_some(source),
+            identity: source.filter(|_| creds.certificate_file.is_some()),
             check: PeerCheck::ServerName,
             alpn: vec![b"h2".to_vec()],
             ..ClientSettings::new(roots)
