@@ -97,14 +97,17 @@ fn resolver(options: &DnsOptions) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
+/// The addresses of a name and how long they are good.
+type Answer = Result<(Vec<IpAddr>, Duration), ResourceError>;
+
 /// Where addresses come from.
 trait Lookup: Send + Sync {
-    /// The addresses of a name and how long they are good.
-    fn lookup(&self, host: String) -> BoxFuture<'_, Result<(Vec<IpAddr>, Duration), ResourceError>>;
+    /// Looks a name up once.
+    fn lookup(&self, host: String) -> BoxFuture<'_, Answer>;
 }
 
 impl Lookup for TokioResolver {
-    fn lookup(&self, host: String) -> BoxFuture<'_, Result<(Vec<IpAddr>, Duration), ResourceError>> {
+    fn lookup(&self, host: String) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             let answer = self
                 .lookup_ip(host.as_str())

@@ -19,12 +19,12 @@ use tokio::time::Instant;
 
 /// Gives scripted answers, and notes when it was asked.
 struct Script {
-    answers: Mutex<VecDeque<Result<(Vec<IpAddr>, Duration), ResourceError>>>,
+    answers: Mutex<VecDeque<Answer>>,
     asked: Mutex<Vec<Instant>>,
 }
 
 impl Lookup for Script {
-    fn lookup(&self, _: String) -> BoxFuture<'_, Result<(Vec<IpAddr>, Duration), ResourceError>> {
+    fn lookup(&self, _: String) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             self.asked.lock().unwrap().push(Instant::now());
             let next = self.answers.lock().unwrap().pop_front();
@@ -36,9 +36,7 @@ impl Lookup for Script {
     }
 }
 
-fn script(
-    answers: impl IntoIterator<Item = Result<(Vec<IpAddr>, Duration), ResourceError>>,
-) -> (Arc<Script>, TargetWatch) {
+fn script(answers: impl IntoIterator<Item = Answer>) -> (Arc<Script>, TargetWatch) {
     let script = Arc::new(Script { answers: Mutex::new(answers.into_iter().collect()), asked: Mutex::default() });
     let template = Template::new("greeter:80", &Policy::default());
     let watch = follow(template, "greeter".into(), 80, &DnsOptions::default(), script.clone());
