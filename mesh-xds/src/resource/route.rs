@@ -207,19 +207,18 @@ impl RetryOn {
 
 impl RouteConfiguration {
     /// Index of the virtual host for an authority: exact > longest suffix > longest prefix > `*`; the first on a tie
-    /// (gRFC A27). Case-insensitive. Tried as given, then without the port.
+    /// (gRFC A27). Case-insensitive. The authority counts both as given and without its port; as given wins on a tie.
     pub fn virtual_host_for(&self, authority: &str) -> Option<usize> {
         let host = authority.to_ascii_lowercase();
-        self.best_match(&host).or_else(|| {
-            let (name, port) = host.rsplit_once(':')?;
-            // Not the colons of a bare IPv6 address.
-            let numeric = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-            let single = !name.contains(':') || name.ends_with(']');
-            if numeric && single { self.best_match(name) } else { None }
-        })
+        let given = self.best_match(&host);
+        let bare = without_port(&host).and_then(|name| self.best_match(name));
+        match (given, bare) {
+            (Some((rank, _)), Some((other, index))) if other > rank => Some(index),
+            (given, bare) => given.or(bare).map(|(_, index)| index),
+        }
     }
 
-    fn best_match(&self, host: &str) -> Option<usize> {
+    fn best_match(&self, host: &str) -> Option<((u8, usize), usize)> {
         let mut best: Option<((u8, usize), usize)> = None;
         for (index, virtual_host) in self.virtual_hosts.iter().enumerate() {
             for rank in virtual_host.domains.iter().filter_map(|domain| domain.rank(host)) {
@@ -228,8 +227,16 @@ impl RouteConfiguration {
                 }
             }
         }
-        best.map(|(_, index)| index)
+        best
     }
+}
+
+/// `None` when there is no port; the colons of a bare IPv6 address are not one.
+fn without_port(host: &str) -> Option<&str> {
+    let (name, port) = host.rsplit_once(':')?;
+    let numeric = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let single = !name.contains(':') || name.ends_with(']');
+    (numeric && single).then_some(name)
 }
 
 impl DomainPattern {

@@ -267,7 +267,7 @@ impl Decoder<'_> {
     fn drop_overloads(&mut self, body: &[u8]) -> Valid<Vec<DropOverload>> {
         let mut drops = Vec::new();
         for field in Fields::of(body) {
-            let (1, value) = self.wire(field)? else { continue };
+            let (2, value) = self.wire(field)? else { continue };
             let body = self.wire(value.bytes())?;
             let index = drops.len();
             drops.push(self.at_index("drop_overloads", index, |cx| {

@@ -1,1 +1,0 @@
-//! Decoding: each rule of acceptance and rejection.

@@ -1,0 +1,469 @@
+//! RDS (gRFC A27, A28, A31, A39, A44).
+
+use super::*;
+use crate::resource::{
+    Action, ClusterSpecifier, DomainPattern, Forward, FractionalPercent, HeaderMatcherKind, PathMatcher,
+    RetryPolicy as Policy, RouteConfiguration, StringPattern,
+};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
+            route::v3::{
+                ClusterSpecifierPlugin, FilterConfig, HeaderMatcher, NonForwardingAction, QueryParameterMatcher,
+                RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration as Proto, RouteMatch, VirtualHost,
+                WeightedCluster,
+                header_matcher::HeaderMatchSpecifier,
+                retry_policy::{RetryBackOff, RetryHostPredicate},
+                route::Action as ProtoAction,
+                route_action::{ClusterSpecifier as Specifier, MaxStreamDuration},
+                route_match::{ConnectMatcher, PathSpecifier},
+                weighted_cluster::ClusterWeight,
+            },
+        },
+        extensions::filters::http::fault::v3::HttpFault,
+        r#type::{
+            matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+            v3::{FractionalPercent as ProtoFraction, Int64Range},
+        },
+    },
+    google::protobuf::BoolValue,
+};
+
+fn good() -> Proto {
+    let retry = RetryPolicy { retry_on: "unavailable,5xx".into(), num_retries: uint(2), ..RetryPolicy::default() };
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            headers: vec![HeaderMatcher {
+                name: "X-Canary".into(),
+                header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+                ..HeaderMatcher::default()
+            }],
+            ..RouteMatch::default()
+        }),
+        action: Some(ProtoAction::Route(RouteAction {
+            cluster_specifier: Some(Specifier::Cluster("c".into())),
+            retry_policy: Some(retry),
+            ..RouteAction::default()
+        })),
+        ..Route::default()
+    };
+    Proto {
+        name: "routes".into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "host".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        ..Proto::default()
+    }
+}
+
+fn accepted(proto: &Proto) -> (RouteConfiguration, Vec<Note>) {
+    match decode(ResourceType::RouteConfiguration, proto).unwrap() {
+        (Resource::RouteConfiguration(routes), notes) => (RouteConfiguration::clone(&routes), notes),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+fn route(proto: &mut Proto) -> &mut Route {
+    &mut proto.virtual_hosts[0].routes[0]
+}
+
+fn matches(proto: &mut Proto) -> &mut RouteMatch {
+    route(proto).r#match.as_mut().unwrap()
+}
+
+fn header(proto: &mut Proto) -> &mut HeaderMatcher {
+    &mut matches(proto).headers[0]
+}
+
+fn action(proto: &mut Proto) -> &mut RouteAction {
+    match route(proto).action.as_mut().unwrap() {
+        ProtoAction::Route(action) => action,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn retry(proto: &mut Proto) -> &mut RetryPolicy {
+    action(proto).retry_policy.as_mut().unwrap()
+}
+
+fn weighted(weights: &[u32]) -> Option<Specifier> {
+    let clusters = weights
+        .iter()
+        .enumerate()
+        .map(|(index, weight)| ClusterWeight {
+            name: format!("c{index}"),
+            weight: uint(*weight),
+            ..ClusterWeight::default()
+        })
+        .collect();
+    Some(Specifier::WeightedClusters(WeightedCluster { clusters, ..WeightedCluster::default() }))
+}
+
+/// The only route of an accepted configuration.
+fn forward(proto: &Proto) -> Forward {
+    match &accepted(proto).0.virtual_hosts[0].routes[0].action {
+        Action::Forward(forward) => Forward::clone(forward),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn retry_policy(change: fn(&mut RetryPolicy)) -> (Policy, Vec<Note>) {
+    let mut proto = good();
+    change(retry(&mut proto));
+    (Policy::clone(forward(&proto).retry_policy.as_deref().unwrap()), accepted(&proto).1)
+}
+
+const MATCH: &str = "virtual_hosts[0].routes[0].match";
+const HEADER: &str = "virtual_hosts[0].routes[0].match.headers[0]";
+
+#[test]
+fn bad_route_configurations_are_rejected() {
+    rejects(
+        ResourceType::RouteConfiguration,
+        &good(),
+        &[
+            ("name", "empty", |r| r.name.clear()),
+            ("virtual_hosts[0].domains", "empty", |r| r.virtual_hosts[0].domains.clear()),
+            ("virtual_hosts[0].domains[1]", "\"a*b\"", |r| r.virtual_hosts[0].domains.push("a*b".into())),
+            ("virtual_hosts[0].domains[1]", "\"*a*\"", |r| r.virtual_hosts[0].domains.push("*a*".into())),
+            ("virtual_hosts[0].domains[1]", "\"\"", |r| r.virtual_hosts[0].domains.push(String::new())),
+            ("virtual_hosts[0].routes[0].match", "missing", |r| route(r).r#match = None),
+            (MATCH, "no path_specifier", |r| matches(r).path_specifier = None),
+            ("virtual_hosts[0].routes[0].match.connect_matcher", "not supported", |r| {
+                matches(r).path_specifier = Some(PathSpecifier::ConnectMatcher(ConnectMatcher {}));
+            }),
+            ("virtual_hosts[0].routes[0].match.safe_regex.regex", "not valid", |r| {
+                let regex = RegexMatcher { regex: "(".into(), ..RegexMatcher::default() };
+                matches(r).path_specifier = Some(PathSpecifier::SafeRegex(regex));
+            }),
+            ("virtual_hosts[0].routes[0].match.runtime_fraction.default_value", "denominator", |r| {
+                matches(r).runtime_fraction = Some(RuntimeFractionalPercent {
+                    default_value: Some(ProtoFraction { numerator: 1, denominator: 7 }),
+                    ..RuntimeFractionalPercent::default()
+                });
+            }),
+            (HEADER, "no header_match_specifier", |r| header(r).header_match_specifier = None),
+            ("virtual_hosts[0].routes[0].match.headers[0].name", "empty", |r| header(r).name.clear()),
+            ("virtual_hosts[0].routes[0].match.headers[0].range_match", "above", |r| {
+                header(r).header_match_specifier =
+                    Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start: 2, end: 1 }));
+            }),
+            ("virtual_hosts[0].routes[0].match.headers[0].prefix_match", "empty", |r| {
+                header(r).header_match_specifier = Some(HeaderMatchSpecifier::PrefixMatch(String::new()));
+            }),
+            ("virtual_hosts[0].routes[0].match.headers[0].safe_regex_match.regex", "not valid", |r| {
+                let regex = RegexMatcher { regex: "[".into(), ..RegexMatcher::default() };
+                header(r).header_match_specifier = Some(HeaderMatchSpecifier::SafeRegexMatch(regex));
+            }),
+            ("virtual_hosts[0].routes[0].match.headers[0].string_match", "no match pattern", |r| {
+                header(r).header_match_specifier = Some(HeaderMatchSpecifier::StringMatch(StringMatcher::default()));
+            }),
+            ("virtual_hosts[0].routes[0].match.headers[0].string_match.suffix", "empty", |r| {
+                let matcher =
+                    StringMatcher { match_pattern: Some(MatchPattern::Suffix(String::new())), ignore_case: false };
+                header(r).header_match_specifier = Some(HeaderMatchSpecifier::StringMatch(matcher));
+            }),
+            ("virtual_hosts[0].routes[0].route.cluster", "empty", |r| {
+                action(r).cluster_specifier = Some(Specifier::Cluster(String::new()));
+            }),
+            ("virtual_hosts[0].routes[0].route.weighted_clusters", "zero", |r| {
+                action(r).cluster_specifier = weighted(&[0, 0]);
+            }),
+            ("virtual_hosts[0].routes[0].route.weighted_clusters", "zero", |r| {
+                action(r).cluster_specifier = weighted(&[]);
+            }),
+            ("virtual_hosts[0].routes[0].route.weighted_clusters", "4294967296", |r| {
+                action(r).cluster_specifier = weighted(&[u32::MAX, 1]);
+            }),
+            ("virtual_hosts[0].routes[0].route.weighted_clusters.clusters[0].name", "empty", |r| {
+                let clusters = vec![ClusterWeight { weight: uint(1), ..ClusterWeight::default() }];
+                action(r).cluster_specifier =
+                    Some(Specifier::WeightedClusters(WeightedCluster { clusters, ..WeightedCluster::default() }));
+            }),
+            ("virtual_hosts[0].routes[0].route.cluster_specifier_plugin", "not declared", |r| {
+                action(r).cluster_specifier = Some(Specifier::ClusterSpecifierPlugin("p".into()));
+            }),
+            ("cluster_specifier_plugins[0]", "unknown plugin \"p\"", |r| {
+                let extension = TypedExtensionConfig { name: "p".into(), typed_config: Some(unknown("x.Y")) };
+                r.cluster_specifier_plugins =
+                    vec![ClusterSpecifierPlugin { extension: Some(extension), is_optional: false }];
+            }),
+            ("virtual_hosts[0].routes[0].route.timeout", "negative", |r| action(r).timeout = seconds(-1)),
+            ("virtual_hosts[0].routes[0].route.max_stream_duration.grpc_timeout_header_max", "negative", |r| {
+                action(r).max_stream_duration =
+                    Some(MaxStreamDuration { grpc_timeout_header_max: seconds(-1), ..MaxStreamDuration::default() });
+            }),
+            ("virtual_hosts[0].routes[0].route.retry_policy.num_retries", "at least 1", |r| {
+                retry(r).num_retries = uint(0);
+            }),
+            ("virtual_hosts[0].routes[0].route.retry_policy.retry_back_off.base_interval", "missing", |r| {
+                retry(r).retry_back_off = Some(RetryBackOff::default());
+            }),
+            ("virtual_hosts[0].routes[0].route.retry_policy.retry_back_off.base_interval", "greater than zero", |r| {
+                retry(r).retry_back_off = Some(RetryBackOff { base_interval: seconds(0), max_interval: None });
+            }),
+            ("virtual_hosts[0].routes[0].route.retry_policy.retry_back_off.max_interval", "below", |r| {
+                retry(r).retry_back_off = Some(RetryBackOff { base_interval: seconds(2), max_interval: seconds(1) });
+            }),
+            ("virtual_hosts[0].retry_policy.num_retries", "at least 1", |r| {
+                r.virtual_hosts[0].retry_policy = Some(RetryPolicy { num_retries: uint(0), ..RetryPolicy::default() });
+            }),
+            ("virtual_hosts[0].typed_per_filter_config[\"f\"]", "unknown filter \"x.Y\"", |r| {
+                r.virtual_hosts[0].typed_per_filter_config.insert("f".into(), unknown("x.Y"));
+            }),
+            ("virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]", "malformed", |r| {
+                let bad = Any { type_url: HttpFault::type_url(), value: vec![0xff] };
+                route(r).typed_per_filter_config.insert("f".into(), bad);
+            }),
+        ],
+    );
+}
+
+#[test]
+fn domains_are_lower_cased_patterns() {
+    let mut proto = good();
+    proto.virtual_hosts[0].domains = ["A.com", "*.B.com", "c.*", "*"].map(str::to_owned).into();
+    assert_eq!(
+        accepted(&proto).0.virtual_hosts[0].domains,
+        [
+            DomainPattern::Exact("a.com".into()),
+            DomainPattern::Suffix(".b.com".into()),
+            DomainPattern::Prefix("c.".into()),
+            DomainPattern::Any
+        ]
+    );
+}
+
+#[test]
+fn virtual_hosts_match_by_kind_then_length_then_order() {
+    let mut proto = good();
+    let host = |domains: &[&str]| VirtualHost {
+        domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+        ..VirtualHost::default()
+    };
+    proto.virtual_hosts = vec![
+        host(&["*"]),
+        host(&["foo.*"]),
+        host(&["foo.bar*"]),
+        host(&["*.com"]),
+        host(&["*.bar.com"]),
+        host(&["foo.bar.com"]),
+        host(&["foo.bar.com"]),
+        host(&["[::1]:80", "with.port:8080"]),
+    ];
+    let (routes, _) = accepted(&proto);
+    for (authority, expected) in [
+        ("foo.bar.com", 5),
+        ("FOO.Bar.COM", 5),
+        ("foo.bar.com:50051", 5),
+        ("x.bar.com", 4),
+        (".bar.com", 3),
+        ("x.com", 3),
+        ("foo.bar.net", 2),
+        ("foo.x", 1),
+        ("foo.", 0),
+        ("other", 0),
+        ("[::1]:80", 7),
+        ("with.port:8080", 7),
+        ("with.port:8081", 0),
+    ] {
+        assert_eq!(routes.virtual_host_for(authority), Some(expected), "{authority}");
+    }
+    let none = RouteConfiguration { virtual_hosts: routes.virtual_hosts[5..6].to_vec(), ..routes };
+    assert_eq!(none.virtual_host_for("else"), None);
+    assert_eq!(none.virtual_host_for(""), None);
+}
+
+#[test]
+fn paths_are_case_sensitive_unless_said_otherwise() {
+    let mut proto = good();
+    let mut path = |specifier, sensitive: Option<bool>| {
+        matches(&mut proto).path_specifier = Some(specifier);
+        matches(&mut proto).case_sensitive = sensitive.map(|value| BoolValue { value });
+        accepted(&proto).0.virtual_hosts[0].routes[0].matches.path.clone()
+    };
+    assert_eq!(
+        path(PathSpecifier::Prefix("/A".into()), None),
+        PathMatcher::Prefix { prefix: "/A".into(), case_sensitive: true }
+    );
+    assert_eq!(
+        path(PathSpecifier::Path("/A".into()), Some(false)),
+        PathMatcher::Exact { path: "/a".into(), case_sensitive: false }
+    );
+    let PathMatcher::Regex(regex) = path(PathSpecifier::PathSeparatedPrefix("/a.b".into()), Some(false)) else {
+        panic!()
+    };
+    for (text, expected) in [("/a.b", true), ("/A.B/c", true), ("/a.bc", false), ("/axb", false)] {
+        assert_eq!(regex.matches_bytes(text.as_bytes()), expected, "{text}");
+    }
+}
+
+#[test]
+fn routes_that_need_more_than_we_match_are_skipped_with_a_note() {
+    let mut proto = good();
+    matches(&mut proto).query_parameters = vec![QueryParameterMatcher::default()];
+    let (routes, notes) = accepted(&proto);
+    assert_eq!(routes.virtual_hosts[0].routes, []);
+    assert_eq!(note_paths(&notes), ["virtual_hosts[0].routes[0].match.query_parameters"]);
+
+    for specifier in [None, Some(Specifier::ClusterHeader("x".into()))] {
+        let mut proto = good();
+        action(&mut proto).cluster_specifier = specifier;
+        let (routes, notes) = accepted(&proto);
+        assert_eq!((routes.virtual_hosts[0].routes.len(), notes.len()), (0, 1));
+    }
+}
+
+#[test]
+fn an_optional_plugin_skips_its_routes() {
+    let mut proto = good();
+    let extension = TypedExtensionConfig { name: "p".into(), typed_config: Some(unknown("x.Y")) };
+    proto.cluster_specifier_plugins = vec![ClusterSpecifierPlugin { extension: Some(extension), is_optional: true }];
+    action(&mut proto).cluster_specifier = Some(Specifier::ClusterSpecifierPlugin("p".into()));
+    assert_eq!(accepted(&proto).0.virtual_hosts[0].routes, []);
+}
+
+#[test]
+fn non_forwarding_routes_match_and_fail() {
+    for proto_action in [
+        Some(ProtoAction::Redirect(RedirectAction::default())),
+        Some(ProtoAction::NonForwardingAction(NonForwardingAction {})),
+        None,
+    ] {
+        let mut proto = good();
+        route(&mut proto).action = proto_action;
+        let (routes, _) = accepted(&proto);
+        assert!(matches!(routes.virtual_hosts[0].routes[0].action, Action::Unsupported(_)));
+    }
+}
+
+#[test]
+fn weights_of_zero_are_left_out() {
+    let mut proto = good();
+    action(&mut proto).cluster_specifier = weighted(&[90, 0, 10]);
+    let ClusterSpecifier::Weighted(clusters) = forward(&proto).cluster else { panic!() };
+    let weights: Vec<_> = clusters.iter().map(|cluster| (&*cluster.name, cluster.weight)).collect();
+    assert_eq!(weights, [("c0", 90), ("c2", 10)]);
+}
+
+#[test]
+fn header_matchers_are_read_as_configured() {
+    let mut proto = good();
+    let matcher = StringMatcher { match_pattern: Some(MatchPattern::Prefix("AbC".into())), ignore_case: true };
+    header(&mut proto).header_match_specifier = Some(HeaderMatchSpecifier::StringMatch(matcher));
+    header(&mut proto).invert_match = true;
+    let (routes, _) = accepted(&proto);
+    let header = &routes.virtual_hosts[0].routes[0].matches.headers[0];
+    assert_eq!((header.name.as_str(), header.invert), ("x-canary", true));
+    let HeaderMatcherKind::String(matcher) = &header.kind else { panic!() };
+    assert_eq!(matcher.pattern, StringPattern::Prefix("abc".into()));
+    assert!(matcher.matches("ABCDE") && !matcher.matches("ab"));
+}
+
+#[test]
+fn fractions_are_scaled_to_parts_per_million() {
+    for (numerator, denominator, expected) in
+        [(10, 0, 100_000), (10, 1, 1_000), (10, 2, 10), (0, 0, 0), (101, 0, 1_000_000), (u32::MAX, 0, 1_000_000)]
+    {
+        let mut proto = good();
+        matches(&mut proto).runtime_fraction = Some(RuntimeFractionalPercent {
+            default_value: Some(ProtoFraction { numerator, denominator }),
+            ..RuntimeFractionalPercent::default()
+        });
+        let (routes, _) = accepted(&proto);
+        let fraction = routes.virtual_hosts[0].routes[0].matches.fraction;
+        assert_eq!(fraction, Some(FractionalPercent(expected)), "{numerator}/{denominator}");
+    }
+}
+
+#[test]
+fn retry_conditions_are_read_in_every_dialect() {
+    let (policy, notes) = retry_policy(|retry| {
+        retry.retry_on =
+            "Cancelled, deadline-exceeded,internal,resource-exhausted,unavailable,5xx,gateway-error,reset,\
+             reset-before-request,connect-failure,refused-stream,retriable-4xx,retriable-status-codes,503,\
+             envoy-ratelimited,99"
+                .into();
+        retry.retriable_status_codes = vec![429, 503, 7000];
+    });
+    for code in 0..17 {
+        assert_eq!(policy.on.grpc(code), [1, 4, 8, 13, 14].contains(&code), "{code}");
+    }
+    let on = &policy.on;
+    assert!(on.http_5xx && on.gateway_error && on.reset && on.reset_before_request);
+    assert!(on.connect_failure && on.refused_stream && on.retriable_4xx);
+    assert_eq!(on.statuses, [429, 503]);
+    let path = "virtual_hosts[0].routes[0].route.retry_policy.retry_on";
+    let codes = "virtual_hosts[0].routes[0].route.retry_policy.retriable_status_codes";
+    assert_eq!(note_paths(&notes), [codes, path, path]);
+}
+
+#[test]
+fn istios_default_retry_policy_is_taken() {
+    let (policy, notes) = retry_policy(|retry| {
+        retry.retry_on = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes".into();
+        retry.num_retries = uint(2);
+        retry.retry_host_predicate = vec![RetryHostPredicate {
+            name: "envoy.retry_host_predicates.previous_hosts".into(),
+            ..RetryHostPredicate::default()
+        }];
+        retry.host_selection_retry_max_attempts = 5;
+        retry.retriable_status_codes = vec![503];
+    });
+    assert_eq!(notes, []);
+    assert!(policy.avoid_previous_hosts && policy.on.connect_failure && policy.on.grpc(14));
+    assert_eq!((policy.num_retries, policy.on.statuses), (2, vec![503]));
+}
+
+#[test]
+fn retry_defaults_and_clamps() {
+    let (policy, _) = retry_policy(|retry| {
+        retry.retry_on.clear();
+        retry.num_retries = None;
+        retry.per_try_timeout = seconds(0);
+    });
+    assert_eq!((policy.num_retries, policy.per_try_timeout), (1, None));
+    assert_eq!((policy.back_off.base, policy.back_off.max), (Duration::from_millis(25), Duration::from_millis(250)));
+    assert_eq!(policy.on, crate::resource::RetryOn::default(), "an empty policy hides the virtual host's");
+
+    let (policy, _) = retry_policy(|retry| {
+        let nanos = ProtoDuration { seconds: 0, nanos: 10 };
+        retry.retry_back_off = Some(RetryBackOff { base_interval: Some(nanos), max_interval: None });
+    });
+    assert_eq!((policy.back_off.base, policy.back_off.max), (Duration::from_millis(1), Duration::from_millis(10)));
+}
+
+#[test]
+fn overrides_are_keyed_by_instance_and_may_be_wrapped() {
+    let wrap = |config: FilterConfig| any(&config);
+    let mut proto = good();
+    let overrides = &mut route(&mut proto).typed_per_filter_config;
+    overrides.insert("plain".into(), any(&HttpFault { max_active_faults: uint(3), ..HttpFault::default() }));
+    overrides.insert("off".into(), wrap(FilterConfig { disabled: true, ..FilterConfig::default() }));
+    overrides.insert(
+        "wrapped".into(),
+        wrap(FilterConfig { config: Some(any(&HttpFault::default())), ..FilterConfig::default() }),
+    );
+    overrides.insert(
+        "unknown".into(),
+        wrap(FilterConfig { config: Some(unknown("x.Y")), is_optional: true, ..FilterConfig::default() }),
+    );
+    let (routes, notes) = accepted(&proto);
+    let overrides = &routes.virtual_hosts[0].routes[0].filter_overrides;
+    assert_eq!(overrides.keys().map(|name| &**name).collect::<Vec<_>>(), ["off", "plain", "wrapped"]);
+    assert_eq!(overrides["plain"].fault.as_ref().unwrap().max_active_faults, Some(3));
+    assert!(overrides["off"].disabled && overrides["off"].fault.is_none());
+    assert_eq!(note_paths(&notes), ["virtual_hosts[0].routes[0].typed_per_filter_config[\"unknown\"].config"]);
+}
+
+#[test]
+fn an_empty_list_of_virtual_hosts_is_fine() {
+    let mut proto = good();
+    proto.virtual_hosts.clear();
+    assert_eq!(accepted(&proto).0.virtual_host_for("x"), None);
+}
