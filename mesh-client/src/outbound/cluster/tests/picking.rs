@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{DropOverload, FractionalPercent, HealthStatus};
+use mesh_xds::resource::{DropOverload, FractionalPercent, HealthStatus, OutlierDetection};
 
 fn failure(pick: Pick<FakeLink>) -> String {
     match pick {
@@ -166,4 +166,71 @@ async fn the_status_says_what_matters_in_words() {
             "127.0.0.1:2 Idle, 1 in flight, priority 1, in /z/, weight 7"
         ]
     );
+}
+
+/// Requests, updates, failures, recoveries and ejections at once. Afterwards nothing is left counted, and all endpoints
+/// that can be used are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_everything_changes_at_once() {
+    let detection = OutlierDetection {
+        max_ejection_percent: 50,
+        interval: Duration::from_millis(1),
+        base_ejection_time: Duration::from_millis(1),
+        max_ejection_time: Duration::from_millis(1),
+        ..OutlierDetection::default()
+    };
+    let config = Arc::new(Cluster { outlier_detection: Some(Arc::new(detection)), ..cluster() });
+    let mut bed = Bed::new((*config).clone(), assignment(8));
+    let live = &bed.cluster;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..3)
+            .map(|seed| {
+                scope.spawn(move || {
+                    let mut rng = fastrand::Rng::with_seed(seed);
+                    for _ in 0..20_000 {
+                        let Pick::Endpoint(endpoint) = live.pick(&[], &mut rng) else { continue };
+                        let mut request = endpoint.start();
+                        let _permit = live.begin_request().expect("far from the limit");
+                        let failed = endpoint.address().port() <= 4 && rng.u8(0..4) > 0;
+                        request.record(if failed { Outcome::GatewayFailure } else { Outcome::Success });
+                    }
+                })
+            })
+            .collect();
+        let (done, config, opened) = (&done, &config, || bed.opened());
+        scope.spawn(move || {
+            let mut rng = fastrand::Rng::with_seed(99);
+            while !done.load(SeqCst) {
+                let ports = (1..=8).filter(|_| rng.u8(0..8) > 0);
+                live.update(config.clone(), Arc::new(priorities([vec![locality("a", 1, ports)]])));
+            }
+        });
+        scope.spawn(move || {
+            let mut rng = fastrand::Rng::with_seed(98);
+            while !done.load(SeqCst) {
+                if let Some(link) = rng.choice(opened()) {
+                    link.set(*rng.choice(&STATES).expect("not empty"));
+                }
+            }
+        });
+        for caller in callers {
+            caller.join().expect("caller");
+        }
+        done.store(true, SeqCst);
+    });
+    bed.update(assignment(8));
+    let links = bed.opened();
+    links.iter().for_each(|link| link.set(Connectivity::Ready));
+    assert_eq!(bed.cluster.breaker().in_use(Resource::Requests), 0);
+    assert!(bed.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
+    let back = async {
+        while bed.picked().len() < 8 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), back).await.expect("all are used again");
+    let live: Vec<SocketAddr> = bed.endpoints().iter().map(|endpoint| endpoint.address()).collect();
+    let kept = links.iter().filter(|link| !link.drained.load(SeqCst)).map(|link| link.address);
+    assert_eq!(kept.collect::<std::collections::BTreeSet<_>>(), live.into_iter().collect());
 }
