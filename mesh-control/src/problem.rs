@@ -64,6 +64,11 @@ impl Report {
         self.push(at, Severity::Warning, reason.into());
     }
 
+    /// Whether there is a finding this bad.
+    pub(crate) fn has(&self, severity: Severity) -> bool {
+        self.problems.borrow().iter().any(|p| p.severity == severity)
+    }
+
     fn push(&self, at: &At, severity: Severity, reason: String) {
         self.problems.borrow_mut().push(Problem { at: at.clone(), severity, reason });
     }

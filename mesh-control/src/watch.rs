@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 const REST: Duration = Duration::from_millis(50);
 /// The folder is read this often without being told to: no notification survives every way of replacing a folder, and
 /// some file systems have none.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(1);
 
 /// What was read: the sources, or why not.
 type Reading = Result<Vec<Source>, String>;

@@ -48,7 +48,7 @@ impl Value {
 /// The documents of one file, in order. A document that cannot be read is an error with its place; reading goes on after
 /// it where the parser can.
 pub(crate) fn read(file: &Arc<str>, text: &str) -> Vec<Result<Node, (At, String)>> {
-    let options = serde_saphyr::options! { strict_booleans: false };
+    let options = serde_saphyr::options! { strict_booleans: true };
     let mut bytes = text.as_bytes();
     let documents = serde_saphyr::read_with_options::<_, Spanned<Raw>>(&mut bytes, options);
     documents
@@ -80,8 +80,8 @@ fn reason(error: &serde_saphyr::Error) -> String {
 #[derive(Clone, Debug)]
 enum Raw {
     Scalar(Value),
-    List(Vec<Spanned<Raw>>),
-    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+    List(Vec<Spanned<Self>>),
+    Map(Vec<(Spanned<String>, Spanned<Self>)>),
 }
 
 impl Raw {

@@ -253,6 +253,27 @@ fn values_out_of_range_are_refused() {
 }
 
 #[test]
+fn what_mesh_client_would_ignore_or_refuse_is_said_at_its_place() {
+    let text = virtual_service(
+        "hosts: [greeter]\nhttp:\n- match: [{uri: {prefix: /a}}, {uri: {prefix: /b}}]\n  rewrite: {uriRegexRewrite: {match: x, rewrite: y}}\n  route: [{destination: {host: greeter}}]\n- redirect: {uri: /there}\n",
+    );
+    assert_findings(
+        &text,
+        &[
+            "b.yaml:7:5: warning: mesh-client: route.regex_rewrite: not supported, ignored",
+            "b.yaml:10:5: warning: mesh-client: action: route action redirect is not supported: requests on this route fail",
+        ],
+    );
+    let text = destination_rule(
+        "host: greeter\nsubsets:\n- {name: v1}\n- {name: v2, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /ca.pem}}}\n",
+    );
+    let found = findings(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("b.yaml:8:12: warning: mesh-client: transport_socket."), "{found:?}");
+    assert!(found[0].ends_with("a client must verify the server: the Cluster is refused"), "{found:?}");
+}
+
+#[test]
 fn istios_own_sample_is_read() {
     let text = include_str!("../../testdata/greeter.yaml");
     let (model, problems) = check(&[source("greeter.yaml", text)]);

@@ -12,12 +12,20 @@ mod tls;
 
 pub(crate) use tls::PROVIDER;
 
-use crate::model::{Locality, Model, Policy, Port, Protocol, Routing, Service, Subset};
-use envoy_types::pb::{
-    envoy::config::core::v3::{AggregatedConfigSource, ApiVersion, ConfigSource, config_source::ConfigSourceSpecifier},
-    google::protobuf,
+use crate::{
+    model::{Locality, Model, Policy, Port, Protocol, Routing, Service, Subset},
+    problem::At,
 };
-use mesh_xds::server::ResourceSet;
+use envoy_types::{
+    pb::{
+        envoy::config::core::v3::{
+            AggregatedConfigSource, ApiVersion, ConfigSource, config_source::ConfigSourceSpecifier,
+        },
+        google::protobuf::{self, Any},
+    },
+    util::pack_any,
+};
+use mesh_xds::server::{ResourceSet, ResourceType};
 use std::time::Duration;
 
 /// What a translation depends on besides the model.
@@ -27,13 +35,13 @@ pub struct Options {
     pub trust_domain: String,
 }
 
-/// One port of one host: what a listener, a route configuration and a family of clusters are made for.
-struct Target<'a> {
-    host: &'a str,
-    port: &'a Port,
-    service: &'a Service,
-    routing: Option<&'a Routing>,
-    policy: Option<&'a Policy>,
+/// One port of one host.
+pub(crate) struct Target<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) port: &'a Port,
+    pub(crate) service: &'a Service,
+    pub(crate) routing: Option<&'a Routing>,
+    pub(crate) policy: Option<&'a Policy>,
 }
 
 impl Default for Options {
@@ -49,17 +57,18 @@ pub fn translate(model: &Model, options: &Options) -> ResourceSet {
         for name in listener::names(target.host, target.port.number.value) {
             set = set.listener(listener::listener(&target, name));
         }
-        set = set.route(route::configuration(&target, model));
-        let subsets = target.policy.map_or(&[][..], |p| &p.subsets);
-        for subset in std::iter::once(None).chain(subsets.iter().map(Some)) {
-            set = set.cluster(cluster::cluster(&target, subset, options));
-            set = set.endpoints(endpoint::assignment(&target, subset));
+        set.insert(ResourceType::RouteConfiguration, target.cluster_name(None), target.routes(model).0);
+        for subset in std::iter::once(None).chain(target.subsets().iter().map(Some)) {
+            let name = target.cluster_name(subset);
+            set.insert(ResourceType::Cluster, name.clone(), target.cluster(subset, options));
+            set.insert(ResourceType::ClusterLoadAssignment, name, target.endpoints(subset));
         }
     }
     set
 }
 
-fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
+/// What listeners, routes and clusters are made for: every port of every host that speaks HTTP.
+pub(crate) fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
     let hosts = model.services.iter().flat_map(|service| service.hosts.iter().map(move |host| (service, &host.value)));
     hosts.flat_map(move |(service, host)| {
         let routed = service.ports.iter().filter(|port| port.protocol != Protocol::Opaque);
@@ -67,7 +76,25 @@ fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
     })
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// The route configuration, and where each of its routes was read.
+    pub(crate) fn routes(&self, model: &Model) -> (Any, Vec<&'a At>) {
+        let (configuration, places) = route::configuration(self, model);
+        (pack_any(configuration), places)
+    }
+
+    pub(crate) fn cluster(&self, subset: Option<&Subset>, options: &Options) -> Any {
+        pack_any(cluster::cluster(self, subset, options))
+    }
+
+    pub(crate) fn endpoints(&self, subset: Option<&Subset>) -> Any {
+        pack_any(endpoint::assignment(self, subset))
+    }
+
+    pub(crate) fn subsets(&self) -> &'a [Subset] {
+        self.policy.map_or(&[], |policy| &policy.subsets)
+    }
+
     fn cluster_name(&self, subset: Option<&Subset>) -> String {
         cluster_name(self.port.number.value, subset.map_or("", |s| &s.name.value), self.host)
     }

@@ -5,6 +5,7 @@ use crate::model::{
     Abort, Action, Destination, Direct, Fault, Forward, HeaderEdits, HeaderOps, Mirror, Model, Redirect, Retries,
     Rewrite, Route, RouteMatch, StringMatch,
 };
+use crate::problem::At;
 use envoy_types::{
     pb::{
         envoy::{
@@ -54,23 +55,25 @@ const DEFAULT_RETRIES: u32 = 2;
 const HOST_SELECTION_ATTEMPTS: i64 = 5;
 const STATUS_CODES: &str = "retriable-status-codes";
 
-pub(super) fn configuration(target: &Target<'_>, model: &Model) -> RouteConfiguration {
+/// The routes, and where each was read.
+pub(super) fn configuration<'a>(target: &Target<'a>, model: &Model) -> (RouteConfiguration, Vec<&'a At>) {
     let port = target.port.number.value;
     let domains = listener::hosts(target.host).into_iter().flat_map(|host| [format!("{host}:{port}"), host]);
     let mut domains: Vec<_> = domains.collect();
     // The full name first, for the reader.
     domains.sort_by_key(|d| !d.starts_with(target.host));
-    let routes = match target.routing {
-        Some(routing) => routes(target, &routing.routes, model),
-        None => vec![default_route(target)],
+    let (routes, places) = match target.routing {
+        Some(routing) => routes(target, &routing.routes, model).into_iter().unzip(),
+        None => (vec![default_route(target)], vec![target.service.object.at()]),
     };
     let host = VirtualHost { name: format!("{}:{port}", target.host), domains, routes, ..VirtualHost::default() };
-    RouteConfiguration {
+    let configuration = RouteConfiguration {
         name: cluster_name(port, "", target.host),
         virtual_hosts: vec![host],
         validate_clusters: Some(BoolValue { value: false }),
         ..RouteConfiguration::default()
-    }
+    };
+    (configuration, places)
 }
 
 fn default_route(target: &Target<'_>) -> pb::Route {
@@ -90,13 +93,13 @@ fn default_route(target: &Target<'_>) -> pb::Route {
     }
 }
 
-fn routes(target: &Target<'_>, routes: &[Route], model: &Model) -> Vec<pb::Route> {
+fn routes<'a>(target: &Target<'_>, routes: &'a [Route], model: &Model) -> Vec<(pb::Route, &'a At)> {
     let any = [RouteMatch::default()];
     let mut translated = Vec::new();
     for route in routes {
         let matches = if route.matches.is_empty() { &any[..] } else { &route.matches };
         for found in matches.iter().filter(|m| m.port.is_none_or(|port| port == target.port.number.value)) {
-            translated.push(one_route(target, route, found, model));
+            translated.push((one_route(target, route, found, model), &route.at));
         }
     }
     translated
@@ -317,7 +320,6 @@ fn fault_config(fault: &Fault) -> Any {
     let delay = fault.delay.map(|(time, share)| FaultDelay {
         percentage: Some(fraction(share)),
         fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(time))),
-        ..FaultDelay::default()
     });
     let abort = fault.abort.map(|(answer, share)| FaultAbort {
         percentage: Some(fraction(share)),

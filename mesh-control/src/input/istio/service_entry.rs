@@ -32,11 +32,11 @@ pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Servi
 
 /// Endpoints are IP addresses in every case: names are not resolved.
 fn resolution(f: &Fields<'_>) {
-    let Some(resolution) = f.string("resolution") else {
+    if f.get("resolution").is_none() {
         // The default is NONE: connect to the address that the caller dialled, which a proxyless client does not have.
         f.missing("resolution", "ServiceEntry.spec");
-        return;
-    };
+    }
+    let Some(resolution) = f.string("resolution") else { return };
     match resolution.value.as_str() {
         "STATIC" | "DNS" | "DNS_ROUND_ROBIN" => {}
         "NONE" | "DYNAMIC_DNS" => {

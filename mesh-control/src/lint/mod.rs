@@ -1,8 +1,10 @@
 //! Checks of a whole model: what refers to nothing, what contradicts itself, and what has no effect.
 
+mod data_plane;
+
 use crate::{
     model::{Action, Destination, Forward, Model, Policy, Routing, Service, covers},
-    problem::{At, Report},
+    problem::{At, Report, Severity},
 };
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -15,6 +17,9 @@ pub(crate) fn check(model: &Model, report: &Report) {
     unique_hosts(model, report);
     for policy in &model.policies {
         check_policy(policy, model, report);
+    }
+    if !report.has(Severity::Error) {
+        data_plane::check(model, report);
     }
 }
 
@@ -83,15 +88,8 @@ fn check_routing(routing: &Routing, model: &Model, report: &Report) {
         if route.matches.is_empty() || route.matches.iter().any(crate::model::RouteMatch::takes_all) {
             all_taken = all_taken.or(Some(&route.at));
         }
-        for found in &route.matches {
-            if !found.query.is_empty() {
-                report.warning(&route.at, "gRPC clients leave routes out that match on queryParams");
-            }
-        }
-        match &route.action {
-            Action::Forward(forward) => check_forward(forward, &route.at, model, report),
-            Action::Redirect(_) => report.warning(&route.at, "redirect: gRPC clients fail the call instead"),
-            Action::Direct(_) => report.warning(&route.at, "directResponse: gRPC clients fail the call instead"),
+        if let Action::Forward(forward) = &route.action {
+            check_forward(forward, &route.at, model, report);
         }
     }
 }
@@ -113,12 +111,6 @@ fn check_forward(forward: &Forward, at: &At, model: &Model, report: &Report) {
     }
     for destination in forward.destinations.iter().chain(forward.mirrors.iter().map(|m| &m.destination)) {
         check_destination(destination, model, report);
-    }
-    if !forward.mirrors.is_empty() {
-        report.warning(at, "mirror is served, and not honoured by mesh-client yet");
-    }
-    if forward.rewrite.is_some() {
-        report.warning(at, "rewrite is served, and not honoured by mesh-client yet");
     }
 }
 
