@@ -257,7 +257,8 @@ impl MeshBuilder {
         self
     }
 
-    /// How long a request without a deadline of its own waits for the first configuration. Default 15 s (gRFC A57's resource timer).
+    /// How long a request without a deadline of its own waits for the first configuration. Default 20 s:
+    /// more than the 15 s after which a resource that the control plane does not send counts as absent (gRFC A57).
     #[must_use]
     pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
         self.settings.resolve_timeout = timeout;

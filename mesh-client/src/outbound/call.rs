@@ -667,7 +667,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u8> {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            resolve_timeout: Duration::from_secs(15),
+            resolve_timeout: Duration::from_secs(20),
             max_replay_bytes: 64 << 10,
             propagation: Propagation::default(),
         }

@@ -17,6 +17,9 @@ use tokio::time::Instant;
 
 /// A stream without subscriptions is closed after this time.
 const LINGER: Duration = Duration::from_secs(10);
+/// How long a name that was just subscribed may be missing from full responses (LDS, CDS) before it counts as absent: a response
+/// can cross the request on the wire. gRPC waits for the resource timer (gRFC A57), and so do we where no response comes.
+const CROSSING: Duration = Duration::from_millis(250);
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -71,7 +74,7 @@ pub(crate) enum Action {
 /// How a resource turned out not to exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Absence {
-    /// Was sent before and is left out of a full response (LDS, CDS), or the control plane said so.
+    /// Is left out of a full response (LDS, CDS) to a subscription that names it, or the control plane said so.
     Removed,
     /// Not sent in time (gRFC A57).
     TimedOut,
@@ -144,7 +147,11 @@ struct Reply {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Standing {
     /// Not received yet; the timer runs while the subscription is on a live stream.
-    Requested { deadline: Option<Instant> },
+    Requested {
+        deadline: Option<Instant>,
+        /// A response that came after the subscription does not have it.
+        left_out: bool,
+    },
     /// Received, good or bad.
     Received,
     /// Does not exist.
@@ -173,7 +180,7 @@ impl State {
         match event {
             Event::Wanted(kind, names) => self.wanted(kind, &names, now, &mut actions),
             Event::Connected => self.connected(now, &mut actions),
-            Event::Response(response) => self.response(response, &mut actions),
+            Event::Response(response) => self.response(response, now, &mut actions),
             Event::Applied(kind) => self.applied(kind, now, &mut actions),
             Event::Closed(error) => self.closed(error, now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
@@ -197,7 +204,7 @@ impl State {
     fn deadlines(&self) -> impl Iterator<Item = (ResourceType, &Arc<str>, Instant)> {
         self.types.iter().flat_map(|(kind, state)| {
             state.names.iter().filter_map(|(name, standing)| match standing {
-                Standing::Requested { deadline: Some(deadline) } => Some((*kind, name, *deadline)),
+                Standing::Requested { deadline: Some(deadline), .. } => Some((*kind, name, *deadline)),
                 _ => None,
             })
         })
@@ -218,7 +225,7 @@ impl State {
         }
         state.names.retain(|name, _| names.contains(name));
         for name in names {
-            state.names.entry(name.clone()).or_insert(Standing::Requested { deadline: None });
+            state.names.entry(name.clone()).or_insert(Standing::Requested { deadline: None, left_out: false });
         }
         let replying = state.reply.is_some();
         let idle = self.wants_nothing();
@@ -270,7 +277,7 @@ impl State {
         let state = self.types.entry(kind).or_default();
         state.sent = Some(state.names.keys().cloned().collect());
         for standing in state.names.values_mut() {
-            if let Standing::Requested { deadline: timer @ None } = standing {
+            if let Standing::Requested { deadline: timer @ None, .. } = standing {
                 *timer = Some(deadline);
             }
         }
@@ -284,7 +291,7 @@ impl State {
         }));
     }
 
-    fn response(&mut self, response: Response, actions: &mut Vec<Action>) {
+    fn response(&mut self, response: Response, now: Instant, actions: &mut Vec<Action>) {
         let Phase::Live { answered, .. } = &mut self.phase else { return };
         if !std::mem::replace(answered, true) {
             self.backoff.reset();
@@ -309,6 +316,14 @@ impl State {
                 && !keep_deleted
                 && *standing == Standing::Received
                 && !response.received.contains(name);
+            // The response may have crossed the request on the wire; the answer to the request is not far behind it.
+            if let Standing::Requested { deadline: Some(deadline), left_out } = standing
+                && kind.is_full_state()
+                && !response.unnamed
+            {
+                *deadline = (*deadline).min(now + CROSSING);
+                *left_out = true;
+            }
             let said = *standing != Standing::Absent && response.absent.contains(name);
             if left_out || said {
                 *standing = Standing::Absent;
@@ -356,7 +371,8 @@ impl State {
             state.nonce = Arc::default();
             state.reply = None;
             for standing in state.names.values_mut() {
-                if let Standing::Requested { deadline } = standing {
+                if let Standing::Requested { deadline, left_out } = standing {
+                    *left_out = false;
                     *deadline = None;
                 }
             }
@@ -381,10 +397,9 @@ impl State {
             .map(|(kind, name, _)| (kind, name.clone()))
             .collect();
         for (kind, name) in due {
-            if let Some(standing) = self.entry(kind).names.get_mut(&name) {
-                *standing = Standing::Absent;
-            }
-            actions.push(Action::Absent(kind, name, absence));
+            let standing = self.entry(kind).names.insert(name.clone(), Standing::Absent);
+            let answered = matches!(standing, Some(Standing::Requested { left_out: true, .. }));
+            actions.push(Action::Absent(kind, name, if answered { Absence::Removed } else { absence }));
         }
     }
 }
