@@ -85,7 +85,7 @@ where
     head::http1(&mut parts, &lease.shared.origin)?;
     let mut body = Some(body);
     let body = poll_fn(|cx| Poll::Ready(RequestBody::take(body.take().expect("ready at the first poll"), cx))).await;
-    let body = body.map_err(|error| TransportError::new(Kind::RequestBody).with_source(error).unprocessed())?;
+    let body = body.map_err(|error| TransportError::new(Kind::RequestBody).with_source(error))?;
 
     // Between two requests hyper's task has to come round once.
     let ready = poll_fn(|cx| match &mut *lease.shared.h1().sender() {

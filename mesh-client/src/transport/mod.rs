@@ -27,6 +27,9 @@ use std::{
 };
 use tokio::{runtime::Handle, sync::Notify};
 
+/// Of one connection: HTTP/2 has identifiers for 2^30 streams.
+const MAX_REQUESTS: u32 = 1_000_000_000;
+
 /// Any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -230,7 +233,7 @@ impl Shared {
             cause: OnceLock::new(),
             events,
             origin,
-            max_requests: config.max_requests.unwrap_or(0),
+            max_requests: config.max_requests.map_or(MAX_REQUESTS, |max| max.clamp(1, MAX_REQUESTS)),
             runtime: Handle::current(),
             wire,
         }

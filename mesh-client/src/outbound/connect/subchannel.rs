@@ -55,6 +55,8 @@ struct Core {
     last_error: Option<Arc<ConnectError>>,
     removed: bool,
     notify: Arc<Notify>,
+    /// Those who wait are to look again, once the change is published.
+    wake: bool,
     /// Tasks end when it is dropped.
     stop: watch::Sender<()>,
 }
@@ -168,7 +170,7 @@ impl Subchannel {
             // Attempts and timers end; supervisors only see their connections off.
             core.stop = watch::Sender::new(());
             core.attempts = 0;
-            core.notify.notify_waiters();
+            core.wake = true;
             std::mem::take(&mut core.connections)
         });
         for connection in connections {
@@ -239,7 +241,7 @@ impl Subchannel {
                     if !std::mem::replace(&mut core.in_backoff, true) {
                         self.start_timer(core);
                     }
-                    core.notify.notify_waiters();
+                    core.wake = true;
                 });
             }
         }
@@ -261,7 +263,7 @@ impl Subchannel {
                 if !core.removed && core.attempts == 0 && (core.connections.is_empty() || core.waiters > 0) {
                     me.attempt(core);
                 }
-                core.notify.notify_waiters();
+                core.wake = true;
             });
         });
     }
@@ -278,7 +280,7 @@ impl Subchannel {
             core.last_error = None;
             connection.set_starved(core.waiters > 0);
             core.connections.push(connection.clone());
-            core.notify.notify_waiters();
+            core.wake = true;
             Some(core.stop.subscribe())
         });
         match stop {
@@ -309,7 +311,7 @@ impl Subchannel {
         self.with_core(|core| {
             core.connections.retain(|connection| connection.is_usable());
             // Who waited for a stream of it may have to connect.
-            core.notify.notify_waiters();
+            core.wake = true;
         });
     }
 
@@ -343,6 +345,9 @@ impl Subchannel {
         };
         if self.state.swap(state as u8, Ordering::AcqRel) != state as u8 {
             self.connector.changed();
+        }
+        if std::mem::take(&mut core.wake) {
+            core.notify.notify_waiters();
         }
         result
     }
@@ -378,6 +383,7 @@ impl Default for Core {
             last_error: None,
             removed: false,
             notify: Arc::new(Notify::new()),
+            wake: false,
             stop: watch::Sender::new(()),
         }
     }

@@ -1,134 +1,21 @@
 //! Subchannels against real servers on loopback.
 
-use super::{Backoff, ConnectError, Connectivity, Connector, ConnectorSettings, Subchannel};
+mod support;
+mod tls;
+
+use super::{Backoff, ConnectError, Connectivity, ConnectorSettings, Security, Subchannel};
 use crate::{
     outbound::cluster::{Breaker, Resource},
-    transport::{Lease, Protocol},
+    transport::Protocol,
 };
-use bytes::Bytes;
 use futures::FutureExt;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_xds::resource::CircuitBreakers;
 use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    runtime::Handle,
-    sync::{Notify, Semaphore, watch},
-    task::{AbortHandle, JoinSet},
-};
-
-/// A server that answers with the number of its connection; `/hold` waits to be let go.
-struct Server {
-    address: SocketAddr,
-    accepted: Arc<AtomicUsize>,
-    open: watch::Receiver<usize>,
-    hold: Arc<Notify>,
-    task: AbortHandle,
-}
-
-impl Server {
-    async fn start(protocol: Protocol, streams: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        Self::on(listener, protocol, streams)
-    }
-
-    fn on(listener: TcpListener, protocol: Protocol, streams: u32) -> Self {
-        let address = listener.local_addr().expect("address");
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let (opened, open) = watch::channel(0);
-        let hold = Arc::new(Notify::new());
-        let (count, released) = (Arc::clone(&accepted), Arc::clone(&hold));
-        let task = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (io, _) = tokio::select! {
-                    accepted = listener.accept() => accepted.expect("accept"),
-                    Some(_) = connections.join_next() => {
-                        opened.send_modify(|open| *open -= 1);
-                        continue;
-                    }
-                };
-                let number = count.fetch_add(1, Ordering::SeqCst);
-                opened.send_modify(|open| *open += 1);
-                let released = Arc::clone(&released);
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let released = Arc::clone(&released);
-                    async move {
-                        if request.uri().path() == "/hold" {
-                            released.notified().await;
-                        }
-                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(number.to_string()))))
-                    }
-                });
-                connections.spawn(async move {
-                    let io = TokioIo::new(io);
-                    let _ = match protocol {
-                        Protocol::Http1 => {
-                            hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
-                        }
-                        Protocol::Http2 => {
-                            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                            builder.max_concurrent_streams(streams).serve_connection(io, service).await
-                        }
-                    };
-                });
-            }
-        })
-        .abort_handle();
-        Self { address, accepted, open, hold, task }
-    }
-
-    async fn until_open(&mut self, count: usize) {
-        within(self.open.wait_for(|open| *open == count)).await.expect("server");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("hangs")
-}
-
-fn connector(settings: ConnectorSettings, breaker: Option<Arc<Breaker>>) -> Arc<Connector> {
-    Connector::new(settings, Arc::new(Semaphore::new(16)), breaker, Handle::current())
-}
-
-async fn call(lease: Lease, path: &str) -> String {
-    let request = Request::get(format!("http://x.test{path}")).body(Empty::<Bytes>::new()).expect("request");
-    let response = within(lease.send(request)).await.expect("response");
-    let body = within(response.into_body().collect()).await.expect("body").to_bytes();
-    String::from_utf8(body.to_vec()).expect("a number")
-}
-
-async fn refused() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    listener.local_addr().expect("address")
-}
-
-async fn until(subchannel: &Subchannel, connector: &Connector, state: Connectivity) {
-    let mut changes = connector.subscribe();
-    within(async {
-        while subchannel.state() != state {
-            changes.changed().await.expect("connector");
-        }
-    })
-    .await;
-}
+use support::{Server, call, connector, refused, until, within};
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn connects_on_first_use_and_keeps_the_connection() {
@@ -385,4 +272,15 @@ async fn a_server_of_another_protocol_is_an_error_with_its_cause() {
 async fn an_unused_subchannel_is_small() {
     // Ten thousand of them: with its Arc, well below the 300 bytes allowed.
     assert!(size_of::<Subchannel>() <= 128, "{} bytes", size_of::<Subchannel>());
+}
+
+#[tokio::test]
+async fn tls_that_cannot_be_set_up_is_the_error_and_never_plaintext() {
+    let server = Server::start(Protocol::Http2, 100).await;
+    let cause = Arc::from(crate::transport::BoxError::from("provider instance `x` is not in the bootstrap"));
+    let settings = ConnectorSettings { security: Security::Broken(cause), ..Default::default() };
+    let subchannel = Subchannel::new(server.address, connector(settings, None));
+    let error = within(subchannel.acquire()).await.expect_err("broken");
+    assert!(std::error::Error::source(&*error).expect("cause").to_string().contains("not in the bootstrap"));
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 0);
 }

@@ -29,11 +29,17 @@ const SHUT: u8 = 1;
 const ABORTED: u8 = 2;
 
 thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
+    /// The address of the [`Alarm`] that this thread silences; 0: none.
+    static QUIET: Cell<usize> = const { Cell::new(0) };
 }
 
-/// While it lives, wakes of drivers by this thread are ignored; at its end the thread polls the connection itself.
-pub(super) struct Quiet<'a>(&'a Engine);
+/// While it lives, wakes of its driver by this thread are ignored; at its end the thread polls the connection itself.
+///
+/// Of this driver only: the body of a request may be the response of another connection.
+pub(super) struct Quiet<'a> {
+    engine: &'a Engine,
+    outer: usize,
+}
 
 /// The connection and the means to have it polled.
 pub(super) struct Engine {
@@ -63,15 +69,20 @@ pub(super) struct Driver {
 
 impl<'a> Quiet<'a> {
     pub(super) fn new(engine: &'a Engine) -> Self {
-        QUIET.set(true);
-        Self(engine)
+        Self { engine, outer: QUIET.replace(engine.alarm.address()) }
     }
 }
 
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
-        QUIET.set(false);
-        self.0.poll_from_caller();
+        QUIET.set(self.outer);
+        self.engine.poll_from_caller();
+    }
+}
+
+impl Alarm {
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 }
 
@@ -81,7 +92,7 @@ impl Wake for Alarm {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !QUIET.get() {
+        if QUIET.get() != self.address() {
             self.driver.wake();
         }
     }

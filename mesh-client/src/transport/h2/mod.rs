@@ -132,7 +132,7 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    let body_failed = |error| TransportError::new(Kind::RequestBody).with_source(error).unprocessed();
+    let body_failed = |error| TransportError::new(Kind::RequestBody).with_source(error);
     let has_body = upload.prime(cx).map_err(body_failed)?;
     let client = lease.shared.h2();
     // With nothing else in flight, the driver's work is done here and now, without a task switch. With requests in
@@ -146,7 +146,11 @@ where
         if error.is_go_away() && error.is_remote() {
             lease.shared.close();
         }
-        from_h2(error, Some(&lease.shared)).unprocessed()
+        match from_h2(error, Some(&lease.shared)) {
+            // Sent again, it would fail again.
+            error if error.kind() == Kind::InvalidRequest => error,
+            error => error.unprocessed(),
+        }
     })?;
     let mut upload = has_body.then(|| upload.start(stream));
     if let Some(sending) = &mut upload

@@ -289,6 +289,37 @@ async fn a_failing_request_body_resets_the_stream_and_is_the_error() {
 }
 
 #[tokio::test]
+async fn the_response_of_one_connection_can_be_the_request_of_another() {
+    let small = || TransportConfig { stream_window: 70_000, connection_window: 70_000, ..Default::default() };
+    let (upstream, source) = pair(small(), &server()).await;
+    let (downstream, sink) = pair(small(), &server()).await;
+    serve(source, |_, mut respond| async move {
+        let mut send = respond.send_response(Response::new(()), false).expect("open");
+        write(&mut send, vec![3; 3_000_000].into(), true).await;
+    });
+    serve(sink, echo);
+    // Both connections are idle but for these, so that callers poll them.
+    let source = within(lease(&upstream).send(post("go"))).await.expect("response");
+    let request = Request::post("http://x.test/").body(source.into_body()).expect("request");
+    let response = within(lease(&downstream).send(request)).await.expect("response");
+    assert_eq!(within(collect(response)).await.0.len(), 3_000_000);
+    idle(&upstream).await;
+    idle(&downstream).await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sent_is_not_to_be_sent_again() {
+    let (connection, server) = pair(TransportConfig::default(), &server()).await;
+    serve(server, echo);
+    let request = Request::get("/").header("host", "not a host").body(Empty::<Bytes>::new()).expect("request");
+    let error = within(lease(&connection).send(request)).await.expect_err("invalid");
+    assert_eq!(error.kind(), Kind::InvalidRequest);
+    assert!(!error.is_unprocessed());
+    assert!(connection.is_usable());
+    assert_eq!(connection.in_flight(), 0);
+}
+
+#[tokio::test]
 async fn a_slow_reader_of_tiny_messages_keeps_its_connection() {
     let (connection, server) = pair(TransportConfig::default(), &server()).await;
     const MESSAGES: usize = 30_000;

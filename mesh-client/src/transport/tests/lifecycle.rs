@@ -231,6 +231,39 @@ async fn a_peer_that_answers_pings_is_left_alone_and_an_idle_one_is_not_pinged()
 }
 
 #[tokio::test(start_paused = true)]
+async fn pings_into_a_lasting_silence_are_few() {
+    let config = TransportConfig { keepalive: Some(keepalive(false)), ..Default::default() };
+    let (client, mut io) = tokio::io::duplex(1 << 16);
+    let connect = Connection::handshake(client, Protocol::Http2, &config, origin(), None);
+    let pings = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&pings);
+    tokio::spawn(async move {
+        io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("SETTINGS");
+        io.read_exact(&mut [0; 24]).await.expect("preface");
+        loop {
+            let mut head = [0; 9];
+            if io.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            io.read_exact(&mut payload).await.expect("payload");
+            if head[3] == 6 && head[4] == 0 {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let answer = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], payload.as_slice()].concat();
+                io.write_all(&answer).await.expect("PONG");
+            }
+        }
+    });
+    let connection = connect.await.expect("handshake");
+    let call = tokio::time::timeout(Duration::from_secs(195), lease(&connection).send(get())).await;
+    assert!(call.is_err(), "no answer comes, and the peer lives");
+    // At 10 to 15 s, then every 60 s.
+    let pings = pings.load(Ordering::SeqCst);
+    assert!((3..=4).contains(&pings), "{pings}");
+    assert!(connection.is_usable());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_black_hole_is_noticed_when_asked_to() {
     let keepalive = keepalive(true);
     let config = TransportConfig { keepalive: Some(keepalive), ..Default::default() };
