@@ -1,7 +1,9 @@
 //! The transport with no policy: what the project's own measurements compare the whole with. Not part of the public
 //! interface: may change at any time.
 
-use crate::transport::{Connection, Kind, Origin, Protocol, RecvBody, TransportConfig, TransportError};
+pub use crate::transport::{Kind, RecvBody, TransportError};
+
+use crate::transport::{Connection, Origin, Protocol, TransportConfig};
 use bytes::Bytes;
 use http::{Request, Response, uri::Authority};
 use std::{

@@ -31,7 +31,7 @@ use tokio::{runtime::Handle, sync::Notify};
 const MAX_REQUESTS: u32 = 1_000_000_000;
 
 /// Any error, boxed.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the owner of a connection wants to hear of it. Called from any task; must not block.
 pub(crate) trait Events: Send + Sync + 'static {
@@ -150,6 +150,7 @@ impl Connection {
     }
 
     /// Closes now; streams in flight fail.
+    #[cfg(test)]
     pub(crate) fn abort(&self) {
         self.0.abort(Kind::Closed);
     }
@@ -157,11 +158,6 @@ impl Connection {
     /// Waits until the connection is closed and its task is over.
     pub(crate) async fn closed(&self) {
         self.0.closed().await;
-    }
-
-    /// Who the peer is, over TLS.
-    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
-        self.0.origin.peer.as_ref()
     }
 
     /// True for handles of the same connection.
@@ -174,11 +170,6 @@ impl Lease {
     /// Who the peer is, over TLS.
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
         self.shared.origin.peer.as_ref()
-    }
-
-    /// The connection it is on.
-    pub(crate) fn connection(&self) -> Connection {
-        Connection(Arc::clone(&self.shared))
     }
 
     /// Sends `request` and waits for the response headers.

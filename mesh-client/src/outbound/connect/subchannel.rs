@@ -92,11 +92,6 @@ impl Subchannel {
         })
     }
 
-    /// Where it connects to.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// One atomic load.
     pub(crate) fn state(&self) -> Connectivity {
         match self.state.load(Ordering::Acquire) {
@@ -143,21 +138,13 @@ impl Subchannel {
         }
     }
 
-    /// Starts to connect, unless connected, connecting, in backoff or removed.
-    pub(crate) fn connect(&self) {
-        self.with_core(|core| {
-            if core.connections.is_empty() && core.attempts == 0 && !core.in_backoff && !core.removed {
-                self.attempt(core);
-            }
-        });
-    }
-
     /// Why the last attempt failed; `None` once one succeeded.
     pub(crate) fn last_error(&self) -> Option<Arc<ConnectError>> {
         self.lock().as_ref()?.last_error.clone()
     }
 
     /// Streams in flight on the usable connections.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> u32 {
         self.pool.load().as_ref().map_or(0, |pool| pool.iter().map(Connection::in_flight).sum())
     }
@@ -184,10 +171,9 @@ impl Subchannel {
             if core.removed {
                 return Next::Fail(Arc::new(ConnectError::Removed { address: self.address }));
             }
-            if core.connections.is_empty() && core.attempts == 0 && core.in_backoff {
-                if let Some(error) = &core.last_error {
-                    return Next::Fail(Arc::clone(error));
-                }
+            let hopeless = core.connections.is_empty() && core.attempts == 0 && core.in_backoff;
+            if hopeless && let Some(error) = &core.last_error {
+                return Next::Fail(Arc::clone(error));
             }
             // HTTP/1.1 carries one request per connection; one more HTTP/2 connection serves many.
             let wanted = match self.connector.settings.protocol {

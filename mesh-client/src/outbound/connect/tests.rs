@@ -77,7 +77,6 @@ async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
     let first = within(subchannel.acquire()).await.expect_err("refused");
     let second = within(subchannel.acquire()).await.expect_err("in backoff");
     assert!(Arc::ptr_eq(&first, &second));
-    subchannel.connect();
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
 }
 
@@ -283,4 +282,32 @@ async fn tls_that_cannot_be_set_up_is_the_error_and_never_plaintext() {
     let error = within(subchannel.acquire()).await.expect_err("broken");
     assert!(std::error::Error::source(&*error).expect("cause").to_string().contains("not in the bootstrap"));
     assert_eq!(server.accepted.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_on_few_streams_are_all_served() {
+    for protocol in [Protocol::Http2, Protocol::Http1] {
+        let server = Server::start(protocol, 3).await;
+        let settings = ConnectorSettings { protocol, max_connections_per_host: 3, ..Default::default() };
+        for _ in 0..5 {
+            let subchannel = Subchannel::new(server.address, connector(settings.clone(), None));
+            let callers = (0..30).map(|caller| {
+                let subchannel = Arc::clone(&subchannel);
+                tokio::spawn(async move {
+                    for turn in 0..10 {
+                        let lease = within(subchannel.acquire()).await.expect("lease");
+                        if (caller + turn) % 4 == 0 {
+                            drop(lease);
+                        } else {
+                            call(lease, "/").await;
+                        }
+                    }
+                })
+            });
+            for caller in callers.collect::<Vec<_>>() {
+                caller.await.expect("served");
+            }
+            assert_eq!(subchannel.in_flight(), 0);
+        }
+    }
 }
