@@ -8,15 +8,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// How long a peer may take to be ready. It takes about two seconds; a machine under load gets more.
-const READY: Duration = Duration::from_secs(60);
+pub(crate) const READY: Duration = Duration::from_secs(60);
 /// How often a peer that starts is asked.
-const ASK: Duration = Duration::from_millis(25);
+pub(crate) const ASK: Duration = Duration::from_millis(25);
 /// How much of the output is shown when something failed, in bytes.
 const SHOWN: usize = 4096;
 
@@ -114,12 +116,9 @@ impl Drop for Process {
 /// # Errors
 /// The connection failed, or the answer is not HTTP.
 pub(crate) async fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut tcp = TcpStream::connect(addr).await?;
-    tcp.write_all(format!("GET {path} HTTP/1.0\r\nhost: {addr}\r\n\r\n").as_bytes()).await?;
-    let mut answer = Vec::new();
-    tcp.read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a head")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("an answer without a status")?;
-    Ok((status, body.to_owned()))
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let answer = client.get(format!("http://{addr}{path}").parse()?).await?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -2,19 +2,48 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use bytes::Bytes;
 use examples::backend::{Backend, Options};
+use examples::greeter::HelloRequest;
+use examples::greeter::greeter_client::GreeterClient;
+use interop::Outcome;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::StdError;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
-/// Three greeters, on the loopback addresses 127.0.1.1 to 127.0.1.3: `v1-a`, `v1-b` and `v2-a`.
+/// Three greeters: `v1-a`, `v1-b` and `v2-a`.
 #[derive(Debug)]
 pub(crate) struct Backends([Backend; 3]);
 
 impl Backends {
-    pub(crate) async fn start() -> Self {
-        let start = async |host, name| {
-            let addr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, host)), 0);
+    /// Each on a loopback address of its own, 127.0.1.1 to 127.0.1.3.
+    pub(crate) async fn start_apart() -> Self {
+        Self::start([[127, 0, 1, 1], [127, 0, 1, 2], [127, 0, 1, 3]]).await
+    }
+
+    /// All on 127.0.0.1.
+    pub(crate) async fn start_together() -> Self {
+        Self::start([[127, 0, 0, 1]; 3]).await
+    }
+
+    async fn start([one, two, three]: [[u8; 4]; 3]) -> Self {
+        let start = async |host: [u8; 4], name| {
+            let addr = SocketAddr::new(IpAddr::V4(Ipv4Addr::from(host)), 0);
             Backend::start(name, addr, Options::default()).await.expect("loopback has free ports")
         };
-        Self([start(1, "v1-a").await, start(2, "v1-b").await, start(3, "v2-a").await])
+        Self([start(one, "v1-a").await, start(two, "v1-b").await, start(three, "v2-a").await])
+    }
+
+    /// Closes the port of this one and cuts its connections.
+    pub(crate) async fn kill(&mut self, name: &str) {
+        let backend = self.0.iter_mut().find(|backend| backend.state().name() == name).expect("a known name");
+        backend.kill().await;
+    }
+
+    /// How many calls reached them.
+    pub(crate) fn calls(&self) -> u64 {
+        self.0.iter().map(|backend| backend.state().calls()).sum()
     }
 
     /// `yaml` with the ports of these backends in the place of 6001, 6002 and 6003.
@@ -26,6 +55,48 @@ impl Backends {
     }
 }
 
+/// Makes `requests` calls one after another over `channel`, with these headers on each.
+pub(crate) async fn call<T>(channel: T, requests: u32, headers: &[(&'static str, &'static str)]) -> Outcome
+where
+    T: GrpcService<Body>,
+    T::Error: Into<StdError>,
+    T::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,
+    <T::ResponseBody as http_body::Body>::Error: Into<StdError> + Send,
+{
+    let mut client = GreeterClient::new(channel);
+    let mut outcome = Outcome::default();
+    for _ in 0..requests {
+        let mut request = tonic::Request::new(HelloRequest { name: "mesh".to_owned(), count: 0 });
+        for &(name, value) in headers {
+            let name = AsciiMetadataKey::from_static(name);
+            request.metadata_mut().insert(name, AsciiMetadataValue::from_static(value));
+        }
+        match client.say_hello(request).await {
+            Ok(reply) => {
+                *outcome.codes.entry("OK".to_owned()).or_default() += 1;
+                *outcome.backends.entry(reply.into_inner().backend).or_default() += 1;
+            }
+            Err(status) => {
+                *outcome.codes.entry(name(status.code())).or_default() += 1;
+                *outcome.details.entry(status.message().to_owned()).or_default() += 1;
+            }
+        }
+    }
+    outcome
+}
+
+/// The status by its name in the protocol, as C-core prints it.
+fn name(code: tonic::Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() && code != tonic::Code::Ok {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
 /// Checks that `part` of `whole` is `share` within five standard deviations of a fair draw.
 #[track_caller]
 pub(crate) fn assert_share(part: u64, whole: u64, share: f64) {
@@ -33,4 +104,9 @@ pub(crate) fn assert_share(part: u64, whole: u64, share: f64) {
     let spread = 5.0 * (whole * share * (1.0 - share)).sqrt();
     let expected = whole * share;
     assert!((part - expected).abs() <= spread, "{part} of {whole}, where {expected} +- {spread:.0} were expected");
+}
+
+/// `{"a": 1, "b": 2}` as `a 1, b 2`.
+pub(crate) fn listed(counts: &std::collections::BTreeMap<String, u64>) -> String {
+    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }

@@ -2,3 +2,4 @@
 
 mod common;
 mod istiod;
+mod mesh_control;
