@@ -70,3 +70,14 @@ async fn explain_tells_the_decisions_of_a_call() {
     assert!(trail.get("attempt").unwrap().contains(&backend.addr().to_string()), "{trail}");
     assert!(reply.traceparent.contains(trail.get("trace").unwrap()), "{} {trail}", reply.traceparent);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_calls_never_get_stuck() {
+    let backend = greeter("one").await;
+    let mesh = plain_mesh().await;
+    for n in 0..3000 {
+        let channel = mesh.fixed_channel(&[backend.addr()]).unwrap();
+        let reply = hello_with(&channel, |r| r.set_timeout(Duration::from_secs(5))).await;
+        assert!(reply.is_ok(), "call {n}: {reply:?}");
+    }
+}
