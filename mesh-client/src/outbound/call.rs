@@ -417,7 +417,7 @@ impl Call {
         match sent {
             Ok(response) => Attempt::Response(response),
             Err(error) => {
-                let failure = failure_of(&error);
+                let failure = Failure::of_transport(&error);
                 self.flag = "UC";
                 let (kind, message) = match error.kind() {
                     transport::Kind::RequestBody => (Kind::RequestBody, "the request was not sent whole"),
@@ -636,16 +636,6 @@ fn abort_response(abort: FaultAbortStatus, grpc: bool) -> Response<MeshBody> {
         headers.insert("grpc-message", HeaderValue::from_static(FaultAbortStatus::MESSAGE));
     }
     response
-}
-
-fn failure_of(error: &TransportError) -> Failure {
-    match error.kind() {
-        transport::Kind::NotSent => Failure::NeverSent,
-        transport::Kind::RequestBody | transport::Kind::InvalidRequest => Failure::Local,
-        _ if error.is_unprocessed() => Failure::Refused,
-        transport::Kind::Reset(reason) => Failure::Reset(Some(reason)),
-        _ => Failure::Reset(None),
-    }
 }
 
 fn is_refused(error: &Error) -> bool {

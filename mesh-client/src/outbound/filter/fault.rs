@@ -42,6 +42,7 @@ pub(crate) struct FaultPlan {
     /// Then answer this instead of calling.
     pub(crate) abort: Option<FaultAbortStatus>,
     /// Held until the fault is over; `None` when nothing is injected.
+    #[allow(dead_code, reason = "held for its drop")]
     pub(crate) guard: Option<ActiveFault>,
 }
 
@@ -74,11 +75,6 @@ impl FaultAbortStatus {
 }
 
 impl ActiveFaults {
-    /// Faults in progress.
-    pub(crate) fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-
     /// Never exceeds `max`, however many try at once.
     fn begin(&self, max: Option<u32>) -> Option<ActiveFault> {
         let max = max.unwrap_or(u32::MAX);

@@ -2,4 +2,4 @@
 
 mod fault;
 
-pub(crate) use fault::{ActiveFaults, Fault, FaultAbortStatus, FaultPlan};
+pub(crate) use fault::{ActiveFaults, Fault, FaultAbortStatus};

@@ -156,16 +156,6 @@ impl Attempts {
         self.permit = None;
     }
 
-    /// Retries by policy so far.
-    pub(crate) fn retries(&self) -> u32 {
-        self.retries
-    }
-
-    /// Transparent retries so far.
-    pub(crate) fn transparent_retries(&self) -> u32 {
-        self.transparent
-    }
-
     /// Tells the server that this attempt is a retry: `grpc-previous-rpc-attempts` (gRFC A6) or `x-envoy-attempt-count`.
     /// Transparent retries do not count. The first attempt leaves the headers as they are.
     pub(crate) fn write_header(&self, headers: &mut HeaderMap, profile: Profile) {

@@ -118,12 +118,10 @@ impl Failure {
     pub(crate) fn of_transport(error: &TransportError) -> Self {
         match error.kind() {
             Kind::NotSent => Self::NeverSent,
-            Kind::GoAway | Kind::RefusedStream => Self::Refused,
             Kind::RequestBody | Kind::InvalidRequest => Self::Local,
-            _ if error.is_unprocessed() => Self::NeverSent,
+            _ if error.is_unprocessed() => Self::Refused,
             Kind::Reset(reason) => Self::Reset(Some(reason)),
-            Kind::Protocol => Self::Reset(Some(Reason::PROTOCOL_ERROR)),
-            Kind::Closed | Kind::Io | Kind::KeepaliveTimeout => Self::Reset(None),
+            _ => Self::Reset(None),
         }
     }
 

@@ -281,7 +281,7 @@ where
                 Some(inner) => inner.is_end_stream(),
                 None => !state.failed && (state.trailers.is_none() || self.trailers_sent),
             };
-            let complete = !self.dead && !(self.fresh && state.forgotten);
+            let complete = !(self.dead || (self.fresh && state.forgotten));
             complete && rest_is_empty && self.at >= state.frames.len()
         })
     }

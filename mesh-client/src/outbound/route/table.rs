@@ -149,11 +149,6 @@ impl<C> RouteTable<C> {
         }
     }
 
-    /// The virtual host's name.
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
     /// The first route that matches. `rng(bound)` is uniform in `0..bound`, and drawn for fractions only.
     pub(crate) fn find(
         &self,

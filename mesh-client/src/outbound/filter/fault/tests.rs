@@ -131,12 +131,12 @@ fn active_faults_are_limited_across_filters_and_come_back_when_dropped() {
     let other = Fault::compile(&config, Profile::Grpc, active.clone());
     let first = decide(&fault, &[], &[0, 0]);
     let second = decide(&other, &[], &[0, 0]);
-    assert_eq!(active.count(), 2);
+    assert_eq!(active.0.load(Ordering::Relaxed), 2);
     assert!(decide(&fault, &[], &[0, 0]).delay.is_none());
     drop(first);
     assert!(decide(&fault, &[], &[0, 0]).delay.is_some());
     drop(second);
-    assert_eq!(active.count(), 0);
+    assert_eq!(active.0.load(Ordering::Relaxed), 0);
     let none = Fault::compile(&FaultConfig { max_active_faults: Some(0), ..both() }, Profile::Grpc, active);
     assert!(decide(&none, &[], &[0, 0]).abort.is_none());
 }

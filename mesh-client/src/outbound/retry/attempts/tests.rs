@@ -37,7 +37,7 @@ fn retries_are_counted_and_their_delays_grow() {
     for ms in [10, 20, 40] {
         assert_eq!(next(&mut attempts, Some(&policy), &unavailable(), situation()), after(ms));
     }
-    assert_eq!((attempts.number(), attempts.retries()), (4, 3));
+    assert_eq!((attempts.number(), attempts.retries), (4, 3));
     assert_eq!(next(&mut attempts, Some(&policy), &unavailable(), situation()), Decision::Return(Stop::Exhausted));
 }
 
@@ -72,7 +72,7 @@ fn what_never_left_is_tried_again_at_once_without_a_policy_but_not_for_ever() {
         assert_eq!(next(&mut attempts, None, &failed(Failure::NeverSent), situation()), Decision::RetryNow);
     }
     assert_eq!(next(&mut attempts, None, &failed(Failure::NeverSent), situation()), Decision::Return(Stop::NoPolicy));
-    assert_eq!((attempts.retries(), attempts.transparent_retries()), (0, MAX_NEVER_SENT));
+    assert_eq!((attempts.retries, attempts.transparent), (0, MAX_NEVER_SENT));
 }
 
 #[test]

@@ -99,9 +99,9 @@ proptest! {
         for step in steps {
             match step {
                 Some(active) => {
-                    let limit = ((f64::from(active) * (percent * 10_000.0).round() / 1e6).floor() as usize).max(min as usize);
+                    let limit = (f64::from(active) * (percent * 10_000.0).round() / 1e6).floor().max(f64::from(min));
                     let permit = budget.try_acquire(active);
-                    prop_assert_eq!(permit.is_some(), held.len() < limit);
+                    prop_assert_eq!(permit.is_some(), (held.len() as f64) < limit);
                     held.extend(permit);
                 }
                 None => drop(held.pop()),

@@ -245,7 +245,7 @@ proptest! {
         reads in proptest::collection::vec(0..10usize, 0..5),
         cap in 0..200usize,
     ) {
-        let body: Vec<Bytes> = sizes.iter().enumerate().map(|(n, len)| Bytes::from(vec![n as u8; *len])).collect();
+        let body: Vec<Bytes> = (0u8..).zip(&sizes).map(|(n, len)| Bytes::from(vec![n; *len])).collect();
         let mut frames: VecDeque<_> = body.iter().cloned().map(Frame::data).collect();
         if with_trailers {
             frames.push_back(Frame::trailers(trailers()));
