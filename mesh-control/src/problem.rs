@@ -64,9 +64,9 @@ impl Report {
         self.push(at, Severity::Warning, reason.into());
     }
 
-    /// Whether there is a finding this bad.
-    pub(crate) fn has(&self, severity: Severity) -> bool {
-        self.problems.borrow().iter().any(|p| p.severity == severity)
+    /// How many errors there are.
+    pub(crate) fn errors(&self) -> usize {
+        self.problems.borrow().iter().filter(|p| p.severity == Severity::Error).count()
     }
 
     fn push(&self, at: &At, severity: Severity, reason: String) {

@@ -9,6 +9,7 @@ use crate::{
     model::{Model, Object},
     problem::{At, Problem, Rejected, Report, Severity},
 };
+use fields::Fields;
 use node::{Node, Value};
 use std::{
     collections::BTreeMap,
@@ -106,40 +107,62 @@ pub fn load(sources: &[Source]) -> Result<Loaded, Rejected> {
 /// Reads and checks a whole configuration; returns what could be read, and every finding in order of place.
 pub fn check(sources: &[Source]) -> (Model, Vec<Problem>) {
     let report = Report::default();
-    let mut model = Model::default();
-    let mut seen = BTreeMap::new();
-    let mut readable = true;
+    let mut reading =
+        Reading { report: &report, seen: BTreeMap::new(), gaps: Gaps::default(), model: Model::default() };
     for source in sources {
         for document in node::read(&source.name, &source.text) {
             match document {
-                Ok(node) => read_document(&node, &report, &mut seen, &mut model),
+                Ok(node) => reading.document(&node),
                 Err((at, reason)) => {
-                    readable = false;
+                    reading.gaps = Gaps { services: true, policies: true };
                     report.error(&at, reason);
                 }
             }
         }
     }
-    // What a document that could not be read might have defined would be reported missing.
-    if readable {
-        lint::check(&model, &report);
-    }
+    let Reading { model, gaps, .. } = reading;
+    lint::check(&model, gaps, &report);
     (model, report.into_problems())
 }
 
-fn read_document(
-    node: &Node,
-    report: &Report,
-    seen: &mut BTreeMap<(&'static str, String, String), At>,
-    model: &mut Model,
-) {
-    if node.value == Value::Null {
-        return;
+/// Objects that are there and could not be read: nothing is said to be missing that may be among them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gaps {
+    pub(crate) services: bool,
+    pub(crate) policies: bool,
+}
+
+struct Reading<'a> {
+    report: &'a Report,
+    /// Every object so far, and its place.
+    seen: BTreeMap<(&'static str, String, String), At>,
+    gaps: Gaps,
+    model: Model,
+}
+
+impl Reading<'_> {
+    fn document(&mut self, node: &Node) {
+        if node.value == Value::Null {
+            return;
+        }
+        let (services, errors) = (self.model.services.len(), self.report.errors());
+        let kind = node.fields(self.report, "a document", |f| self.object(f)).flatten();
+        let with_hosts = self.model.services.get(services).is_some_and(|s| !s.hosts.is_empty());
+        match kind.as_deref() {
+            Some("ServiceEntry") => self.gaps.services |= !with_hosts,
+            Some("DestinationRule") => self.gaps.policies |= self.report.errors() > errors,
+            Some(_) => {}
+            None => self.gaps = Gaps { services: true, policies: true },
+        }
     }
-    node.fields(report, "a document", |f| {
+
+    /// Returns the kind that the document says it is.
+    fn object(&mut self, f: &Fields<'_>) -> Option<String> {
+        let report = self.report;
         f.skip(&["status"]);
         let version = f.required_string("apiVersion", "the document");
         let kind = f.required_string("kind", "the document");
+        let said = kind.as_ref().map(|k| k.value.clone());
         let object = f.get("metadata").map(|metadata| {
             metadata.fields(report, "metadata", |m| {
                 m.skip(KUBERNETES_METADATA);
@@ -151,30 +174,31 @@ fn read_document(
             f.missing("metadata", "the document");
         }
         let spec = f.get("spec");
-        let (Some(version), Some(kind)) = (version, kind) else { return };
+        let (Some(version), Some(kind)) = (version, kind) else { return said };
         if !NETWORKING.contains(&version.value.as_str()) {
             let known = NETWORKING.join(", ");
             report.error(&version.at, format!("unknown apiVersion `{}`: known are {known}", version.value));
-            return;
+            return said;
         }
         let Some(known) = istio::KINDS.into_iter().find(|k| *k == kind.value) else {
             let known = istio::KINDS.join(", ");
             report.error(&kind.at, format!("unknown kind `{}`: known are {known}", kind.value));
-            return;
+            return said;
         };
-        let Some(Some((Some(name), namespace))) = object else { return };
+        let Some(Some((Some(name), namespace))) = object else { return said };
         let object = Object { kind: known, namespace, name };
         let key = (known, object.namespace.clone(), object.name.value.clone());
-        if let Some(first) = seen.get(&key) {
+        if let Some(first) = self.seen.get(&key) {
             report.error(object.at(), format!("{object} is already defined at {first}"));
-            return;
+            return said;
         }
-        seen.insert(key, object.at().clone());
+        self.seen.insert(key, object.at().clone());
         match spec {
-            Some(spec) => istio::read(object, spec, report, model),
+            Some(spec) => istio::read(object, spec, report, &mut self.model),
             None => f.missing("spec", "the document"),
         }
-    });
+        said
+    }
 }
 
 /// Whether a file in a config folder is read.

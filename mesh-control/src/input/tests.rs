@@ -114,6 +114,10 @@ fn a_syntax_error_has_its_place() {
 #[test]
 fn every_error_of_every_file_is_reported() {
     let bad_host = virtual_service("hosts: [nobody]\nhttp:\n- route: [{destination: {host: greeter, subset: v9}}]\n");
+    let unreadable = SERVICE.replace("hosts: [greeter]", "hosts: greeter");
+    let (_, problems) = check(&[source("a.yaml", &unreadable), source("b.yaml", &bad_host)]);
+    let places: Vec<_> = problems.iter().map(|p| p.at.to_string()).collect();
+    assert_eq!(places, ["a.yaml:5:10", "b.yaml:7:51"], "what may be in an object that cannot be read is not missing");
     let sources = [
         source("a.yaml", &SERVICE.replace("127.0.0.1", "localhost")),
         source("b.yaml", &bad_host),

@@ -2,7 +2,7 @@
 
 use crate::{
     model::Model,
-    problem::{At, Report, Severity},
+    problem::{At, Report},
     translate::{self, Options, Target},
 };
 use envoy_types::pb::google::protobuf::Any;
@@ -17,7 +17,7 @@ use std::{
 
 /// Warns of every part that mesh-client would ignore or refuse.
 pub(super) fn check(model: &Model, report: &Report) {
-    debug_assert!(!report.has(Severity::Error), "a model with errors is not translated");
+    debug_assert_eq!(report.errors(), 0, "a model with errors is not translated");
     let files = FileWatcher {
         certificate_file: Some("cert.pem".into()),
         private_key_file: Some("key.pem".into()),

@@ -3,24 +3,33 @@
 mod data_plane;
 
 use crate::{
+    input::Gaps,
     model::{Action, Destination, Forward, Model, Policy, Routing, Service, covers},
-    problem::{At, Report, Severity},
+    problem::{At, Report},
 };
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Reports every finding about `model`.
-pub(crate) fn check(model: &Model, report: &Report) {
+pub(crate) fn check(model: &Model, gaps: Gaps, report: &Report) {
+    let references = References { model, gaps, report };
     services(model, report);
     for routing in &model.routings {
-        check_routing(routing, model, report);
+        check_routing(routing, &references);
     }
     unique_hosts(model, report);
     for policy in &model.policies {
-        check_policy(policy, model, report);
+        check_policy(policy, &references);
     }
-    if !report.has(Severity::Error) {
+    if report.errors() == 0 {
         data_plane::check(model, report);
     }
+}
+
+/// What names something else, and whether that is there.
+struct References<'a> {
+    model: &'a Model,
+    gaps: Gaps,
+    report: &'a Report,
 }
 
 fn services(model: &Model, report: &Report) {
@@ -76,9 +85,10 @@ fn unique_hosts(model: &Model, report: &Report) {
     }
 }
 
-fn check_routing(routing: &Routing, model: &Model, report: &Report) {
+fn check_routing(routing: &Routing, references: &References<'_>) {
+    let report = references.report;
     for host in &routing.hosts {
-        known_host(&host.value, &host.at, model, report);
+        references.host(&host.value, &host.at);
     }
     let mut all_taken: Option<&At> = None;
     for route in &routing.routes {
@@ -89,12 +99,13 @@ fn check_routing(routing: &Routing, model: &Model, report: &Report) {
             all_taken = all_taken.or(Some(&route.at));
         }
         if let Action::Forward(forward) = &route.action {
-            check_forward(forward, &route.at, model, report);
+            check_forward(forward, &route.at, references);
         }
     }
 }
 
-fn check_forward(forward: &Forward, at: &At, model: &Model, report: &Report) {
+fn check_forward(forward: &Forward, at: &At, references: &References<'_>) {
+    let report = references.report;
     let total: u64 = forward.destinations.iter().map(|d| u64::from(d.weight)).sum();
     // Istio: weights are shares of their sum, which must not be zero.
     if forward.destinations.len() > 1 {
@@ -110,40 +121,44 @@ fn check_forward(forward: &Forward, at: &At, model: &Model, report: &Report) {
         }
     }
     for destination in forward.destinations.iter().chain(forward.mirrors.iter().map(|m| &m.destination)) {
-        check_destination(destination, model, report);
+        references.destination(destination);
     }
 }
 
-fn check_destination(destination: &Destination, model: &Model, report: &Report) {
-    let host = &destination.host;
-    known_host(&host.value, &host.at, model, report);
-    if let Some(service) = model.service(&host.value) {
-        match &destination.port {
-            Some(port) if !service.ports.iter().any(|p| p.number.value == port.value) => {
-                report.error(&port.at, format!("host {} has no port {}", host.value, port.value));
-            }
-            _ => {}
+impl References<'_> {
+    fn destination(&self, destination: &Destination) {
+        let host = &destination.host;
+        self.host(&host.value, &host.at);
+        if let (Some(service), Some(port)) = (self.model.service(&host.value), &destination.port)
+            && !service.ports.iter().any(|p| p.number.value == port.value)
+        {
+            self.report.error(&port.at, format!("host {} has no port {}", host.value, port.value));
+        }
+        if let Some(subset) = &destination.subset
+            && !self.gaps.policies
+            && self.model.policy(&host.value).is_none_or(|p| p.subset(&subset.value).is_none())
+        {
+            let reason = format!("no DestinationRule for {} has a subset `{}`", host.value, subset.value);
+            self.report.error(&subset.at, reason);
         }
     }
-    if let Some(subset) = &destination.subset
-        && model.policy(&host.value).is_none_or(|p| p.subset(&subset.value).is_none())
-    {
-        let reason = format!("no DestinationRule for {} has a subset `{}`", host.value, subset.value);
-        report.error(&subset.at, reason);
+
+    fn host(&self, host: &str, at: &At) {
+        let mut known = self.model.services.iter().flat_map(|s| &s.hosts);
+        if self.gaps.services || known.any(|h| covers(host, &h.value)) {
+            return;
+        }
+        if host.starts_with('*') {
+            self.report.warning(at, format!("no ServiceEntry has a host that `{host}` covers"));
+        } else {
+            self.report.error(at, format!("no ServiceEntry has the host {host}"));
+        }
     }
 }
 
-fn known_host(host: &str, at: &At, model: &Model, report: &Report) {
-    let known = model.services.iter().flat_map(|s| &s.hosts).any(|h| covers(host, &h.value));
-    if !known && host.starts_with('*') {
-        report.warning(at, format!("no ServiceEntry has a host that `{host}` covers"));
-    } else if !known {
-        report.error(at, format!("no ServiceEntry has the host {host}"));
-    }
-}
-
-fn check_policy(policy: &Policy, model: &Model, report: &Report) {
-    known_host(&policy.host.value, &policy.host.at, model, report);
+fn check_policy(policy: &Policy, references: &References<'_>) {
+    let (model, report) = (references.model, references.report);
+    references.host(&policy.host.value, &policy.host.at);
     let mut seen: BTreeMap<&str, &At> = BTreeMap::new();
     for subset in &policy.subsets {
         if let Some(first) = seen.insert(&subset.name.value, &subset.name.at) {

@@ -205,7 +205,7 @@ impl ResourceCache {
     }
 
     /// Waits until at least one stream is open, and each has accepted or refused all that `version` of the cache holds
-    /// for it.
+    /// for what it has subscribed to so far.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
