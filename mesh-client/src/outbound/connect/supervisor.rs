@@ -37,7 +37,8 @@ pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut stop: watc
         _ = stop.changed() => {}
         () = this.idle() => connection.drain(),
         () = this.outdated() => {
-            this.renew().await;
+            // Boxed: the state of a handshake is large, and this task lives as long as its connection.
+            Box::pin(this.renew()).await;
             connection.drain();
         }
     }
