@@ -1,4 +1,5 @@
 //! The program as its users run it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     io::{BufRead as _, BufReader, Lines},
