@@ -51,6 +51,7 @@ pub struct State {
     failed: AtomicU64,
     in_flight: AtomicU64,
     unavailable: AtomicBool,
+    fail_next: AtomicU64,
     /// `f64` as bits.
     fail_rate: AtomicU64,
     delay_micros: AtomicU64,
@@ -169,6 +170,7 @@ impl State {
             failed: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             unavailable: AtomicBool::new(false),
+            fail_next: AtomicU64::new(0),
             fail_rate: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
         };
@@ -202,6 +204,11 @@ impl State {
         self.unavailable.store(unavailable, Ordering::Relaxed);
     }
 
+    /// The next `calls` calls fail.
+    pub fn fail_next(&self, calls: u64) {
+        self.fail_next.store(calls, Ordering::Relaxed);
+    }
+
     /// Sets the share of calls that fail, 0.0..=1.0.
     pub fn set_fail_rate(&self, rate: f64) {
         self.fail_rate.store(rate.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
@@ -225,7 +232,8 @@ impl State {
             tokio::time::sleep(delay).await;
         }
         let rate = f64::from_bits(self.fail_rate.load(Ordering::Relaxed));
-        let fails = self.unavailable.load(Ordering::Relaxed) || (rate > 0.0 && fastrand::f64() < rate);
+        let counted = self.fail_next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+        let fails = counted || self.unavailable.load(Ordering::Relaxed) || (rate > 0.0 && fastrand::f64() < rate);
         if fails {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
