@@ -57,13 +57,13 @@ fn request(address: SocketAddr) -> Request<Body> {
 
 /// Echoes bodies, after it hung up on `hang_up` connections and answered 503 `refuse` times.
 async fn server(hang_up: usize, refuse: usize) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = requests.clone();
     tokio::spawn(async move {
         for connection in 0.. {
-            let (stream, _) = listener.accept().await.unwrap();
+            let (stream, _) = listener.accept().await.expect("a connection");
             if connection < hang_up {
                 continue;
             }
