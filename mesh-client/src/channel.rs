@@ -6,6 +6,7 @@ use crate::{
     error::{BoxError, Kind, Place},
     outbound::{
         call,
+        cluster::ChannelLoad,
         resolve::{Resolver, State, Target},
         route::Profile,
     },
@@ -65,6 +66,18 @@ impl MeshChannel {
             }
             Err(_) => Err(self.core.not_configured_in(timeout)),
         }
+    }
+
+    /// What is in flight now, over all clusters of the configuration in force. For tests and dashboards: costs a pass over all
+    /// endpoints.
+    pub fn load(&self) -> ChannelLoad {
+        let mut load = ChannelLoad::default();
+        if let State::Ready(routing) = &**self.core.resolver.state() {
+            for upstream in routing.upstreams() {
+                load += upstream.live.load();
+            }
+        }
+        load
     }
 
     /// The target, as given.

@@ -33,11 +33,12 @@ pub use channel::{MeshChannel, ResponseFuture};
 pub use error::{BoxError, Error};
 pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
 pub use mesh::{BuildError, Mesh, MeshBuilder};
-pub use outbound::{Profile, resolve::TargetError};
+pub use outbound::{Profile, cluster::ChannelLoad, resolve::TargetError};
 pub use telemetry::{
     explain::{Explain, Explanation, Step},
     trace,
 };
+pub use transport::Keepalive;
 
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {

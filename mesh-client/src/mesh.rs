@@ -1,7 +1,7 @@
 //! The handle of a mesh: one control plane client, its clusters and their connections.
 
 use crate::{
-    MeshChannel, MeshLayer,
+    Keepalive, MeshChannel, MeshLayer,
     channel::Core,
     error::BoxError,
     outbound::{
@@ -50,7 +50,7 @@ struct Inner {
 }
 
 /// Builds a [`Mesh`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MeshBuilder {
     bootstrap: Option<Bootstrap>,
     profile: Option<Profile>,
@@ -58,6 +58,7 @@ pub struct MeshBuilder {
     dns: DnsOptions,
     settings: Settings,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
+    keepalive: Option<Keepalive>,
 }
 
 /// A mesh that cannot be built.
@@ -286,6 +287,14 @@ impl MeshBuilder {
         self
     }
 
+    /// PINGs on HTTP/2 connections to endpoints, so that a peer that went silent is noticed. Default: [`Keepalive::default`]; `None`
+    /// turns them off.
+    #[must_use]
+    pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
+        self.keepalive = keepalive;
+        self
+    }
+
     /// Builds the mesh. Does not wait for the control plane.
     ///
     /// # Errors
@@ -299,7 +308,7 @@ impl MeshBuilder {
         let xds = bootstrap.map(|b| XdsClient::new(b, identities.ads_connector()));
         let inner = Inner {
             xds,
-            upstreams: Arc::new(Upstreams::new(identities, runtime.clone())),
+            upstreams: Arc::new(Upstreams::new(identities, self.keepalive, runtime.clone())),
             settings: Arc::new(self.settings),
             profile: self.profile,
             policy: self.policy,
@@ -308,6 +317,20 @@ impl MeshBuilder {
             channels: Mutex::default(),
         };
         Ok(Mesh { inner: Arc::new(inner) })
+    }
+}
+
+impl Default for MeshBuilder {
+    fn default() -> Self {
+        Self {
+            bootstrap: None,
+            profile: None,
+            policy: Policy::default(),
+            dns: DnsOptions::default(),
+            settings: Settings::default(),
+            crypto: None,
+            keepalive: Some(Keepalive::default()),
+        }
     }
 }
 

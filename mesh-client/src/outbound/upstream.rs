@@ -10,7 +10,7 @@ use crate::{
         route::Profile,
     },
     telemetry::metrics::RequestMetrics,
-    transport::{Protocol, TransportConfig},
+    transport::{Keepalive, Protocol, TransportConfig},
 };
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, TransportSocket};
 use std::{
@@ -40,14 +40,19 @@ pub(crate) struct Upstreams {
 struct Shared {
     runtime: tokio::runtime::Handle,
     handshakes: Arc<Semaphore>,
+    keepalive: Option<Keepalive>,
 }
 
 /// TLS and HTTP handshakes at the same time: enough to keep every core busy while peers answer.
 const HANDSHAKES: usize = 128;
 
 impl Upstreams {
-    pub(crate) fn new(identities: Arc<Identities>, runtime: tokio::runtime::Handle) -> Self {
-        let shared = Arc::new(Shared { runtime, handshakes: Arc::new(Semaphore::new(HANDSHAKES)) });
+    pub(crate) fn new(
+        identities: Arc<Identities>,
+        keepalive: Option<Keepalive>,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
+        let shared = Arc::new(Shared { runtime, handshakes: Arc::new(Semaphore::new(HANDSHAKES)), keepalive });
         Self { clusters: Mutex::default(), identities, shared, active_faults: ActiveFaults::default() }
     }
 
@@ -121,7 +126,11 @@ fn connector(
             Protocol::Http1 => u32::MAX,
             Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
         },
-        transport: TransportConfig { max_requests: cluster.max_requests_per_connection, ..TransportConfig::default() },
+        transport: TransportConfig {
+            max_requests: cluster.max_requests_per_connection,
+            keepalive: shared.keepalive,
+            ..TransportConfig::default()
+        },
         security,
         ..ConnectorSettings::default()
     };

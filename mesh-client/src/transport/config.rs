@@ -13,18 +13,18 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// PINGs that notice a silent peer (gRFC A8). HTTP/2 only.
+/// PINGs that notice a silent peer (gRFC A8). HTTP/2 only. Set with [`MeshBuilder::keepalive`](crate::MeshBuilder::keepalive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Keepalive {
-    /// A PING is sent once the peer was silent for this long (up to half as long again).
-    pub(crate) interval: Duration,
+pub struct Keepalive {
+    /// A PING is sent once the peer was silent for this long (up to half as long again). Default 30 s.
+    pub interval: Duration,
     /// Between further PINGs while nothing but their answers arrives. gRPC servers count PINGs closer than five minutes
-    /// as strikes until they send something themselves, and go away at the third.
-    pub(crate) repeat: Duration,
-    /// The connection is closed if nothing at all arrives for this long after a PING.
-    pub(crate) timeout: Duration,
-    /// Also while no stream is open. Servers may answer that with GOAWAY (`too_many_pings`).
-    pub(crate) while_idle: bool,
+    /// as strikes until they send something themselves, and go away at the third. Default 301 s.
+    pub repeat: Duration,
+    /// The connection is closed if nothing at all arrives for this long after a PING. Default 10 s.
+    pub timeout: Duration,
+    /// Also while no stream is open. Servers may answer that with GOAWAY (`too_many_pings`). Default off.
+    pub while_idle: bool,
 }
 
 /// Settings of the connections of one cluster.
@@ -56,9 +56,9 @@ pub(crate) struct Origin {
 impl Default for Keepalive {
     fn default() -> Self {
         Self {
-            interval: Duration::from_secs(20),
+            interval: Duration::from_secs(30),
             repeat: Duration::from_secs(301),
-            timeout: Duration::from_secs(20),
+            timeout: Duration::from_secs(10),
             while_idle: false,
         }
     }

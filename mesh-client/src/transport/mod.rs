@@ -10,7 +10,8 @@ mod io;
 mod load;
 
 pub use body::RecvBody;
-pub(crate) use config::{Keepalive, Origin, Protocol, TransportConfig};
+pub use config::Keepalive;
+pub(crate) use config::{Origin, Protocol, TransportConfig};
 pub use error::{Kind, TransportError};
 pub(crate) use io::Stream;
 

@@ -9,6 +9,7 @@ mod eject;
 mod endpoint;
 mod layer;
 mod link;
+mod load;
 mod outlier;
 mod set;
 mod status;
@@ -19,6 +20,7 @@ pub(crate) use breaker::{Breaker, Permit, Resource};
 pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
+pub use load::ChannelLoad;
 pub(crate) use outlier::Cause;
 
 use crate::outbound::{

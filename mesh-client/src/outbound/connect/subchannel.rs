@@ -144,7 +144,6 @@ impl Subchannel {
     }
 
     /// Streams in flight on the usable connections.
-    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> u32 {
         self.pool.load().as_ref().map_or(0, |pool| pool.iter().map(Connection::in_flight).sum())
     }

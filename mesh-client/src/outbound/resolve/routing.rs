@@ -76,6 +76,16 @@ impl Routing {
     }
 }
 
+impl Routing {
+    /// The clusters that serve.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.clusters.values().filter_map(|cluster| match cluster {
+            UpstreamRef::Live(upstream) => Some(upstream),
+            UpstreamRef::Failed(_) => None,
+        })
+    }
+}
+
 impl UpstreamRef {
     fn missing(name: &str) -> Self {
         Self::Failed(Arc::new(ResourceError {
