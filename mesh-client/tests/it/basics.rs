@@ -1,6 +1,6 @@
 //! Targets without a control plane.
 
-use crate::support::{greeter, hello, hello_with, plain_mesh};
+use crate::support::{GUARD, greeter, hello, hello_with, plain_mesh};
 use examples::greeter::{HelloRequest, greeter_client::GreeterClient};
 use futures::StreamExt;
 use mesh_client::Explain;
@@ -16,6 +16,15 @@ async fn a_fixed_list_is_called_in_turn() {
         *seen.entry(hello(&channel).await.unwrap().backend).or_default() += 1;
     }
     assert_eq!(seen.into_values().collect::<Vec<_>>(), [10, 10, 10]);
+}
+
+#[tokio::test]
+async fn a_dns_target_is_resolved_and_serves() {
+    let backend = greeter("one").await;
+    let target = format!("dns:///localhost:{}", backend.addr().port());
+    let channel = plain_mesh().await.channel(&target).unwrap();
+    channel.ready(GUARD).await.unwrap();
+    assert_eq!(hello(&channel).await.unwrap().backend, "one");
 }
 
 #[tokio::test]

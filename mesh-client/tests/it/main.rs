@@ -4,3 +4,5 @@ mod support;
 
 mod basics;
 mod layers;
+mod bootstrap;
+mod control_plane;
