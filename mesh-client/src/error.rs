@@ -34,13 +34,6 @@ pub(crate) enum Kind {
     Overloaded,
     /// Dropped by the control plane's overload policy.
     Dropped,
-    /// A fault was injected: the gRPC code and the HTTP status to show.
-    Fault {
-        /// gRPC code.
-        grpc: u32,
-        /// HTTP status.
-        http: u16,
-    },
     /// The caller's request body failed.
     RequestBody,
     /// The caller gave a request that cannot be sent.
@@ -71,7 +64,6 @@ impl Error {
         let detail = Arc::new(Detail { kind, message: message.into(), place, source });
         let code = match kind {
             Kind::Timeout => tonic::Code::DeadlineExceeded,
-            Kind::Fault { grpc, .. } => tonic::Code::from_i32(i32::try_from(grpc).unwrap_or(2)),
             Kind::RequestBody | Kind::InvalidRequest => tonic::Code::Internal,
             Kind::Transport => detail.source.as_deref().and_then(transport_code).unwrap_or(tonic::Code::Unavailable),
             Kind::Resolve | Kind::NoRoute | Kind::NoEndpoint | Kind::Overloaded | Kind::Dropped => {
@@ -145,9 +137,6 @@ impl Error {
         match self.0.detail.kind {
             Kind::Timeout => http::StatusCode::GATEWAY_TIMEOUT,
             Kind::NoRoute => http::StatusCode::NOT_FOUND,
-            Kind::Fault { http, .. } => {
-                http::StatusCode::from_u16(http).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE)
-            }
             Kind::RequestBody | Kind::InvalidRequest => http::StatusCode::BAD_REQUEST,
             _ => http::StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -152,10 +152,12 @@ fn inner_response<R, E: Into<BoxError>>(result: Result<Response<R>, E>) -> Resul
 }
 
 /// The response future of [`MeshService`]. Dropping it gives up the request.
-pub struct LayerFuture<R>(Pin<Box<dyn Future<Output = Result<Response<LayerBody<R>>, BoxError>> + Send>>);
+pub struct LayerFuture<R>(Pin<Box<dyn Future<Output = LayerResult<R>> + Send>>);
+
+type LayerResult<R> = Result<Response<LayerBody<R>>, BoxError>;
 
 impl<R> Future for LayerFuture<R> {
-    type Output = Result<Response<LayerBody<R>>, BoxError>;
+    type Output = LayerResult<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(cx)
@@ -178,6 +180,7 @@ pub struct LayerBody<R> {
 
 #[pin_project(project = BodyProjection)]
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per request")]
 enum BodyKind<R> {
     Mesh(#[pin] MeshBody),
     Inner(#[pin] R),

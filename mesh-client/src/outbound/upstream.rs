@@ -30,11 +30,14 @@ pub(crate) struct Upstream {
 /// All clusters of a mesh. A cluster lives while a configuration or a call holds it (gRFC A31), and is shared by the targets that
 /// name it: circuit breakers count per cluster in the process (gRFC A32).
 pub(crate) struct Upstreams {
-    clusters: Mutex<HashMap<(Arc<str>, Protocol), Weak<Upstream>>>,
+    clusters: Mutex<HashMap<Key, Weak<Upstream>>>,
     identities: Arc<Identities>,
     shared: Arc<Shared>,
     pub(crate) active_faults: ActiveFaults,
 }
+
+/// A cluster's name, and the protocol its endpoints are spoken to in.
+type Key = (Arc<str>, Protocol);
 
 /// What the connectors of all clusters share.
 struct Shared {

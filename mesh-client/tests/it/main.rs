@@ -3,6 +3,6 @@
 mod support;
 
 mod basics;
-mod layers;
 mod bootstrap;
 mod control_plane;
+mod layers;

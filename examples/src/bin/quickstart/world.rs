@@ -124,13 +124,11 @@ impl World {
         let mut events = self.control()?.events();
         self.edit(file, change)?;
         let outcome = async {
-            loop {
-                match events.next().await {
-                    Some(Event::Applied { version, .. }) => return Ok(Ok(version)),
-                    Some(Event::Rejected { reason, .. }) => return Ok(Err(reason)),
-                    Some(Event::Nack(nack)) => anyhow::bail!("a client refused the configuration: {nack:?}"),
-                    None => anyhow::bail!("the control plane is gone"),
-                }
+            match events.next().await {
+                Some(Event::Applied { version, .. }) => Ok(Ok(version)),
+                Some(Event::Rejected { reason, .. }) => Ok(Err(reason)),
+                Some(Event::Nack(nack)) => anyhow::bail!("a client refused the configuration: {nack:?}"),
+                None => anyhow::bail!("the control plane is gone"),
             }
         };
         tokio::time::timeout(PATIENCE, outcome).await.context("the control plane did not notice the edit")?
