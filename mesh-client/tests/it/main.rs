@@ -5,4 +5,5 @@ mod support;
 mod basics;
 mod bootstrap;
 mod control_plane;
+mod faults;
 mod layers;

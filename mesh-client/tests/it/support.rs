@@ -1,5 +1,9 @@
 //! What the tests share: greeters, control planes, channels and calls.
 
+mod h2_server;
+
+pub(crate) use h2_server::{H2Server, Then};
+
 use envoy_types::pb::envoy::config::{
     core::v3::{Address, HealthStatus, SocketAddress, address::Address as Kind, socket_address::PortSpecifier},
     endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
