@@ -4,6 +4,7 @@ mod support;
 
 mod basics;
 mod bootstrap;
+mod cancel;
 mod control_plane;
 mod faults;
 mod layers;
