@@ -3,9 +3,10 @@
 use super::support::{collect, echo, feed, idle, lease, pair, post, read, serve, within, write};
 use crate::transport::{BoxError, Kind, TransportConfig};
 use bytes::Bytes;
+use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, Empty, Full, StreamBody};
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
@@ -290,7 +291,9 @@ async fn a_failing_request_body_resets_the_stream_and_is_the_error() {
 
 #[tokio::test]
 async fn the_response_of_one_connection_can_be_the_request_of_another() {
-    let small = || TransportConfig { stream_window: 70_000, connection_window: 70_000, ..Default::default() };
+    // No PINGs, which would set a stalled connection going again.
+    let small =
+        || TransportConfig { stream_window: 70_000, connection_window: 70_000, keepalive: None, ..Default::default() };
     let (upstream, source) = pair(small(), &server()).await;
     let (downstream, sink) = pair(small(), &server()).await;
     serve(source, |_, mut respond| async move {
@@ -298,11 +301,17 @@ async fn the_response_of_one_connection_can_be_the_request_of_another() {
         write(&mut send, vec![3; 3_000_000].into(), true).await;
     });
     serve(sink, echo);
-    // Both connections are idle but for these, so that callers poll them.
     let source = within(lease(&upstream).send(post("go"))).await.expect("response");
-    let request = Request::post("http://x.test/").body(source.into_body()).expect("request");
+    // The upstream's window fills, so that the first read opens it again, behind two frames: that read comes while this
+    // thread polls the idle downstream connection by itself.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let own = [Frame::data(Bytes::from("a")), Frame::data(Bytes::from("b"))].map(Ok);
+    let body = StreamBody::new(futures::stream::iter(own).chain(BodyStream::new(source.into_body())));
+    let request = Request::post("http://x.test/").body(body).expect("request");
     let response = within(lease(&downstream).send(request)).await.expect("response");
-    assert_eq!(within(collect(response)).await.0.len(), 3_000_000);
+    assert_eq!(within(collect(response)).await.0.len(), 3_000_002);
     idle(&upstream).await;
     idle(&downstream).await;
 }
