@@ -107,7 +107,7 @@ where
         explain.extend(narrate::config(&routing));
         explain.extend(narrate::route(&table.explain(&request_head, &mut rng)));
     }
-    let entry = table.find(&request_head, &mut rng).map_err(|e| core.no_route(&routing, &e))?;
+    let entry = table.find(&request_head, &mut rng).map_err(|e| core.no_route(&routing, &e, &head))?;
     let forward = match &entry.action {
         RouteAction::Forward(forward) => forward,
         RouteAction::Unsupported(reason) => {
@@ -231,8 +231,9 @@ impl Core {
         self.local(routing, Kind::NoRoute, message, None::<&RouteEntry<UpstreamRef>>, None)
     }
 
-    fn no_route(&self, routing: &Routing, error: &NoRoute) -> Error {
-        self.local(routing, Kind::NoRoute, error.to_string(), None::<&RouteEntry<UpstreamRef>>, None)
+    fn no_route(&self, routing: &Routing, error: &NoRoute, head: &Parts) -> Error {
+        let message = format!("{error} {} {}", head.method, head.uri.path());
+        self.local(routing, Kind::NoRoute, message, None::<&RouteEntry<UpstreamRef>>, None)
     }
 
     /// An error before any attempt.

@@ -8,3 +8,5 @@ mod cancel;
 mod control_plane;
 mod faults;
 mod layers;
+mod policy;
+mod routing;

@@ -1,0 +1,170 @@
+//! What happens to requests on their way: timeouts, retries, budgets, breakers, ejections and injected faults.
+
+use crate::support::{
+    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, greeter, hello, hello_with, prompt_hello, routes, rule, service,
+    to, until,
+};
+use bytes::Bytes;
+use http_body_util::Full;
+use mesh_client::Error;
+use std::time::Duration;
+use tonic::Code;
+use tower::ServiceExt;
+
+/// One route to the greeter, with these fields beside its destination.
+fn route(fields: &str) -> String {
+    routes(&format!("[{{route: [{{destination: {}}}], {fields}}}]", to("")))
+}
+
+const NO_RETRY: &str = "retries: {attempts: 0}";
+
+#[tokio::test]
+async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
+    let (good, bad) = (greeter("good").await, greeter("bad").await);
+    let outlier = "{outlierDetection: {consecutive5xxErrors: 3, interval: 50ms, baseEjectionTime: 300ms, maxEjectionPercent: 50}}";
+    let yaml = service(&[("good", good.addr()), ("bad", bad.addr())]) + &route(NO_RETRY) + &rule(outlier, &[]);
+    let world = World::new(&yaml).await;
+    bad.state().set_unavailable(true);
+    until("the bad endpoint is ejected", async || {
+        let _ = hello(&world.channel).await;
+        world.explain().contains("ejected for")
+    })
+    .await;
+    assert!(bad.state().failed() >= 3, "{} failures", bad.state().failed());
+    let before = bad.state().calls();
+    for _ in 0..10 {
+        // While it is out for sure, all goes to the other one.
+        let reply = hello(&world.channel).await;
+        if !world.explain().contains("ejected for") {
+            break;
+        }
+        assert_eq!(reply.unwrap().backend, "good");
+        assert_eq!(bad.state().calls(), before);
+    }
+    bad.state().set_unavailable(false);
+    until("the endpoint that healed serves", async || hello(&world.channel).await.is_ok_and(|r| r.backend == "bad"))
+        .await;
+    assert!(world.channel.load().is_idle());
+}
+
+#[tokio::test]
+async fn retries_hide_a_failing_endpoint() {
+    let (good, bad) = (greeter("good").await, greeter("bad").await);
+    bad.state().set_unavailable(true);
+    let retries = "retries: {attempts: 2, retryOn: unavailable, backoff: 1ms}";
+    let world = World::new(&(service(&[("good", good.addr()), ("bad", bad.addr())]) + &route(retries))).await;
+    let mut retried = 0;
+    for _ in 0..50 {
+        let reply = hello(&world.channel).await.unwrap();
+        assert_eq!(reply.backend, "good");
+        retried += reply.previous_attempts;
+    }
+    assert!(retried >= 20, "{retried} retries of 50 calls");
+}
+
+#[tokio::test]
+async fn max_requests_refuses_the_next_one_at_once() {
+    let backend = greeter("one").await;
+    let limits = "{connectionPool: {http: {http2MaxRequests: 1}}}";
+    let world = World::new(&(service(&[("one", backend.addr())]) + &rule(limits, &[]))).await;
+    backend.state().set_delay(HOUR);
+    let held = tokio::spawn({
+        let channel = world.channel.clone();
+        async move { hello(&channel).await }
+    });
+    until("the first call is in flight", async || backend.state().in_flight() == 1).await;
+
+    let status = prompt_hello(&world.channel).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_says(status.message(), &[TARGET, CLUSTER, "circuit breaker is open", "limit of 1 reached"]);
+    let request = http::Request::post("/helloworld.Greeter/SayHello").body(Full::<Bytes>::default()).unwrap();
+    let error: Error = world.channel.clone().oneshot(request).await.unwrap_err();
+    assert!(error.is_overloaded() && error.is_local() && error.is_unavailable() && !error.is_timeout(), "{error:?}");
+    assert_eq!((error.http_status().as_u16(), error.cluster()), (503, Some(CLUSTER)));
+    assert_eq!(error.to_response().headers()["x-envoy-overloaded"], "true");
+    assert_eq!(backend.state().calls(), 1, "nothing was sent");
+
+    held.abort();
+    until("the permit is back", async || world.channel.load().is_idle()).await;
+    backend.state().set_delay(Duration::ZERO);
+    hello(&world.channel).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_timeout_of_the_route_holds_and_is_named() {
+    let backend = greeter("slow").await;
+    backend.state().set_delay(HOUR);
+    let world = World::new(&(service(&[("one", backend.addr())]) + &route("timeout: 100ms"))).await;
+    let call = tokio::time::timeout(GUARD, hello(&world.channel));
+    let status = call.await.expect("the timeout does not hold").unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["deadline of 100ms exceeded", "max_stream_duration", CLUSTER]);
+    let status = hello_with(&world.channel, |r| r.set_timeout(Duration::from_millis(30))).await.unwrap_err();
+    assert_says(status.message(), &["deadline of 30ms exceeded", "grpc-timeout"]);
+    assert!(world.channel.load().is_idle());
+}
+
+#[tokio::test]
+async fn an_exhausted_budget_stops_retries() {
+    let backend = greeter("failing").await;
+    backend.state().set_unavailable(true);
+    let retries = "retries: {attempts: 5, retryOn: unavailable, backoff: 3000s}";
+    let budget = "{retryBudget: {percent: 0, minRetryConcurrency: 1}}";
+    let yaml = service(&[("one", backend.addr())]) + &route(retries) + &rule(budget, &[]);
+    let world = World::new(&yaml).await;
+    // The only share of the budget, held in the backoff.
+    let held = tokio::spawn({
+        let channel = world.channel.clone();
+        async move { hello(&channel).await }
+    });
+    until("the first call backs off", async || world.channel.load().retries == 1).await;
+    let before = backend.state().calls();
+    let explain = mesh_client::Explain::default();
+    let call = hello_with(&world.channel, |r| {
+        r.set_timeout(HOUR);
+        r.extensions_mut().insert(explain.clone());
+    });
+    let status = tokio::time::timeout(GUARD, call).await.expect("waits for a retry").unwrap_err();
+    assert_eq!((status.code(), backend.state().calls() - before), (Code::Unavailable, 1));
+    assert_says(&explain.explanation().to_string(), &["the cluster's retry budget is used up"]);
+    held.abort();
+    until("the budget is back", async || world.channel.load().is_idle()).await;
+}
+
+#[tokio::test]
+async fn faults_are_injected_as_the_virtual_service_says() {
+    let backend = greeter("one").await;
+    let service = service(&[("one", backend.addr())]);
+    let world = World::new(
+        &(service.clone() + &route("fault: {abort: {percentage: {value: 100}, grpcStatus: PERMISSION_DENIED}}")),
+    )
+    .await;
+    let status = hello(&world.channel).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_says(status.message(), &["Fault injected"]);
+    assert_eq!(backend.state().calls(), 0);
+
+    let world =
+        World::new(&(service.clone() + &route("fault: {delay: {percentage: {value: 100}, fixedDelay: 200ms}}"))).await;
+    let begun = tokio::time::Instant::now();
+    hello(&world.channel).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    let status = hello_with(&world.channel, |r| r.set_timeout(Duration::from_millis(20))).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["deadline of 20ms exceeded", "injected delay of 200ms"]);
+
+    let half = "fault: {abort: {percentage: {value: 50}, grpcStatus: ABORTED}}";
+    let world = World::new(&(service + &route(half))).await;
+    let mut aborted = 0;
+    for _ in 0..400 {
+        match hello(&world.channel).await {
+            Ok(_) => {}
+            Err(status) => {
+                assert_eq!(status.code(), Code::Aborted);
+                aborted += 1;
+            }
+        }
+    }
+    // Six standard deviations.
+    assert!((140..=260).contains(&aborted), "{aborted} of 400");
+}
