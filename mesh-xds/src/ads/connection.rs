@@ -135,3 +135,6 @@ fn describe_status(status: &Status) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests;

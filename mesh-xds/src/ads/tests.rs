@@ -462,3 +462,21 @@ fn nothing_wanted_means_no_reconnect() {
     pair.pass(Duration::from_secs(500));
     assert_eq!(pair.take(), []);
 }
+
+#[test]
+fn an_answer_without_a_new_listener_or_cluster_counts_soon() {
+    for kind in [Listener, Cluster] {
+        let mut pair = Pair::live(&["seed"]);
+        pair.want(kind, &["a"]);
+        pair.respond(kind, "1", &[]);
+        pair.pass(Duration::from_millis(249));
+        assert_eq!(absences(&pair.take()), [], "the answer may have crossed the request");
+        pair.pass(Duration::from_millis(1));
+        assert_eq!(absences(&pair.take()), [(kind, "a", Absence::Removed)]);
+    }
+    let mut pair = Pair::live(&["seed"]);
+    pair.want(ClusterLoadAssignment, &["a"]);
+    pair.respond(ClusterLoadAssignment, "1", &[]);
+    pair.pass(Duration::from_secs(14));
+    assert_eq!(absences(&pair.take()), [], "endpoints come one by one");
+}

@@ -170,7 +170,7 @@ pub struct Timing {
     pub backoff_max: Duration,
     /// Limit of one connection attempt; default 20 s.
     pub connect_timeout: Duration,
-    /// HTTP/2 PING interval on the ADS connection; default 20 s.
+    /// HTTP/2 PING interval on the ADS connection; default 30 s, which go-control-plane's servers allow.
     pub keepalive_interval: Duration,
     /// A PING unanswered for so long closes the connection; default 10 s.
     pub keepalive_timeout: Duration,
@@ -185,7 +185,7 @@ impl Default for Timing {
             backoff_base: Duration::from_secs(1),
             backoff_max: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(20),
-            keepalive_interval: Duration::from_secs(20),
+            keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
             resource_timeout: None,
         }

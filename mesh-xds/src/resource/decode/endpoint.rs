@@ -117,6 +117,7 @@ impl Decoder<'_> {
             }
         }
         let mut endpoints = Vec::with_capacity(count);
+        shared.seen.reserve(count);
         let mut total: u64 = 0;
         let bodies = Fields::of(body).flatten().filter(|(tag, _)| *tag == 2);
         for (index, (_, value)) in bodies.enumerate() {
