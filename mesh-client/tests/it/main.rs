@@ -6,6 +6,7 @@ mod basics;
 mod bootstrap;
 mod cancel;
 mod control_plane;
+mod docs;
 mod faults;
 mod layers;
 mod policy;
