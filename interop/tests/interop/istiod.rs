@@ -68,13 +68,16 @@ async fn the_client_obeys_istiod() {
         loop {
             let split = call(channel.clone(), 200, &[]).await;
             assert_eq!(split.ended_with("OK"), 200, "{split:?}");
-            // 70 is 35 %: beyond five standard deviations of 20 %.
+            // 35 % is beyond five standard deviations of 20 %.
             if split.answered_by("v2") > 70 {
-                break split;
+                break;
             }
         }
     });
-    let followed = followed.await.expect("the split follows an edit");
+    followed.await.expect("the split follows an edit");
+    let edited = call(channel.clone(), 400, &[]).await;
+    assert_eq!(edited.ended_with("OK"), 400, "{edited:?}");
+    assert_share(edited.answered_by("v2"), 400, 0.5);
 
     // The client's node is in r1/z1 and the host has outlier detection: istiod ranks the localities of v1, and r1/z2 is second.
     assert_eq!(split.answered_by("v1-b"), 0, "{split:?}");
@@ -88,7 +91,7 @@ async fn the_client_obeys_istiod() {
     report::row(path, "80/20 split", &listed(&split.backends));
     report::row(path, "canary header, LEAST_REQUEST subset", &listed(&canary.backends));
     report::row(path, "injected fault", &listed(&fault.details));
-    report::row(path, "edited to 50/50", &listed(&followed.backends));
+    report::row(path, "edited to 50/50", &listed(&edited.backends));
     report::row(path, "locality failover when v1-a dies", &listed(&failed_over.backends));
     report::row(path, "istiod's own assertions", "held; every resource it sent was acknowledged");
 }
