@@ -9,5 +9,7 @@ mod control_plane;
 mod docs;
 mod faults;
 mod layers;
+mod mesh_layer;
 mod policy;
 mod routing;
+mod yaml;
