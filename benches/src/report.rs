@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::Kind;
 use crate::suite::{Cell, Turns};
+use crate::worker::Flavor;
 
 /// The medians of one client in one cell.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,6 +106,79 @@ pub fn table(medians: &Medians) -> String {
     text
 }
 
+/// A claim of the project that a run can show or refute.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// The claim.
+    pub claim: String,
+    /// What was measured.
+    pub measured: f64,
+    /// The bound.
+    pub bound: f64,
+    /// Whether the bound is a lower one.
+    pub at_least: bool,
+}
+
+impl Target {
+    /// Whether the claim holds.
+    #[must_use]
+    pub fn is_met(&self) -> bool {
+        if self.at_least { self.measured >= self.bound } else { self.measured <= self.bound }
+    }
+
+    fn at_least(claim: String, measured: f64, bound: f64) -> Self {
+        Self { claim, measured, bound, at_least: true }
+    }
+
+    fn at_most(claim: String, measured: f64, bound: f64) -> Self {
+        Self { claim, measured, bound, at_least: false }
+    }
+}
+
+/// The targets that the measured cells speak to: 64 bytes, three backends, the multi-threaded runtime.
+#[must_use]
+pub fn targets(medians: &Medians) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for (cell, rows) in medians {
+        let Some(mesh) = rows.get(&Kind::Mesh) else { continue };
+        if cell.flavor != Flavor::MultiThread || cell.backends != 3 || cell.payload != 64 {
+            continue;
+        }
+        let c = cell.concurrency;
+        match c {
+            1 => {
+                targets.push(Target::at_most(format!("c={c}: p50 / bare hyper's"), mesh.p50_ratio, 1.0));
+                targets.push(Target::at_most(format!("c={c}: CPU per request / bare hyper's"), mesh.cpu_ratio, 1.0));
+            }
+            32 | 256 => {
+                targets.push(Target::at_least(format!("c={c}: rps / bare hyper's"), mesh.rps_ratio, 1.4));
+                targets.push(Target::at_most(format!("c={c}: CPU per request / bare hyper's"), mesh.cpu_ratio, 0.7));
+            }
+            _ => continue,
+        }
+        let bare = rows.get(&Kind::Bare).and_then(|bare| bare.allocations);
+        if let (Some(mesh), Some(bare)) = (mesh.allocations, bare) {
+            // Two allocations, and room for those that are not part of a call (timers, buffers that grow).
+            let claim = format!("c={c}: allocations per request above the bare transport's");
+            targets.push(Target::at_most(claim, mesh - bare, 2.05));
+        }
+    }
+    targets
+}
+
+/// One line per target.
+#[must_use]
+pub fn verdicts(targets: &[Target]) -> String {
+    let mut text = String::new();
+    for target in targets {
+        let verdict = if target.is_met() { "PASS" } else { "FAIL" };
+        let sign = if target.at_least { ">=" } else { "<=" };
+        let _ =
+            writeln!(text, "{verdict}  {:<58} {:>6.2}  ({sign} {:.2})", target.claim, target.measured, target.bound);
+    }
+    text
+}
+
 /// The run as JSON: one object per cell and client.
 #[must_use]
 pub fn json(medians: &Medians) -> Value {
@@ -125,6 +199,23 @@ pub fn json(medians: &Medians) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn median_row(rps_ratio: f64, allocations: f64) -> Median {
+        let allocations = Some(allocations);
+        let (rps, p50_us, p99_us, cpu_us) = (1.0, 1.0, 1.0, 1.0);
+        Median { rps, p50_us, p99_us, cpu_us, allocations, rps_ratio, cpu_ratio: 0.5, p50_ratio: 1.0 }
+    }
+
+    #[test]
+    fn targets_are_those_of_the_measured_cells() {
+        let cell = Cell { flavor: Flavor::MultiThread, backends: 3, payload: 64, concurrency: 32 };
+        let other = Cell { backends: 30, ..cell };
+        let rows = BTreeMap::from([(Kind::Bare, median_row(1.9, 10.0)), (Kind::Mesh, median_row(1.3, 12.0))]);
+        let targets = targets(&Medians::from([(cell, rows.clone()), (other, rows)]));
+        let met: Vec<bool> = targets.iter().map(Target::is_met).collect();
+        assert_eq!(met, [false, true, true], "{targets:?}");
+        assert!(verdicts(&targets).starts_with("FAIL  c=32: rps"));
+    }
 
     #[test]
     fn median_of_even_and_odd() {

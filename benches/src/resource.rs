@@ -81,7 +81,7 @@ fn listener() -> Listener {
     Listener { name: LISTENER.to_owned(), api_listener, ..Default::default() }
 }
 
-/// One route for all paths, with the retry policy that Istio puts on every route.
+/// One route for all paths, with the retry policy and the disabled timeout that Istio puts on every route.
 fn routes() -> RouteConfiguration {
     let retry_policy = RetryPolicy {
         retry_on: "connect-failure,refused-stream,unavailable,cancelled".to_owned(),
@@ -91,7 +91,7 @@ fn routes() -> RouteConfiguration {
     };
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(CLUSTER.to_owned())),
-        timeout: Some(millis(15_000)),
+        timeout: Some(millis(0)),
         retry_policy: Some(retry_policy),
         ..Default::default()
     };

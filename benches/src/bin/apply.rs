@@ -80,7 +80,20 @@ async fn run(options: &Options, plan: Plan, picker_ms: f64) -> Result<ExitCode> 
             .collect::<Result<_>>()?;
         std::fs::write(file, format!("{:#}\n", serde_json::Value::Object(object)))?;
     }
-    Ok(ExitCode::SUCCESS)
+    let mut met = true;
+    if let Some((_, mesh)) = results.iter().find(|(kind, _)| *kind == Kind::Mesh) {
+        let used = mesh.used_ms.unwrap_or(f64::INFINITY);
+        let targets = [
+            ("an update is used within 5 ms", used < 5.0),
+            ("the first call ends within 20 ms", mesh.first_call_ms < 20.0),
+            ("no needless reconnect", mesh.reconnects == 0),
+        ];
+        for (claim, holds) in targets {
+            writeln!(out, "{}  mesh: {claim}", if holds { "PASS" } else { "FAIL" })?;
+            met &= holds;
+        }
+    }
+    Ok(if met || !options.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The last step alone, without the protocol: milliseconds until the picker uses an assignment.

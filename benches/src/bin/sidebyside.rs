@@ -28,10 +28,10 @@ struct Options {
     /// half an hour).
     #[arg(long)]
     full: bool,
-    /// Measured time of each turn, in seconds [default: 1.0, with --quick 0.5].
+    /// Measured time of each turn, in seconds [default: 0.5, with --quick 0.25].
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Turns of each client in each cell [default: 5, with --quick 3].
+    /// Turns of each client in each cell [default: 7, with --quick 5].
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Keep only what matches: c=N, payload=BYTES, backends=N, runtime=multi|current, client=NAME. May be repeated or
@@ -78,7 +78,10 @@ async fn run(options: Options) -> Result<ExitCode> {
         std::fs::write(file, format!("{:#}\n", report::json(&medians)))
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    let targets = report::targets(&medians);
+    writeln!(out, "\n{}", report::verdicts(&targets))?;
+    let met = targets.iter().all(report::Target::is_met);
+    Ok(if met || !options.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn plan(options: &Options) -> Result<Plan> {
@@ -87,11 +90,11 @@ fn plan(options: &Options) -> Result<Plan> {
         (_, true) => Extent::Full,
         _ => Extent::Usual,
     };
-    let seconds = options.seconds.unwrap_or(if options.quick { 0.5 } else { 1.0 });
+    let seconds = options.seconds.unwrap_or(if options.quick { 0.25 } else { 0.5 });
     if !(0.05..=60.0).contains(&seconds) {
         bail!("--seconds is between 0.05 and 60, not {seconds}");
     }
-    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
+    let rounds = options.rounds.unwrap_or(if options.quick { 5 } else { 7 });
     if !(1..=100).contains(&rounds) {
         bail!("--rounds is between 1 and 100, not {rounds}");
     }
