@@ -213,7 +213,8 @@ impl Propagation {
 
 /// Whether the request says anything about a trace already. Malformed headers are the application's own, and kept.
 fn carries_context(headers: &HeaderMap) -> bool {
-    [w3c::PARENT, b3::SINGLE, b3::TRACE_ID, b3::SAMPLED].iter().any(|name| headers.contains_key(name))
+    // Requests have few headers: comparing names costs less than hashing these four.
+    headers.keys().any(|name| [w3c::PARENT, b3::SINGLE, b3::TRACE_ID, b3::SAMPLED].contains(name))
 }
 
 /// Uniform in `0.0..1.0`.

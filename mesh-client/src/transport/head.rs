@@ -13,7 +13,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The head for HTTP/2: absolute URI, no `host`, no hop-by-hop headers (RFC 9113 section 8.2.2), `content-length` if known.
 pub(super) fn http2(mut parts: Parts, length: Option<u64>, origin: &Origin) -> Result<Request<()>, TransportError> {
-    if parts.headers.keys().any(|name| is_hop_by_hop(name) || name == HOST) {
+    // `te: trailers`, which every gRPC request has, may stay, and alone is no reason to look closer.
+    let trailers = |value: &HeaderValue| value == "trailers";
+    if parts.headers.iter().any(|(name, value)| name == HOST || is_hop_by_hop(name) && !(name == TE && trailers(value)))
+    {
         strip_hop_by_hop(&mut parts.headers);
         if let Some(host) = parts.headers.remove(HOST)
             && parts.uri.authority().is_none()

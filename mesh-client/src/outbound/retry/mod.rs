@@ -4,6 +4,7 @@ mod attempts;
 mod budget;
 mod classify;
 mod layer;
+mod outgoing;
 mod policy;
 mod replay;
 
@@ -11,6 +12,7 @@ pub(crate) use attempts::{Attempts, Decision, Situation};
 pub use budget::{Budget, Permit};
 pub(crate) use classify::{Failure, Outcome, Pushback, grpc_from_http, http_from_grpc};
 pub use layer::{ResponseFuture, Retry, RetryLayer};
+pub(crate) use outgoing::{Kept, Outgoing};
 pub use policy::{Condition, Policy, PolicyBuilder};
 pub(crate) use replay::Replay;
 pub use replay::{DEFAULT_REPLAY_CAP, ReplayBody, ReplayError};

@@ -1,10 +1,10 @@
 //! A request body that can be sent again: shares its bytes, copies nothing, keeps up to a cap.
 
+use super::outgoing::Frames;
 use crate::transport::BoxError;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use smallvec::SmallVec;
 use std::{
     fmt,
     pin::Pin,
@@ -78,7 +78,7 @@ struct Slot<B> {
 struct State<B> {
     /// `None` when it ended or failed.
     inner: Option<B>,
-    frames: SmallVec<[Bytes; 2]>,
+    frames: Frames,
     /// Data in `frames`, in bytes.
     kept: usize,
     cap: usize,
@@ -91,19 +91,23 @@ struct State<B> {
 impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Wraps `body`, and gives the body of the first attempt. `cap` is in bytes of data. One allocation.
     pub(crate) fn new(body: B, cap: usize) -> (Self, ReplayBody<B>) {
-        let state = State {
-            inner: Some(body),
-            frames: SmallVec::new(),
-            kept: 0,
-            cap,
-            forgotten: false,
-            failed: false,
-            trailers: None,
-        };
+        Self::resumed(Some(body), Frames::new(), None, cap)
+    }
+
+    /// As [`new`](Self::new), of a body from which `frames` were taken already; `inner` is `None` at its end, before
+    /// `trailers`. What is over the cap is sent, and not kept.
+    pub(super) fn resumed(
+        inner: Option<B>,
+        frames: Frames,
+        trailers: Option<HeaderMap>,
+        cap: usize,
+    ) -> (Self, ReplayBody<B>) {
+        let kept = frames.iter().map(Bytes::len).sum();
+        let state = State { inner, frames, kept, cap, forgotten: false, failed: false, trailers };
         let shared = Arc::new(Shared {
             slot: Mutex::new(Slot { state: None, waiting: None }),
             attempt: AtomicU32::new(1),
-            keep: AtomicBool::new(true),
+            keep: AtomicBool::new(kept <= cap),
         });
         let first = ReplayBody {
             shared: shared.clone(),
@@ -220,7 +224,7 @@ where
             }
             if !keep.load(Ordering::Acquire) && !self.forgotten {
                 self.forgotten = true;
-                self.frames = SmallVec::new();
+                self.frames = Frames::new();
             }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
