@@ -77,8 +77,8 @@ async fn the_smallest_clients_reach_their_services() {
     let tonic = printed(&running.run(env!("CARGO_BIN_EXE_tonic-client"), &[]).await);
     assert!(tonic.trim_end().ends_with("says: Hello mesh"), "{tonic}");
 
-    let unknown = HttpBackend::start("outside", ANY, Options::default()).await.unwrap();
-    let urls = ["http://reviews.default.svc.cluster.local:9080/reviews/1", &format!("http://{}/x", unknown.addr())];
+    let (_outside, outside) = serve(&["--name", "outside", "--http"]).await;
+    let urls = ["http://reviews.default.svc.cluster.local:9080/reviews/1", &format!("http://{outside}/x")];
     let hyper = printed(&running.run(env!("CARGO_BIN_EXE_hyper-client"), &urls).await);
     assert!(hyper.contains("200 OK through the mesh\nhello from reviews at /reviews/1"), "{hyper}");
     assert!(hyper.contains("200 OK past the mesh\nhello from outside at /x"), "{hyper}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use examples::backend::{Backend, Options};
+use examples::backend::{Backend, HttpBackend, Options, State};
 use examples::server;
 use mesh_tls::Mode;
 
@@ -23,6 +23,7 @@ use mesh_tls::Mode;
 EXAMPLE:
     greeter-server --listen 127.0.0.1:6001 --name v1-a
     greeter-server --listen 127.0.0.1:6002 --name v1-b --fail-rate 0.2
+    greeter-server --listen 127.0.0.1:6080 --name reviews --http
     greeter-server --listen 127.0.0.1:6003 --name v2-a --tls /tmp/mesh-ca/ns/default/sa/greeter"
 )]
 struct Args {
@@ -38,6 +39,9 @@ struct Args {
     /// How long each answer waits, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay: u64,
+    /// Serve plain HTTP (1.1 and 2) instead of gRPC, and answer every path; failures are 503
+    #[arg(long)]
+    http: bool,
     /// Folder with cert.pem, key.pem and ca.pem, as `mesh-control serve --ca` writes them: serve mutual TLS. Renewed files are
     /// used at once
     #[arg(long, value_name = "DIR")]
@@ -69,14 +73,38 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), accept };
-    let backend = Backend::start(&args.name, args.listen, options)
-        .await
-        .with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
-    println!("greeter {} listens on {}", args.name, backend.addr());
+    let started = match args.http {
+        false => Backend::start(&args.name, args.listen, options).await.map(Serving::Grpc),
+        true => HttpBackend::start(&args.name, args.listen, options).await.map(Serving::Http),
+    };
+    let serving = started.with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
+    println!("greeter {} listens on {}", args.name, serving.addr());
     tokio::signal::ctrl_c().await?;
-    let state = backend.state();
-    println!("greeter {} answered {} calls, {} of them with UNAVAILABLE", args.name, state.calls(), state.failed());
+    let state = serving.state();
+    println!("greeter {} answered {} calls, and failed {} of them", args.name, state.calls(), state.failed());
     Ok(())
+}
+
+/// What runs until the program ends.
+enum Serving {
+    Grpc(Backend),
+    Http(HttpBackend),
+}
+
+impl Serving {
+    fn addr(&self) -> SocketAddr {
+        match self {
+            Self::Grpc(backend) => backend.addr(),
+            Self::Http(backend) => backend.addr(),
+        }
+    }
+
+    fn state(&self) -> &State {
+        match self {
+            Self::Grpc(backend) => backend.state(),
+            Self::Http(backend) => backend.state(),
+        }
+    }
 }
 
 fn share(text: &str) -> Result<f64, String> {
