@@ -110,9 +110,9 @@ async fn a_bad_resource_is_refused_by_itself_and_its_last_good_version_stays() {
     let version = world.cp.cache().set(resources);
 
     let nack = loop {
-        match tokio::time::timeout(GUARD, events.next()).await.expect("no NACK came").unwrap() {
-            Event::Nack(nack) => break nack,
-            _ => {}
+        let event = tokio::time::timeout(GUARD, events.next()).await.expect("no NACK came").unwrap();
+        if let Event::Nack(nack) = event {
+            break nack;
         }
     };
     assert_eq!((nack.resource_type, nack.version), (ResourceType::Cluster, version));

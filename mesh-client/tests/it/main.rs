@@ -1,5 +1,7 @@
 //! End to end, through the public API: what callers and backends see.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
+
 mod support;
 
 mod basics;

@@ -91,6 +91,25 @@ async fn max_requests_refuses_the_next_one_at_once() {
 }
 
 #[tokio::test]
+async fn max_pending_requests_limits_who_waits_for_a_connection() {
+    let hole = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = "{connectionPool: {http: {http1MaxPendingRequests: 2}}}";
+    let world = World::new(&(service(&[("one", hole.local_addr().unwrap())]) + &rule(limits, &[]))).await;
+    let in_line: Vec<_> = (0..2)
+        .map(|_| {
+            let channel = world.channel.clone();
+            tokio::spawn(async move { hello(&channel).await })
+        })
+        .collect();
+    until("two calls are in line", async || world.channel.load().pending == 2).await;
+    let status = prompt_hello(&world.channel).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_says(status.message(), &[CLUSTER, "circuit breaker is open", "max_pending_requests limit of 2 reached"]);
+    in_line.iter().for_each(tokio::task::JoinHandle::abort);
+    until("the line is empty", async || world.channel.load().is_idle()).await;
+}
+
+#[tokio::test]
 async fn the_timeout_of_the_route_holds_and_is_named() {
     let backend = greeter("slow").await;
     backend.state().set_delay(HOUR);
