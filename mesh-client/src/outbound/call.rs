@@ -622,7 +622,7 @@ fn complete_uri(head: &mut Parts, core: &Core) {
         uri.scheme.get_or_insert(Scheme::HTTP);
         uri.path_and_query.get_or_insert_with(|| http::uri::PathAndQuery::from_static("/"));
     }
-    head.uri = http::Uri::from_parts(uri).unwrap_or_default();
+    head.uri = Uri::from_parts(uri).unwrap_or_default();
 }
 
 /// gRFC A33: every filter delays or aborts by its own draw.
