@@ -42,6 +42,9 @@ pub(crate) struct Settings {
 /// Connection attempts of one call that fail before anything is sent; each makes its endpoint unavailable, so this bounds only races.
 const MAX_CONNECT_FAILURES: u32 = 32;
 
+/// Where a call is once its request is on its way.
+const SENT: &str = "before the response began";
+
 /// A call that has found its cluster. Everything it holds is given back when it is dropped.
 pub(crate) struct Call {
     core: Arc<Core>,
@@ -51,6 +54,8 @@ pub(crate) struct Call {
     route: usize,
     attempts: Attempts,
     endpoint: Option<SocketAddr>,
+    /// What it waits for, for errors.
+    stage: &'static str,
     in_flight: Option<InFlight<Subchannel>>,
     /// Counts against `max_requests` to the end of the stream (gRFC A32).
     permit: Option<Permit>,
@@ -177,6 +182,7 @@ where
         route,
         attempts: Attempts::default(),
         endpoint: None,
+        stage: SENT,
         in_flight: None,
         permit: Some(permit),
         started,
@@ -192,7 +198,7 @@ where
         None => attempts.await,
         Some(deadline) => match tokio::time::timeout_at(deadline.at, attempts).await {
             Ok(result) => result,
-            Err(_) => Err(call.timed_out(deadline, "before the response began")),
+            Err(_) => Err(call.timed_out(deadline, call.stage)),
         },
     };
     match result {
@@ -388,6 +394,7 @@ impl Call {
                 return Ok(lease);
             }
             self.wait_in_line(&mut pending)?;
+            self.stage = "while waiting for a connection";
             let cause = match endpoint.link().acquire().await {
                 Ok(lease) => return Ok(lease),
                 Err(cause) => cause,
@@ -429,6 +436,7 @@ impl Call {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        self.stage = SENT;
         let sent = match per_try {
             None => lease.send(request).await,
             Some(limit) => match tokio::time::timeout(limit, lease.send(request)).await {

@@ -67,7 +67,11 @@ async fn a_black_hole_holds_a_call_until_its_deadline_and_no_longer() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_says(
         status.message(),
-        &["deadline of 100ms exceeded", "grpc-timeout", &hole.local_addr().unwrap().to_string()],
+        &[
+            "deadline of 100ms exceeded while waiting for a connection",
+            "grpc-timeout",
+            &hole.local_addr().unwrap().to_string(),
+        ],
     );
     assert!(channel.load().is_idle(), "{:?}", channel.load());
 }
