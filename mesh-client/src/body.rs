@@ -16,7 +16,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// The body of a response that came through the mesh.
 ///
@@ -38,11 +38,13 @@ struct Live {
     deadline: Option<Deadline>,
     /// Made when the body first has to wait: a unary answer is there at once as a rule.
     timer: Option<Pin<Box<Sleep>>>,
+    /// A data frame was read.
+    read: bool,
 }
 
 impl MeshBody {
     pub(crate) fn live(body: RecvBody, call: Call, deadline: Option<Deadline>) -> Self {
-        Self(State::Live(Live { body, call, deadline, timer: None }))
+        Self(State::Live(Live { body, call, deadline, timer: None, read: false }))
     }
 
     pub(crate) fn local(body: Bytes) -> Self {
@@ -53,6 +55,14 @@ impl MeshBody {
 impl Live {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            // A body that always has data must end too: from the second data frame on the clock is looked at.
+            let data = frame.as_ref().is_some_and(|f| f.as_ref().is_ok_and(Frame::is_data));
+            if data
+                && std::mem::replace(&mut self.read, true)
+                && let Some(deadline) = self.deadline.as_ref().filter(|d| d.at <= Instant::now())
+            {
+                return Poll::Ready(Some(Err(self.call.timed_out(deadline, "while the response body was read"))));
+            }
             return Poll::Ready(frame.map(|f| f.map_err(|e| self.failed(e))));
         }
         let Some(deadline) = &self.deadline else { return Poll::Pending };

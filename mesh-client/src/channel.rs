@@ -87,6 +87,9 @@ impl MeshChannel {
 
     /// Ready or absent, waiting as long as the mesh lets a request without deadline wait.
     pub(crate) async fn settled(&self) -> Result<State, Error> {
+        if let settled @ (State::Ready(_) | State::Absent(_)) = &**self.core.resolver.state() {
+            return Ok(settled.clone());
+        }
         let timeout = self.core.settings.resolve_timeout;
         match tokio::time::timeout(timeout, self.core.resolver.settled()).await {
             Ok(state) => Ok(state),

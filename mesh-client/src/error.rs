@@ -93,12 +93,12 @@ impl Error {
         matches!(self.0.detail.kind, Kind::Overloaded | Kind::Dropped)
     }
 
-    /// The request never left this process: it was decided here.
+    /// The request never left this process: it was decided here, before any attempt.
     pub fn is_local(&self) -> bool {
         match self.0.detail.kind {
-            Kind::Transport => false,
+            Kind::Transport | Kind::RequestBody => false,
             Kind::Timeout => self.0.detail.place.endpoint.is_none(),
-            _ => true,
+            _ => self.0.detail.place.attempt <= 1,
         }
     }
 

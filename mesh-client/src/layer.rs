@@ -21,7 +21,8 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// At most this many hosts are asked of the control plane; requests to further ones go to the inner client.
+/// At most this many hosts are remembered. When another one comes, hosts that the control plane does not know are forgotten (and
+/// asked for again when they return), then any that no request is using.
 const MAX_HOSTS: usize = 1024;
 
 /// Wraps any HTTP client so that its requests are routed by the mesh.
@@ -29,7 +30,8 @@ const MAX_HOSTS: usize = 1024;
 /// A request for `http://HOST[:PORT]` whose host the control plane knows (a Listener named `HOST:PORT`, port 80 when absent, by the
 /// bootstrap's name template) is routed, balanced, retried and secured like a call on a [`MeshChannel`], over the mesh's own
 /// connections. Every other request (unknown host, `https`, no host) goes to the inner client as it came. The first request
-/// to a host waits until the control plane has answered, at most [`MeshBuilder::resolve_timeout`](crate::MeshBuilder::resolve_timeout).
+/// to a host waits until the control plane has answered, at most [`MeshBuilder::resolve_timeout`](crate::MeshBuilder::resolve_timeout);
+/// when it has not, the request fails: sent past the mesh, it could leave without the identity and the policy it must have.
 /// The timeouts and retry rules are those of [`Profile::Envoy`](crate::Profile::Envoy) unless the mesh was built with another profile.
 #[derive(Clone, Debug)]
 pub struct MeshLayer {
@@ -92,7 +94,7 @@ impl Hosts {
         if let Some(channel) = self.known.load().get(authority) {
             return Some(channel.clone());
         }
-        if authority.as_str().contains('@') || self.known.load().len() >= MAX_HOSTS {
+        if authority.as_str().contains('@') {
             return None;
         }
         let port = authority.port_u16().unwrap_or(80);
@@ -100,10 +102,17 @@ impl Hosts {
         let channel = self.mesh.http_channel(target).ok()?;
         self.known.rcu(|known| {
             let mut known = HashMap::clone(known);
+            if known.len() >= MAX_HOSTS {
+                known.retain(|_, channel| !matches!(**channel.core.resolver.state(), State::Absent(_)));
+            }
+            if known.len() >= MAX_HOSTS {
+                // One count is of the map in force, one of this copy.
+                known.retain(|_, channel| Arc::strong_count(&channel.core) > 2);
+            }
             known.entry(authority.clone()).or_insert_with(|| channel.clone());
             known
         });
-        self.known.load().get(authority).cloned()
+        self.known.load().get(authority).cloned().or(Some(channel))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
         narrate,
         resolve::{Resolver, State, Target, TargetError},
         route::Profile,
+        timeout::is_grpc,
         upstream::Upstreams,
     },
     telemetry::{explain::Explanation, trace::Propagation},
@@ -47,7 +48,12 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     /// Channels in use, by target and profile: equal targets share one.
     channels: Mutex<HashMap<(String, Profile), Weak<Core>>>,
+    /// Targets that only [`Mesh::explain`] asked for, the newest first.
+    explained: Mutex<Vec<MeshChannel>>,
 }
+
+/// At most this many targets are watched for [`Mesh::explain`] alone.
+const MAX_EXPLAINED: usize = 8;
 
 /// Builds a [`Mesh`].
 #[derive(Debug)]
@@ -128,7 +134,8 @@ impl Mesh {
         let open = {
             let channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
             let mut open: Vec<_> = channels.values().filter_map(Weak::upgrade).filter(|c| c.serves(&host)).collect();
-            open.sort_by_key(|c| !matches!(**c.resolver.state(), State::Ready(_)));
+            let profile = if is_grpc(&request.headers) { Profile::Grpc } else { Profile::Envoy };
+            open.sort_by_key(|c| (!matches!(**c.resolver.state(), State::Ready(_)), c.profile != profile));
             open.into_iter().next()
         };
         if let Some(core) = open {
@@ -146,7 +153,14 @@ impl Mesh {
             format!("{host}:80")
         };
         match self.open(Target::Xds { authority: None, name }, self.inner.profile.unwrap_or(Profile::Envoy)) {
-            Ok(channel) => narrate::request(&channel.core, request),
+            Ok(channel) => {
+                let explanation = narrate::request(&channel.core, request);
+                // Kept, so that the next question finds the answer.
+                let mut explained = self.inner.explained.lock().unwrap_or_else(PoisonError::into_inner);
+                explained.truncate(MAX_EXPLAINED - 1);
+                explained.insert(0, channel);
+                explanation
+            }
             Err(error) => Explanation::of("target", error.to_string()),
         }
     }
@@ -315,6 +329,7 @@ impl MeshBuilder {
             dns: self.dns,
             runtime,
             channels: Mutex::default(),
+            explained: Mutex::default(),
         };
         Ok(Mesh { inner: Arc::new(inner) })
     }

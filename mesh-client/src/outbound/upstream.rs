@@ -96,8 +96,8 @@ impl Upstreams {
 
 impl Upstream {
     /// A share of the retry budget, if there is one left.
-    pub(crate) fn retry_permit(&self) -> Option<Permit> {
-        self.live.budget().try_acquire(self.live.breaker().in_use(Resource::Requests))
+    pub(crate) fn retry_permit(&self, profile: Profile) -> Option<Permit> {
+        self.live.budget().try_acquire_as(profile, self.live.breaker().in_use(Resource::Requests))
     }
 }
 

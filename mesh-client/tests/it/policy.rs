@@ -187,3 +187,41 @@ async fn faults_are_injected_as_the_virtual_service_says() {
     // Six standard deviations.
     assert!((140..=260).contains(&aborted), "{aborted} of 400");
 }
+
+#[tokio::test]
+async fn a_grpc_mesh_retries_more_than_the_clusters_default_at_once() {
+    const CALLS: u32 = 10;
+    let backend = greeter("failing").await;
+    backend.state().set_unavailable(true);
+    // No budget is configured: `max_retries` of 3 is Envoy's default, and no rule of gRPC's (gRFC A44).
+    let retries = "retries: {attempts: 5, retryOn: unavailable, backoff: 3000s}";
+    let world = World::new(&(service(&[("one", backend.addr())]) + &route(retries))).await;
+    let mut held = tokio::task::JoinSet::new();
+    for _ in 0..CALLS {
+        let channel = world.channel.clone();
+        held.spawn(async move { hello(&channel).await });
+    }
+    until("all back off at once", async || world.channel.load().retries == CALLS).await;
+    held.shutdown().await;
+    until("all is given back", async || world.channel.load().is_idle()).await;
+}
+
+#[tokio::test]
+async fn a_callers_own_failing_stream_is_not_held_against_the_endpoint() {
+    let backends = [greeter("a").await, greeter("b").await];
+    let outlier = "{outlierDetection: {consecutive5xxErrors: 2, interval: 3000s, baseEjectionTime: 3000s, maxEjectionPercent: 100}}";
+    let yaml =
+        service(&[("a", backends[0].addr()), ("b", backends[1].addr())]) + &route(NO_RETRY) + &rule(outlier, &[]);
+    let world = World::new(&yaml).await;
+    for _ in 0..20 {
+        let broken = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from_static(b"\0"))), Err("broken")]);
+        let body = http_body_util::StreamBody::new(broken);
+        let request = http::Request::post("/helloworld.Greeter/Chat").header("content-type", "application/grpc");
+        // The answer may begin before the stream breaks; then its body fails.
+        if let Ok(response) = world.channel.clone().oneshot(request.body(body).unwrap()).await {
+            let _ = http_body_util::BodyExt::collect(response.into_body()).await;
+        }
+    }
+    assert!(!world.explain().contains("ejected"), "{}", world.explain());
+    hello(&world.channel).await.unwrap();
+}

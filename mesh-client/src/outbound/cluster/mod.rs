@@ -91,8 +91,6 @@ pub(crate) enum Pick<L: Link = Subchannel> {
     Endpoint(Arc<Endpoint<L>>),
     /// Nothing to send it to (gRPC: UNAVAILABLE).
     Fail(Arc<Unavailable>),
-    /// Dropped by the assignment's `drop_overload` of this category (gRPC: UNAVAILABLE; not retried).
-    Drop(Arc<str>),
 }
 
 /// Why no endpoint can be picked. Displays as a sentence; the connection error is its source.
@@ -207,14 +205,17 @@ impl<L: Link> LiveCluster<L> {
         self.breaker.acquire(Resource::Requests)
     }
 
+    /// Whether the assignment's `drop_overload` drops this request, and for which category: each in turn takes its share of
+    /// what the ones before left. Asked once per request, before the circuit breaker (gRFC A32); not retried.
+    pub(crate) fn drop_overload(&self, rng: &mut fastrand::Rng) -> Option<Arc<str>> {
+        let view = self.view.load();
+        let dropped = view.assignment.drops.iter().find(|d| d.percentage.admits(rng.u32(0..1_000_000)));
+        dropped.map(|overload| overload.category.clone())
+    }
+
     /// Chooses an endpoint, another than those in `exclude` when there is one.
     pub(crate) fn pick(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
         let view = self.view.load();
-        for overload in &view.assignment.drops {
-            if overload.percentage.admits(rng.u32(0..1_000_000)) {
-                return Pick::Drop(overload.category.clone());
-            }
-        }
         match view.pick(exclude, rng) {
             Ok(Some(endpoint)) => Pick::Endpoint(endpoint),
             Ok(None) => {

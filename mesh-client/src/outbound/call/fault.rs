@@ -1,0 +1,75 @@
+//! Injected faults.
+
+use crate::{
+    Error,
+    body::MeshBody,
+    channel::Core,
+    error::Kind,
+    outbound::{
+        filter::FaultAbortStatus,
+        resolve::{Routing, UpstreamRef},
+        route::{ClusterChoice, RequestHead, RouteEntry},
+        timeout::Deadline,
+    },
+    telemetry::explain::Explain,
+};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use tokio::time::Instant;
+
+/// gRFC A33: every filter delays or aborts by its own draw.
+#[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
+pub(super) async fn inject(
+    core: &Core,
+    routing: &Routing,
+    route: &RouteEntry<UpstreamRef>,
+    choice: &ClusterChoice<UpstreamRef>,
+    head: &Parts,
+    grpc: bool,
+    deadline: Option<&Deadline>,
+    explain: Option<&Explain>,
+) -> Result<Option<Response<MeshBody>>, Error> {
+    for fault in &choice.faults {
+        let plan = {
+            let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+            fault.decide(&RequestHead::new(&head.method, &head.uri, &head.headers), &mut rng)
+        };
+        if let Some(delay) = plan.delay {
+            if let Some(explain) = explain {
+                explain.add("fault", format!("delayed by {delay:?}"));
+            }
+            let over = deadline.filter(|d| d.remaining(Instant::now()) <= delay);
+            tokio::time::sleep(over.map_or(delay, |d| d.remaining(Instant::now()))).await;
+            if let Some(deadline) = over {
+                let message = format!(
+                    "deadline of {:?} exceeded in an injected delay of {delay:?} ({})",
+                    deadline.limit, deadline.source
+                );
+                return Err(core.local(routing, Kind::Timeout, message, Some(route), None));
+            }
+        }
+        if let Some(abort) = plan.abort {
+            if let Some(explain) = explain {
+                explain.add("fault", format!("aborted with gRPC status {} / HTTP {}", abort.grpc, abort.http));
+            }
+            return Ok(Some(abort_response(abort, grpc)));
+        }
+    }
+    Ok(None)
+}
+
+fn abort_response(abort: FaultAbortStatus, grpc: bool) -> Response<MeshBody> {
+    if !grpc {
+        let mut response = Response::new(MeshBody::local(Bytes::from_static(FaultAbortStatus::MESSAGE.as_bytes())));
+        *response.status_mut() = StatusCode::from_u16(abort.http).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        return response;
+    }
+    let mut response = Response::new(MeshBody::local(Bytes::new()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(abort.grpc));
+    if abort.grpc != 0 {
+        headers.insert("grpc-message", HeaderValue::from_static(FaultAbortStatus::MESSAGE));
+    }
+    response
+}
