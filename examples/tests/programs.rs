@@ -1,4 +1,5 @@
 //! The programs as a user runs them: processes of their own, on a control plane with the quickstart's YAML.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Output, Stdio};

@@ -62,7 +62,7 @@ fn main() -> Result<ExitCode> {
             write!(out, "  {name:<34}")?;
             let mut costs = Vec::new();
             for count in &options.endpoints {
-                let bench = PickBench::new(policy.clone(), *count);
+                let bench = PickBench::new(*policy, *count);
                 let cost = median((0..PARTS).map(|_| run(&bench, threads, part)).collect());
                 write!(out, " {cost:>10.1}")?;
                 costs.push(cost);
