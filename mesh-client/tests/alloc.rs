@@ -69,7 +69,7 @@ trait Call: Clone + 'static {
 
 impl Call for Bare {
     async fn call(&self) {
-        finish(Bare::call(self, request()).await.expect("the server answers")).await;
+        finish(Self::call(self, request()).await.expect("the server answers")).await;
     }
 }
 
