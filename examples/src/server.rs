@@ -55,14 +55,15 @@ pub fn tls(acceptor: mesh_tls::Acceptor) -> Accept {
         let acceptor = acceptor.clone();
         Box::pin(async move {
             let stream = acceptor.accept(tcp).await.map_err(io::Error::other)?;
-            let peer = stream.peer().map(|peer| Peer(peer.to_string()));
+            let peer = stream.peer().and_then(|peer| peer.spiffe_id()).map(|id| Peer(id.to_string()));
             Ok(Accepted { stream: Box::new(stream), peer })
         })
     })
 }
 
 /// An acceptor with the identity that `mesh-control serve --ca` keeps in `dir`: `cert.pem`, `key.pem` and `ca.pem`. The files
-/// are read again every second, so that a renewed certificate is used at once.
+/// are read again every second, so that a renewed certificate is used at once. Callers over TLS need a certificate with one
+/// SPIFFE id.
 ///
 /// # Errors
 /// A file is missing or wrong; the error names it.

@@ -168,5 +168,8 @@ fn san_matcher(matcher: &StringMatcher) -> SanMatcher {
 }
 
 fn names_spiffe_id(matcher: &StringMatcher) -> bool {
-    matches!(&matcher.pattern, StringPattern::Exact(value) if value.starts_with("spiffe://"))
+    match &matcher.pattern {
+        StringPattern::Exact(value) | StringPattern::Prefix(value) => value.starts_with("spiffe://"),
+        _ => false,
+    }
 }

@@ -98,13 +98,14 @@ struct Inner {
 }
 
 impl ServerSettings {
-    /// Mutual TLS, strict, with both our certificate and the roots from `source`; ALPN `h2` and `http/1.1`.
+    /// Mutual TLS, strict, with both our certificate and the roots from `source`; clients show exactly one SPIFFE id
+    /// ([`PeerCheck::Spiffe`]); ALPN `h2` and `http/1.1`.
     pub fn mtls(source: Arc<dyn Source>) -> Self {
         Self {
             roots: Roots::Source(source.clone()),
             identity: source,
             client_auth: ClientAuth::Required,
-            check: PeerCheck::Chain,
+            check: PeerCheck::Spiffe,
             san_matchers: Vec::new(),
             alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             mode: Mode::Strict,

@@ -205,6 +205,27 @@ async fn usage_is_checked_for_the_role() {
 }
 
 #[tokio::test]
+async fn mutual_tls_takes_only_callers_with_one_spiffe_id() {
+    let ca = Ca::new("ca");
+    let server = mtls_server(&source(&ca.svid(BOB), ca.roots()));
+    let named = |uris: &[&str]| {
+        let sans = uris.iter().map(|id| uri(id)).chain([rcgen::SanType::DnsName("a.b".try_into().unwrap())]).collect();
+        ca.issue(|params| params.subject_alt_names = sans)
+    };
+    let two = [ALICE, "spiffe://td/mallory"];
+    for uris in [&[][..], &two] {
+        let client = mtls_client(&source(&named(uris), ca.roots()));
+        let (near, far) = handshake(&client, &server, None).await;
+        let uris = uris.iter().map(|uri| (*uri).to_owned()).collect();
+        assert_eq!(refusal(far.unwrap_err()).reason, Reason::NotOneUri { uris });
+        assert!(near.unwrap_err().to_string().contains("bad_certificate"));
+    }
+    let (near, far) = handshake(&mtls_client(&source(&named(&[ALICE]), ca.roots())), &server, None).await;
+    near.unwrap();
+    assert_eq!(far.unwrap().peer().unwrap().spiffe_id().unwrap().to_string(), ALICE);
+}
+
+#[tokio::test]
 async fn trust_domains_are_kept_apart() {
     let (ca, other) = (Ca::new("ca"), Ca::new("other"));
     let map = bundle_map(&[("td", &ca), ("other", &other)]);
@@ -230,7 +251,8 @@ async fn without_spiffe_rules_any_name_of_a_trusted_authority_is_accepted() {
     let ca = Ca::new("ca");
     let pair = ca.issue(|_| {});
     let client = mtls_client(&source(&pair, ca.roots()));
-    let server = mtls_server(&source(&pair, ca.roots()));
+    let settings = ServerSettings { check: PeerCheck::Chain, ..ServerSettings::mtls(source(&pair, ca.roots())) };
+    let server = Acceptor::new(settings, provider()).unwrap();
     let (near, far) = handshake(&client, &server, None).await;
     assert!(near.unwrap().1.spiffe_id().is_none() && far.is_ok());
 }

@@ -2,15 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use examples::backend::{Backend, HttpBackend, Options};
-use examples::server::{self, Accept, Peer};
+use examples::server::{acceptor, tls};
 use mesh_client::{Mesh, MeshChannel};
 use mesh_control::{CertificateAuthority, ControlPlane, Event};
-use mesh_tls::{Acceptor, FileSource, FileSourceConfig, Mode, ServerSettings};
+use mesh_tls::{Acceptor, Mode};
 use tempfile::TempDir;
 
 use crate::report::Report;
@@ -43,11 +42,11 @@ impl World {
         std::fs::create_dir(&mesh_dir)?;
         // The greeters hold certificates from the dev CA from the start; they take plaintext too, until told otherwise.
         let ca = CertificateAuthority::open(&ca_dir, "cluster.local", Duration::from_secs(24 * 3600))?;
-        let acceptor = acceptor(&ca.issue("default", "greeter")?)?;
+        let acceptor = acceptor(&ca.issue("default", "greeter")?, Mode::Permissive)?;
 
         let mut greeters = Vec::new();
         for name in ["v1-a", "v1-b", "v2"] {
-            let options = Options { accept: accept(acceptor.clone()), ..Options::default() };
+            let options = Options { accept: tls(acceptor.clone()), ..Options::default() };
             greeters.push(Backend::start(name, ANY, options).await?);
         }
         let reviews = HttpBackend::start("reviews", ANY, Options::default()).await?;
@@ -164,30 +163,6 @@ impl World {
         }
         self.reviews.kill().await;
     }
-}
-
-fn acceptor(identity: &Path) -> anyhow::Result<Acceptor> {
-    let crypto = mesh_tls::default_provider();
-    let mut files = FileSourceConfig::new("greeter", crypto.clone());
-    files.certificate_file = Some(identity.join("cert.pem"));
-    files.private_key_file = Some(identity.join("key.pem"));
-    files.ca_certificate_file = Some(identity.join("ca.pem"));
-    files.refresh_interval = Duration::from_secs(1);
-    let source = FileSource::new(files, &tokio::runtime::Handle::current())?;
-    let settings = ServerSettings { mode: Mode::Permissive, ..ServerSettings::mtls(Arc::new(source)) };
-    Ok(Acceptor::new(settings, crypto)?)
-}
-
-/// The handshake of a greeter's connection: mTLS, or plaintext while the acceptor is permissive.
-fn accept(acceptor: Acceptor) -> Accept {
-    Arc::new(move |tcp| {
-        let acceptor = acceptor.clone();
-        Box::pin(async move {
-            let stream = acceptor.accept(tcp).await.map_err(std::io::Error::other)?;
-            let peer = stream.peer().and_then(|p| p.spiffe_id()).map(|id| Peer(id.to_string()));
-            Ok(server::Accepted { stream: Box::new(stream), peer })
-        })
-    })
 }
 
 /// Copies `examples/mesh`, with the ports that are served here.
