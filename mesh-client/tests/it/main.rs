@@ -12,6 +12,7 @@ mod docs;
 mod faults;
 mod layers;
 mod mesh_layer;
+mod mtls;
 mod policy;
 mod routing;
 mod yaml;
