@@ -10,6 +10,7 @@ mod cancel;
 mod control_plane;
 mod docs;
 mod faults;
+mod features;
 mod layers;
 mod mesh_layer;
 mod mtls;
