@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 
 /// The body of a response. It is the flow control: once the window is full, the peer sends what was read.
 ///
@@ -30,8 +30,8 @@ struct H2 {
     lease: Guard,
     /// Bytes to come, where `content-length` said.
     length: Option<u64>,
-    /// The rest of the request, which ends with an unfinished response.
-    upload: Option<AbortHandle>,
+    /// Tells the rest of the request that the response is complete; dropped, that nobody reads it.
+    upload: Option<oneshot::Sender<()>>,
 }
 
 /// The stream counts until both its directions ended.
@@ -47,24 +47,25 @@ impl RecvBody {
         B::Error: Into<BoxError>,
     {
         let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let Some(upload) = upload else {
-            if stream.is_end_stream() {
-                return Self(Inner::Ended);
+        if stream.is_end_stream() {
+            if let Some(upload) = upload {
+                upload.end();
             }
+            return Self(Inner::Ended);
+        }
+        let Some(upload) = upload else {
             return Self(Inner::H2(H2 { stream, lease: Guard::Own(lease), length, upload: None }));
         };
         // Its own task only here: the caller need not read the response for the request to go on.
         let lease = Arc::new(lease);
         let runtime = lease.shared.runtime.clone();
         let held = Arc::clone(&lease);
-        let task = runtime.spawn(async move {
-            upload.finish().await;
+        let (tell, response) = oneshot::channel();
+        runtime.spawn(async move {
+            upload.finish(response).await;
             drop(held);
         });
-        if stream.is_end_stream() {
-            return Self(Inner::Ended);
-        }
-        Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(task.abort_handle()) }))
+        Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(tell) }))
     }
 
     pub(super) fn h1(body: Incoming, mut lease: Lease) -> Self {
@@ -93,19 +94,28 @@ impl H2 {
                 Err(error) => Some(Err(error)),
             },
         };
-        // The response is complete: what is left of the request goes on by itself.
         if !matches!(result, Some(Err(_))) {
-            self.upload = None;
+            self.complete();
         }
         let shared = &self.lease.get().shared;
         Poll::Ready(result.map(|frame| frame.map_err(|error| h2::from_h2(error, Some(shared)).after_headers())))
     }
 }
 
+impl H2 {
+    /// The response was read to its end: the rest of the request is of no use.
+    fn complete(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            // Fails if it was all sent.
+            let _ = upload.send(());
+        }
+    }
+}
+
 impl Drop for H2 {
     fn drop(&mut self) {
-        if let Some(upload) = &self.upload {
-            upload.abort();
+        if self.upload.is_some() && self.stream.is_end_stream() {
+            self.complete();
         }
     }
 }
@@ -141,7 +151,9 @@ impl Body for RecvBody {
         let ended = match &frame {
             Some(Ok(frame)) if frame.is_data() => match &self.0 {
                 Inner::H1 { lease, .. } => !lease.dirty,
-                _ => false,
+                // Who sees the end may not poll again, and the upload waits for it.
+                Inner::H2(body) => body.upload.is_some() && body.stream.is_end_stream(),
+                Inner::Ended => false,
             },
             _ => true,
         };

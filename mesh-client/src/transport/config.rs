@@ -16,7 +16,8 @@ pub(crate) enum Protocol {
 /// PINGs that notice a silent peer (gRFC A8). HTTP/2 only. Set with [`MeshBuilder::keepalive`](crate::MeshBuilder::keepalive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
-    /// A PING is sent once the peer was silent for this long (up to half as long again). Default 30 s.
+    /// A PING is sent once the peer was silent for this long (up to half as long again). Default 30 s; less than one
+    /// second counts as one second.
     pub interval: Duration,
     /// Between further PINGs while nothing but their answers arrives. gRPC servers count PINGs closer than five minutes
     /// as strikes until they send something themselves, and go away at the third. Default 301 s.

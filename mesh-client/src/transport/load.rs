@@ -19,14 +19,15 @@ impl Load {
     ///
     /// Returns the word as it is afterwards.
     pub(super) fn try_start(&self, limit: u32) -> Option<Snapshot> {
-        let mut word = self.0.load(Ordering::Relaxed);
+        // Whoever finds no room was announced before, by another word: no relaxed load.
+        let mut word = self.0.load(Ordering::SeqCst);
         loop {
             let now = Snapshot(word);
             if now.is_closed() || now.in_flight() >= limit {
                 return None;
             }
             let next = word.wrapping_add((1 << STARTED) + 1);
-            match self.0.compare_exchange_weak(word, next, Ordering::SeqCst, Ordering::Relaxed) {
+            match self.0.compare_exchange_weak(word, next, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return Some(Snapshot(next)),
                 Err(changed) => word = changed,
             }

@@ -36,8 +36,11 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the owner of a connection wants to hear of it. Called from any task; must not block.
 pub(crate) trait Events: Send + Sync + 'static {
-    /// A stream ended, or the peer raised its limit, while [`Connection::set_starved`] was on.
+    /// A stream ended while [`Connection::set_starved`] was on: there is room for one.
     fn capacity(&self);
+
+    /// The peer raised its limit while [`Connection::set_starved`] was on: there may be room for many.
+    fn raised(&self);
 
     /// The connection takes no new streams any more.
     fn unusable(&self);
@@ -116,7 +119,7 @@ impl Connection {
     /// Usable, and fewer streams in flight than the peer allows now (HTTP/1.1: idle).
     pub(crate) fn has_capacity(&self) -> bool {
         let now = self.0.load.snapshot();
-        !now.is_closed() && now.in_flight() < self.0.limit.load(Ordering::Relaxed)
+        !now.is_closed() && now.in_flight() < self.0.limit.load(Ordering::SeqCst)
     }
 
     /// Streams in flight: reserved, and not yet ended.
@@ -140,7 +143,7 @@ impl Connection {
         Some(lease)
     }
 
-    /// While on, [`Events::capacity`] is called whenever a stream becomes free.
+    /// While on, [`Events::capacity`] and [`Events::raised`] are called whenever streams become free.
     pub(crate) fn set_starved(&self, starved: bool) {
         self.0.starved.store(starved, Ordering::SeqCst);
     }
@@ -176,7 +179,8 @@ impl Lease {
     /// Sends `request` and waits for the response headers.
     ///
     /// Headers and the first frame of the body leave in one write. A body that is not at its end when the response
-    /// headers arrive goes on being sent by a task of its own, until its end, a reset, or the drop of the response body.
+    /// headers arrive goes on being sent by a task of its own, until its end, a reset, or the end or drop of the response
+    /// body: what a peer that answered in full has not read, it does not want (RFC 9113 section 8.1).
     /// A unary call spawns and boxes nothing.
     ///
     /// # Errors
@@ -208,8 +212,10 @@ impl Drop for Lease {
             if now.in_flight() == 0 {
                 self.shared.wire.shut();
             }
-        } else if self.shared.starved.load(Ordering::SeqCst) {
-            self.shared.notify_capacity();
+        } else if self.shared.starved.load(Ordering::SeqCst)
+            && let Some(events) = &self.shared.events
+        {
+            events.capacity();
         }
     }
 }
@@ -255,14 +261,11 @@ impl Shared {
 
     fn set_limit(&self, limit: usize) {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(i32::MAX as u32);
-        if self.limit.swap(limit, Ordering::SeqCst) < limit && self.starved.load(Ordering::SeqCst) {
-            self.notify_capacity();
-        }
-    }
-
-    fn notify_capacity(&self) {
-        if let Some(events) = &self.events {
-            events.capacity();
+        if self.limit.swap(limit, Ordering::SeqCst) < limit
+            && self.starved.load(Ordering::SeqCst)
+            && let Some(events) = &self.events
+        {
+            events.raised();
         }
     }
 

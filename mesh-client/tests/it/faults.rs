@@ -92,7 +92,7 @@ async fn keepalive_notices_a_peer_that_went_silent() {
     let silent = H2Server::start(|_| Then::Freeze).await;
     let good = greeter("good").await;
     let keepalive =
-        Keepalive { interval: Duration::from_millis(50), timeout: Duration::from_millis(200), ..Keepalive::default() };
+        Keepalive { interval: Duration::from_secs(1), timeout: Duration::from_millis(200), ..Keepalive::default() };
     let mesh = Mesh::builder().keepalive(Some(keepalive)).build().await.unwrap();
     let channel = mesh.fixed_channel(&[silent.addr()]).unwrap();
     let status = prompt_hello(&channel).await.unwrap_err();

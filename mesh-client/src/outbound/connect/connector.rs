@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
     runtime::Handle,
     sync::{Semaphore, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 /// What the connections of one cluster have in common.
@@ -20,7 +20,7 @@ use tokio::{
 pub(crate) struct ConnectorSettings {
     /// Spoken where TLS negotiates nothing else by ALPN.
     pub(crate) protocol: Protocol,
-    /// For TCP, TLS and the peer's SETTINGS together.
+    /// For TCP, TLS and the peer's SETTINGS together. Before TLS an attempt may wait as long again for its turn.
     pub(crate) connect_timeout: Duration,
     /// A connection without a stream for this long (up to a quarter longer) is closed. Zero: never.
     pub(crate) idle_timeout: Duration,
@@ -100,7 +100,8 @@ impl Connector {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// TCP, TLS, HTTP, within the connect timeout; time spent waiting for a handshake slot is not counted.
+    /// TCP, TLS, HTTP, within the connect timeout. The wait for a handshake slot is not the endpoint's fault and has a
+    /// bound of its own, as long again.
     pub(super) async fn open(&self, address: SocketAddr, events: Arc<dyn Events>) -> Result<Opened, ConnectError> {
         let limit = self.settings.connect_timeout;
         let timed_out = |stage| ConnectError::Timeout { address, stage, limit };
@@ -114,7 +115,8 @@ impl Connector {
         let _ = tcp.set_nodelay(true);
         let spent = begun.elapsed();
         // Never closed; and if it were, nothing would bound the handshakes, which still work.
-        let _slot = self.handshakes.acquire().await.ok();
+        let slot = timeout(limit, self.handshakes.acquire()).await;
+        let _slot = slot.map_err(|_| timed_out("the wait for a handshake slot"))?.ok();
         let deadline = Instant::now() + limit.saturating_sub(spent);
         let Security::Tls(tls) = &self.settings.security else {
             let connection = timeout_at(deadline, self.speak(tcp, self.settings.protocol, address, None, events));

@@ -39,7 +39,7 @@ pub(crate) enum ConnectError {
         /// What happened instead.
         source: TransportError,
     },
-    /// `connect_timeout` passed.
+    /// `connect_timeout` passed, over the attempt or over the wait for a handshake slot.
     #[error("connect to {address}: {stage} took longer than {limit:?}")]
     Timeout {
         /// The endpoint.

@@ -52,6 +52,8 @@ struct Core {
     failures: u32,
     /// No attempt until the timer says so.
     in_backoff: bool,
+    /// The number of the timer that counts; those before it are stale.
+    timer: u32,
     last_error: Option<Arc<ConnectError>>,
     removed: bool,
     notify: Arc<Notify>,
@@ -152,7 +154,7 @@ impl Subchannel {
     pub(crate) fn drain(&self) {
         let connections = self.with_core(|core| {
             core.removed = true;
-            core.in_backoff = false;
+            core.end_backoff();
             // Attempts and timers end; supervisors only see their connections off.
             core.stop = watch::Sender::new(());
             core.attempts = 0;
@@ -233,7 +235,9 @@ impl Subchannel {
     }
 
     /// Ends the backoff after its time, and tries again by itself.
-    fn start_timer(&self, core: &Core) {
+    fn start_timer(&self, core: &mut Core) {
+        core.timer = core.timer.wrapping_add(1);
+        let timer = core.timer;
         let delay = self.connector.settings.backoff.delay(core.failures, fastrand::f64());
         let me = Weak::clone(&self.me);
         let mut stop = core.stop.subscribe();
@@ -244,6 +248,9 @@ impl Subchannel {
             }
             let Some(me) = me.upgrade() else { return };
             me.with_core(|core| {
+                if core.timer != timer {
+                    return;
+                }
                 core.in_backoff = false;
                 if !core.removed && core.attempts == 0 && (core.connections.is_empty() || core.waiters > 0) {
                     me.attempt(core);
@@ -263,6 +270,7 @@ impl Subchannel {
             core.attempts -= usize::from(attempted);
             core.failures = 0;
             core.last_error = None;
+            core.end_backoff();
             connection.set_starved(core.waiters > 0);
             core.connections.push(connection.clone());
             core.wake = true;
@@ -365,12 +373,21 @@ impl Default for Core {
             waiters: 0,
             failures: 0,
             in_backoff: false,
+            timer: 0,
             last_error: None,
             removed: false,
             notify: Arc::new(Notify::new()),
             wake: false,
             stop: watch::Sender::new(()),
         }
+    }
+}
+
+impl Core {
+    /// Attempts are allowed again, and the timer means nothing any more.
+    fn end_backoff(&mut self) {
+        self.in_backoff = false;
+        self.timer = self.timer.wrapping_add(1);
     }
 }
 
@@ -403,6 +420,10 @@ impl Drop for Waiter<'_> {
 impl Events for Listener {
     fn capacity(&self) {
         self.notify.notify_one();
+    }
+
+    fn raised(&self) {
+        self.notify.notify_waiters();
     }
 
     fn unusable(&self) {

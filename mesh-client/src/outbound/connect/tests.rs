@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 use support::{Server, call, connector, refused, until, within};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 
 #[tokio::test]
 async fn connects_on_first_use_and_keeps_the_connection() {
@@ -78,6 +82,86 @@ async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
     let second = within(subchannel.acquire()).await.expect_err("in backoff");
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
+}
+
+/// A subchannel in backoff, whose endpoint then comes up and is connected to by other means than its timer.
+async fn recovered(backoff: Duration) -> (Server, Arc<super::Connector>, Arc<Subchannel>) {
+    let address = refused().await;
+    let backoff = Backoff { base: backoff, max: backoff };
+    let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
+    let subchannel = Subchannel::new(address, Arc::clone(&connector));
+    within(subchannel.acquire()).await.expect_err("refused");
+    let mut server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    let opened = within(connector.open(address, subchannel.listener())).await.expect("connected");
+    subchannel.add(opened, None, false);
+    assert_eq!(subchannel.state(), Connectivity::Ready);
+    server.until_open(1).await;
+    (server, connector, subchannel)
+}
+
+#[tokio::test]
+async fn a_connection_ends_the_backoff_of_the_attempts_before_it() {
+    let (server, connector, subchannel) = recovered(Duration::from_secs(3600)).await;
+    let address = server.address;
+    drop(server);
+    until(&subchannel, &connector, Connectivity::Idle).await;
+    let _server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    assert_eq!(call(within(subchannel.acquire()).await.expect("connected at once"), "/").await, "0");
+}
+
+#[tokio::test]
+async fn a_backoff_that_is_over_does_not_shorten_the_next() {
+    let backoff = Duration::from_millis(500);
+    let (server, connector, subchannel) = recovered(backoff).await;
+    let address = server.address;
+    // The first timer would end in the middle of the second backoff.
+    sleep(backoff / 2).await;
+    drop(server);
+    until(&subchannel, &connector, Connectivity::Idle).await;
+    within(subchannel.acquire()).await.expect_err("refused");
+    let begun = Instant::now();
+    let listener = TcpListener::bind(address).await.expect("rebind");
+    within(listener.accept()).await.expect("the next attempt");
+    // Jitter is a fifth; some time passed between the failure and its sight.
+    assert!(begun.elapsed() >= backoff * 7 / 10, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_raised_stream_limit_wakes_all_who_wait() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let connector = connector(ConnectorSettings::default(), None);
+    let subchannel = Subchannel::new(listener.local_addr().expect("address"), Arc::clone(&connector));
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let subchannel = Arc::clone(&subchannel);
+            tokio::spawn(async move { subchannel.acquire().await.expect("stream") })
+        })
+        .collect();
+    let (io, _) = within(listener.accept()).await.expect("accept");
+    let (mut read, mut write) = io.into_split();
+    tokio::spawn(async move { while read.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {} });
+    // SETTINGS_MAX_CONCURRENT_STREAMS: 0, then 100.
+    let settings = |limit: u8| [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, limit];
+    write.write_all(&settings(0)).await.expect("write");
+    until(&subchannel, &connector, Connectivity::Ready).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    write.write_all(&settings(100)).await.expect("write");
+    // All of them at once: none gives its stream back.
+    let leases = within(futures::future::join_all(waiting)).await;
+    assert!(leases.iter().all(Result::is_ok));
+    assert_eq!(subchannel.in_flight(), 20);
+}
+
+#[tokio::test]
+async fn the_wait_for_a_handshake_slot_is_bounded_and_says_so() {
+    let server = Server::start(Protocol::Http2, 100).await;
+    let settings = ConnectorSettings { connect_timeout: Duration::from_millis(50), ..Default::default() };
+    let slots = Arc::new(tokio::sync::Semaphore::new(0));
+    let connector = super::Connector::new(settings, slots, None, tokio::runtime::Handle::current());
+    let error = within(Subchannel::new(server.address, connector).acquire()).await.expect_err("no slot");
+    assert!(error.to_string().ends_with("the wait for a handshake slot took longer than 50ms"), "{error}");
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ pub(crate) enum Pushback {
 pub(crate) enum Failure {
     /// The connection could not be made, or not in time.
     Connect,
-    /// The chosen connection ended before anything of the request was written: it never left the client.
+    /// The chosen connection ended or failed before anything of the request was written: it never left the client.
     NeverSent,
     /// REFUSED_STREAM, or a GOAWAY that excludes the stream: the server did not process it.
     Refused,
@@ -119,7 +119,8 @@ impl Failure {
         match error.kind() {
             Kind::NotSent => Self::NeverSent,
             Kind::RequestBody | Kind::InvalidRequest => Self::Local,
-            _ if error.is_unprocessed() => Self::Refused,
+            Kind::GoAway | Kind::RefusedStream if error.is_unprocessed() => Self::Refused,
+            _ if error.is_unprocessed() => Self::NeverSent,
             Kind::Reset(reason) => Self::Reset(Some(reason)),
             _ => Self::Reset(None),
         }

@@ -3,22 +3,35 @@
 use super::Shared;
 use crate::transport::{Keepalive, Kind};
 use h2::{Ping, PingPong};
-use std::{future::poll_fn, sync::Arc};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
+
+/// The shortest [`Keepalive::interval`].
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How the watch over a connection ended.
+enum Verdict {
+    /// The peer did not answer.
+    Silent,
+    /// The connection ended by itself, for a reason of its own.
+    Gone,
+}
 
 /// Runs until the connection is closed, by the peer's silence or otherwise.
 pub(super) async fn run(shared: Arc<Shared>, pings: PingPong, config: Keepalive) {
     tokio::select! {
         () = shared.closed() => {}
-        () = watch(&shared, pings, config) => shared.abort(Kind::KeepaliveTimeout),
+        verdict = watch(&shared, pings, config) => match verdict {
+            Verdict::Silent => shared.abort(Kind::KeepaliveTimeout),
+            Verdict::Gone => {}
+        }
     }
 }
 
-/// Returns when the peer did not answer, or the connection is gone.
-async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) {
+async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) -> Verdict {
     let activity = &shared.h2().engine.activity;
-    let step = config.interval / 2;
-    let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos().max(1));
+    let step = config.interval.max(MIN_INTERVAL) / 2;
+    let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos());
     let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
     loop {
         sleep(step).await;
@@ -32,15 +45,15 @@ async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) {
             continue;
         }
         if pings.send_ping(Ping::opaque()).is_err() {
-            return;
+            return Verdict::Gone;
         }
         // Anything that arrives proves life; only then is the PONG waited for on.
         loop {
             match timeout(config.timeout, poll_fn(|cx| pings.poll_pong(cx))).await {
                 Ok(Ok(_)) => break,
-                Ok(Err(_)) => return,
+                Ok(Err(_)) => return Verdict::Gone,
                 Err(_) if activity.reads() != seen => seen = activity.reads(),
-                Err(_) => return,
+                Err(_) => return Verdict::Silent,
             }
         }
         (seen, quiet, pinged) = (activity.reads(), 0, true);

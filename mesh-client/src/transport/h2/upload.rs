@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
+use tokio::sync::oneshot;
 
 /// Bytes of a body that are queued without waiting for the peer's window.
 const HEAD_START: usize = 64 << 10;
@@ -146,21 +147,37 @@ where
         }
     }
 
-    /// The rest of the upload as a task of its own: also ends when the peer resets the stream.
-    pub(in crate::transport) async fn finish(mut self) {
-        std::future::poll_fn(|cx| {
+    /// Ends the upload of a stream whose response is complete. RFC 9113 section 8.1 lets the client stop then; NO_ERROR
+    /// says that nothing failed.
+    pub(in crate::transport) fn end(mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.send_reset(Reason::NO_ERROR);
+        }
+    }
+
+    /// The rest of the upload as a task of its own: also ends when the peer resets the stream, and with its response.
+    ///
+    /// `response` is told when the response is complete, and closed when its body is dropped before.
+    pub(in crate::transport) async fn finish(mut self, mut response: oneshot::Receiver<()>) {
+        let complete = std::future::poll_fn(|cx| {
+            if let Poll::Ready(told) = Pin::new(&mut response).poll(cx) {
+                return Poll::Ready(told.is_ok());
+            }
             if let Poll::Ready(result) = self.poll(cx) {
                 if let Err(error) = result {
                     tracing::debug!(%error, "request body failed after the response headers");
                 }
-                return Poll::Ready(());
+                return Poll::Ready(false);
             }
             // Only a wake-up: the response body reports the reset.
             match self.stream.as_mut().map(|stream| stream.poll_reset(cx)) {
-                None | Some(Poll::Ready(_)) => Poll::Ready(()),
+                None | Some(Poll::Ready(_)) => Poll::Ready(false),
                 Some(Poll::Pending) => Poll::Pending,
             }
         })
         .await;
+        if complete {
+            self.end();
+        }
     }
 }

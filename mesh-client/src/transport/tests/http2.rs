@@ -182,6 +182,50 @@ async fn dropping_the_response_body_cancels_the_stream_and_the_upload() {
 }
 
 #[tokio::test]
+async fn an_upload_ends_with_its_response() {
+    let (connection, server) = pair(TransportConfig::default(), &server()).await;
+    let (seen, mut reset) = tokio::sync::mpsc::channel(2);
+    serve(server, move |request, mut respond| {
+        let seen = seen.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            let mut body = request.into_body();
+            let mut send = respond.send_response(Response::new(()), path == "/head").expect("open");
+            match path.as_str() {
+                "/data" => send.send_data(Bytes::from("all"), true).expect("send"),
+                "/trailers" => send.send_trailers(HeaderMap::new()).expect("send"),
+                _ => {}
+            }
+            // The request is still wanted, as far as HTTP goes.
+            let reason = loop {
+                match body.data().await {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => break error.reason(),
+                    None => break None,
+                }
+            };
+            seen.send(reason).await.expect("test");
+        }
+    });
+    // With the head, with the last frame (seen without a further poll), with trailers.
+    for (path, frames) in [("/head", 0), ("/data", 1), ("/trailers", 1)] {
+        let (feeder, body) = feed(1);
+        feeder.send(Ok(Frame::data(Bytes::from("first")))).await.expect("room");
+        let request = Request::post(format!("http://x.test{path}")).body(body).expect("request");
+        let response = within(lease(&connection).send(request)).await.expect("response");
+        let mut body = response.into_body();
+        for _ in 0..frames {
+            within(body.frame()).await.expect("frame").expect("no error");
+        }
+        within(feeder.closed()).await;
+        assert_eq!(within(reset.recv()).await, Some(Some(h2::Reason::NO_ERROR)), "{path}");
+        idle(&connection).await;
+        assert!(within(body.frame()).await.is_none(), "{path}: complete, not cut");
+    }
+    assert!(connection.is_usable());
+}
+
+#[tokio::test]
 async fn dropping_the_call_at_any_poll_gives_the_stream_back() {
     let (connection, server) = pair(TransportConfig::default(), server().initial_window_size(1000)).await;
     serve(server, echo);

@@ -154,6 +154,7 @@ impl Body for Feed {
 #[derive(Default)]
 pub(super) struct Heard {
     pub(super) capacity: AtomicUsize,
+    pub(super) raised: AtomicUsize,
     pub(super) unusable: AtomicUsize,
     pub(super) any: Notify,
 }
@@ -161,6 +162,11 @@ pub(super) struct Heard {
 impl Events for Heard {
     fn capacity(&self) {
         self.capacity.fetch_add(1, Ordering::SeqCst);
+        self.any.notify_one();
+    }
+
+    fn raised(&self) {
+        self.raised.fetch_add(1, Ordering::SeqCst);
         self.any.notify_one();
     }
 

@@ -54,7 +54,10 @@ fn transport_errors_say_whether_the_request_can_have_been_seen() {
     assert_eq!(of(Kind::Closed), Failure::Reset(None));
     assert_eq!(of(Kind::KeepaliveTimeout), Failure::Reset(None));
     assert_eq!(of(Kind::RequestBody), Failure::Local);
-    assert_eq!(Failure::of_transport(&TransportError::new(Kind::Io).unprocessed()), Failure::Refused);
+    for kind in [Kind::Io, Kind::Closed, Kind::KeepaliveTimeout] {
+        let unsent = TransportError::new(kind).unprocessed();
+        assert_eq!(Failure::of_transport(&unsent), Failure::NeverSent, "{kind:?}");
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
