@@ -323,7 +323,7 @@ async fn an_idle_connection_is_closed_after_its_time() {
     let lease = within(subchannel.acquire()).await.expect("lease");
     server.until_open(1).await;
     // In use it stays, however long.
-    tokio::time::sleep(Duration::from_millis(120)).await;
+    sleep(Duration::from_millis(120)).await;
     assert_eq!(subchannel.state(), Connectivity::Ready);
     drop(lease);
     until(&subchannel, &connector, Connectivity::Idle).await;
