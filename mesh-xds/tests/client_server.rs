@@ -338,3 +338,81 @@ async fn dropping_the_last_watch_unsubscribes_and_dropping_the_client_disconnect
     drop(client);
     timeout(GUARD, streams.wait_for(|streams| streams.is_empty())).await.expect("disconnects").unwrap();
 }
+
+async fn drop_and_watch_again() {
+    let cache = ResourceCache::new();
+    cache.set(greeter(&[1]));
+    let server = AdsServer::bind("127.0.0.1:0", cache).await.expect("binds");
+    let client = client(server.addr());
+    for round in 0..100 {
+        let mut watch = client.watch(None, "greeter", "greeter").expect("a known authority");
+        ready(&mut watch, |_| true).await;
+        drop(watch);
+        // Not at all, or anywhere between here and the unsubscription on the wire.
+        for _ in 0..round % 5 {
+            tokio::task::yield_now().await;
+        }
+        let mut again = client.watch(None, "greeter", "greeter").expect("a known authority");
+        let snapshot = ready(&mut again, |_| true).await;
+        assert_eq!(ports(&snapshot, "v1"), BTreeSet::from([1]));
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_is_dropped_and_watched_again_at_once_is_ready() {
+    drop_and_watch_again().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_is_dropped_and_watched_again_is_ready_on_many_threads() {
+    drop_and_watch_again().await;
+}
+
+#[tokio::test]
+async fn two_targets_swap_their_clusters_in_one_update_of_shared_routes() {
+    let serve = |clusters: [&str; 2]| {
+        let host = |(name, cluster): (&str, &str)| VirtualHost {
+            name: name.into(),
+            domains: vec![name.into()],
+            ..routes("", &[cluster]).virtual_hosts.remove(0)
+        };
+        let virtual_hosts = ["a", "b"].into_iter().zip(clusters).map(host).collect();
+        let shared = RouteConfiguration { virtual_hosts, ..routes("shared", &[]) };
+        ["a", "b"].iter().fold(ResourceSet::new().route(shared), |set, name| set.listener(listener(name, "shared")))
+    };
+    let full = |clusters| {
+        serve(clusters)
+            .cluster(cluster("x"))
+            .cluster(cluster("y"))
+            .endpoints(endpoints("x", &[1]))
+            .endpoints(endpoints("y", &[2]))
+    };
+    let cache = ResourceCache::new();
+    let (there, back) = (["x", "y"], ["y", "x"]);
+    cache.set(full(there));
+    let server = AdsServer::bind("127.0.0.1:0", cache.clone()).await.unwrap();
+    let client = client(server.addr());
+    let mut a = client.watch(None, "a", "a").unwrap();
+    let mut b = client.watch(None, "b", "b").unwrap();
+    for round in 0..10 {
+        let now = if round % 2 == 0 { there } else { back };
+        cache.set(full(now));
+        ready(&mut a, |snapshot| snapshot.clusters.contains_key(now[0])).await;
+        ready(&mut b, |snapshot| snapshot.clusters.contains_key(now[1])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_cluster_that_is_late_displaces_nothing_before_its_timer() {
+    let cache = ResourceCache::new();
+    cache.set(greeter(&[1]));
+    let server = AdsServer::bind("127.0.0.1:0", cache.clone()).await.unwrap();
+    let limit = Duration::from_secs(1);
+    let client = client_with(server.addr(), Timing { resource_timeout: Some(limit), ..Timing::default() });
+    let mut watch = client.watch(None, "greeter", "greeter").unwrap();
+    ready(&mut watch, |_| true).await;
+    let asked = tokio::time::Instant::now();
+    cache.set(greeter(&[1]).route(routes("greeter-routes", &["ghost"])));
+    ready(&mut watch, |snapshot| matches!(snapshot.clusters.get("ghost"), Some(ClusterEntry::Failed(_)))).await;
+    assert!(asked.elapsed() >= limit, "given up after {:?}", asked.elapsed());
+}

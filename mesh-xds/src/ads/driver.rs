@@ -111,6 +111,7 @@ impl Driver {
                 }
             }
             Action::Absent(kind, name, absence) => self.shared.graph(|graph| graph.absent(kind, &name, absence)),
+            Action::Missing(name) => self.shared.graph(|graph| graph.missing(&name)),
             Action::Unreachable(error) => {
                 self.telemetry.failure();
                 self.shared.graph(|graph| graph.reachable(server, Some(error)));

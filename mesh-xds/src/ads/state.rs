@@ -17,8 +17,9 @@ use tokio::time::Instant;
 
 /// A stream without subscriptions is closed after this time.
 const LINGER: Duration = Duration::from_secs(10);
-/// How long a name that was just subscribed may be missing from full responses (LDS, CDS) before it counts as absent: a response
-/// can cross the request on the wire. gRPC waits for the resource timer (gRFC A57), and so do we where no response comes.
+/// How long a name that was just subscribed may be missing from full responses before that says something: a response can
+/// cross the request on the wire. Then a listener counts as absent, a cluster only as missing: the resource timer (gRFC A57)
+/// decides on it, as on everything for which no response comes.
 const CROSSING: Duration = Duration::from_millis(250);
 
 /// What happened.
@@ -65,6 +66,8 @@ pub(crate) enum Action {
     Send(Request),
     /// The control plane has no such resource.
     Absent(ResourceType, Arc<str>, Absence),
+    /// A cluster that is not in the answers to its subscription so far. Its timer runs on.
+    Missing(Arc<str>),
     /// The control plane could not be reached, or the stream ended without any response (gRFC A57).
     Unreachable(Arc<str>),
     /// The first response of a stream came.
@@ -147,15 +150,22 @@ struct Reply {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Standing {
     /// Not received yet; the timer runs while the subscription is on a live stream.
-    Requested {
-        deadline: Option<Instant>,
-        /// A response that came after the subscription does not have it.
-        left_out: bool,
-    },
+    Requested { deadline: Option<Instant>, left_out: LeftOut },
     /// Received, good or bad.
     Received,
     /// Does not exist.
     Absent,
+}
+
+/// Whether full responses that came after a subscription had the name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LeftOut {
+    /// None came.
+    No,
+    /// They did not; that counts from then on.
+    Since(Instant),
+    /// They did not, and the graph knows.
+    Told,
 }
 
 impl State {
@@ -198,16 +208,8 @@ impl State {
             Phase::Live { .. } => self.idle_since.map(|since| since + LINGER),
             _ => None,
         };
-        self.deadlines().map(|(_, _, deadline)| deadline).chain(reconnect).chain(idle).min()
-    }
-
-    fn deadlines(&self) -> impl Iterator<Item = (ResourceType, &Arc<str>, Instant)> {
-        self.types.iter().flat_map(|(kind, state)| {
-            state.names.iter().filter_map(|(name, standing)| match standing {
-                Standing::Requested { deadline: Some(deadline), .. } => Some((*kind, name, *deadline)),
-                _ => None,
-            })
-        })
+        let names = self.types.values().flat_map(|state| state.names.values()).filter_map(Standing::due);
+        names.chain(reconnect).chain(idle).min()
     }
 
     fn entry(&mut self, kind: ResourceType) -> &mut TypeState {
@@ -225,7 +227,7 @@ impl State {
         }
         state.names.retain(|name, _| names.contains(name));
         for name in names {
-            state.names.entry(name.clone()).or_insert(Standing::Requested { deadline: None, left_out: false });
+            state.names.entry(name.clone()).or_insert(Standing::Requested { deadline: None, left_out: LeftOut::No });
         }
         let replying = state.reply.is_some();
         let idle = self.wants_nothing();
@@ -317,12 +319,11 @@ impl State {
                 && *standing == Standing::Received
                 && !response.received.contains(name);
             // The response may have crossed the request on the wire; the answer to the request is not far behind it.
-            if let Standing::Requested { deadline: Some(deadline), left_out } = standing
+            if let Standing::Requested { deadline: Some(_), left_out: left_out @ LeftOut::No } = standing
                 && kind.is_full_state()
                 && !response.unnamed
             {
-                *deadline = (*deadline).min(now + CROSSING);
-                *left_out = true;
+                *left_out = LeftOut::Since(now + CROSSING);
             }
             let said = *standing != Standing::Absent && response.absent.contains(name);
             if left_out || said {
@@ -372,7 +373,7 @@ impl State {
             state.reply = None;
             for standing in state.names.values_mut() {
                 if let Standing::Requested { deadline, left_out } = standing {
-                    *left_out = false;
+                    *left_out = LeftOut::No;
                     *deadline = None;
                 }
             }
@@ -391,15 +392,35 @@ impl State {
         }
         let absence =
             if self.features.resource_timer_is_transient_error { Absence::Transient } else { Absence::TimedOut };
-        let due: Vec<_> = self
-            .deadlines()
-            .filter(|(_, _, deadline)| *deadline <= now)
-            .map(|(kind, name, _)| (kind, name.clone()))
-            .collect();
-        for (kind, name) in due {
-            let standing = self.entry(kind).names.insert(name.clone(), Standing::Absent);
-            let answered = matches!(standing, Some(Standing::Requested { left_out: true, .. }));
-            actions.push(Action::Absent(kind, name, if answered { Absence::Removed } else { absence }));
+        for (kind, state) in &mut self.types {
+            for (name, standing) in &mut state.names {
+                if standing.due().is_none_or(|due| now < due) {
+                    continue;
+                }
+                let Standing::Requested { deadline, left_out } = standing else { continue };
+                let absence = match left_out {
+                    LeftOut::Since(_) if *kind == ResourceType::Listener => Absence::Removed,
+                    LeftOut::Since(at) if *at <= now && deadline.is_some_and(|deadline| now < deadline) => {
+                        *left_out = LeftOut::Told;
+                        actions.push(Action::Missing(name.clone()));
+                        continue;
+                    }
+                    _ => absence,
+                };
+                *standing = Standing::Absent;
+                actions.push(Action::Absent(*kind, name.clone(), absence));
+            }
+        }
+    }
+}
+
+impl Standing {
+    /// When its next timer is due.
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Requested { deadline, left_out: LeftOut::Since(at) } => deadline.iter().chain([at]).min().copied(),
+            Self::Requested { deadline, .. } => *deadline,
+            Self::Received | Self::Absent => None,
         }
     }
 }

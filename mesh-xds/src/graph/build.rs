@@ -43,14 +43,14 @@ impl Graph {
     pub(super) fn build(&self, key: &TargetKey, last: Option<&Arc<Snapshot>>) -> (BTreeSet<Key>, Outcome) {
         let mut wants = BTreeSet::new();
         let newest = self.roots(key, &mut wants).and_then(|(listener, routes)| {
-            self.complete(key, listener, routes, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
+            self.complete(key, listener, routes, last, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
         });
         let outcome = match (newest, last) {
             (Ok(snapshot), Some(last)) if same(&snapshot, last) => Outcome::Unchanged,
             (Ok(snapshot), _) => Outcome::Ready(snapshot),
             (Err(Outcome::Pending(_)), Some(last)) => {
                 // What is in force stays, and stays fresh, until what is new is complete.
-                match self.complete(key, &last.listener, &last.routes, &mut wants) {
+                match self.complete(key, &last.listener, &last.routes, Some(last), &mut wants) {
                     Ok(snapshot) if !same(&snapshot, last) => Outcome::Ready(snapshot),
                     _ => Outcome::Unchanged,
                 }
@@ -85,6 +85,7 @@ impl Graph {
         (name, host): &TargetKey,
         listener: &Arc<Listener>,
         routes: &Arc<RouteConfiguration>,
+        last: Option<&Arc<Snapshot>>,
         wants: &mut BTreeSet<Key>,
     ) -> Result<Snapshot, Incomplete> {
         let virtual_host = routes.virtual_host_for(host);
@@ -92,7 +93,10 @@ impl Graph {
         let mut clusters = BTreeMap::new();
         let mut incomplete: Option<Incomplete> = None;
         for cluster in names {
-            match self.cluster(&cluster, wants) {
+            // Nothing good is given up for a cluster that may only be late: then its timer decides.
+            let expendable =
+                last.is_none_or(|last| matches!(last.clusters.get(&cluster), Some(ClusterEntry::Failed(_))));
+            match self.cluster(&cluster, expendable, wants) {
                 Ok(entry) => {
                     clusters.insert(cluster, entry);
                 }
@@ -117,12 +121,22 @@ impl Graph {
         }
     }
 
-    fn cluster(&self, name: &Arc<str>, wants: &mut BTreeSet<Key>) -> Result<ClusterEntry, Incomplete> {
+    /// One cluster with its endpoints. An `expendable` one that is missing has failed.
+    fn cluster(
+        &self,
+        name: &Arc<str>,
+        expendable: bool,
+        wants: &mut BTreeSet<Key>,
+    ) -> Result<ClusterEntry, Incomplete> {
         let cluster = match self.find(ResourceType::Cluster, name, wants) {
             Found::Good(Resource::Cluster(cluster)) => cluster,
             Found::Good(_) => return Err(Incomplete(None)),
             Found::Bad(problem, _) => return Ok(ClusterEntry::Failed(problem.clone())),
-            Found::Waiting(cause) => return Err(Incomplete(cause)),
+            Found::Waiting(cause) => {
+                let missing =
+                    self.resources.get(&(ResourceType::Cluster, name.clone())).and_then(|e| e.missing.clone());
+                return missing.filter(|_| expendable).map(ClusterEntry::Failed).ok_or(Incomplete(cause));
+            }
         };
         let ready = |cluster: &Arc<Cluster>, endpoints: &Arc<ClusterLoadAssignment>| ClusterEntry::Ready {
             cluster: cluster.clone(),

@@ -31,6 +31,8 @@ pub(crate) struct Entry {
     /// Why it is not usable, when there is no version in force. Stays the same `Arc` while it does.
     pub(super) problem: Option<Arc<ResourceError>>,
     absence: Option<Absence>,
+    /// Neither came nor timed out, but answers came without it.
+    pub(super) missing: Option<Arc<ResourceError>>,
     /// Stands in for endpoints that do not exist.
     pub(super) empty: Option<Arc<ClusterLoadAssignment>>,
     logged: HashSet<Note>,
@@ -60,6 +62,7 @@ impl Entry {
     pub(super) fn accept(&mut self, kind: ResourceType, name: &str, accepted: Arc<Accepted>, stamp: &Stamp) -> bool {
         self.rejection = None;
         self.absence = None;
+        self.missing = None;
         self.problem = None;
         self.empty = None;
         self.version = stamp.version.clone();
@@ -103,6 +106,15 @@ impl Entry {
         let message = format!("{kind} \"{name}\" version \"{version}\" from {server}: {details}");
         self.problem = Some(error(class, message));
         true
+    }
+
+    /// A cluster is not in the answers so far.
+    pub(super) fn missing(&mut self, name: &str, server: &str) {
+        if self.is_waiting() {
+            let kind = ResourceType::Cluster;
+            let message = format!("{kind} \"{name}\": the control plane has none ({server})");
+            self.missing.get_or_insert_with(|| error(ResourceErrorKind::DoesNotExist, message));
+        }
     }
 
     pub(super) fn absent(&mut self, kind: ResourceType, name: &Arc<str>, absence: Absence, server: &str) {

@@ -108,13 +108,16 @@ impl Graph {
         &self.servers[index].config
     }
 
-    /// All names of a type wanted from a server.
-    pub(crate) fn wanted(&self, server: usize, kind: ResourceType) -> BTreeSet<Arc<str>> {
-        let of_kind = self.resources.iter().filter(|((k, _), entry)| *k == kind && entry.server == Some(server));
+    /// All names of a type wanted from a server. What nobody uses is forgotten now and not before: the control plane sends again
+    /// only what it saw unsubscribed, so what is dropped and wanted again between two calls must still be known.
+    pub(crate) fn wanted(&mut self, server: usize, kind: ResourceType) -> BTreeSet<Arc<str>> {
+        let asked = |of: ResourceType, entry: &Entry| of == kind && entry.server == Some(server);
+        self.resources.retain(|(of, _), entry| !asked(*of, entry) || !entry.users.is_empty());
+        let of_kind = self.resources.iter().filter(|((of, _), entry)| asked(*of, entry));
         of_kind.map(|((_, name), _)| name.clone()).collect()
     }
 
-    /// A wanted resource.
+    /// A resource that is wanted, or was until just now.
     pub(crate) fn entry(&self, kind: ResourceType, name: &str) -> Option<(&Arc<str>, &Entry)> {
         let ((_, name), entry) = self.resources.get_key_value(&(kind, Arc::from(name)))?;
         Some((name, entry))
@@ -157,6 +160,15 @@ impl Graph {
         self.refresh_all(&touched);
     }
 
+    /// The control plane left a cluster out of its answers, which counts where nothing is in force yet (see `build`).
+    pub(crate) fn missing(&mut self, name: &Arc<str>) {
+        let Some(entry) = self.resources.get_mut(&(ResourceType::Cluster, name.clone())) else { return };
+        let uri = entry.server.map(|server| self.servers[server].config.uri.clone());
+        entry.missing(name, uri.as_deref().unwrap_or_default());
+        let touched = entry.users.clone();
+        self.refresh_all(&touched);
+    }
+
     /// The connection was made, or lost.
     pub(crate) fn connected(&mut self, server: usize, connected: bool) {
         self.servers[server].connected = connected;
@@ -179,6 +191,7 @@ impl Graph {
         let mut resources: Vec<_> = self
             .resources
             .iter()
+            .filter(|(_, entry)| !entry.users.is_empty())
             .map(|((kind, name), entry)| {
                 let server = entry.server.map(|server| self.servers[server].config.uri.clone()).unwrap_or_default();
                 entry.status(*kind, name, server)
@@ -211,7 +224,7 @@ impl Graph {
         target.publish(outcome);
     }
 
-    /// Moves a target from the resources it used to those it uses now. Drops what nobody uses.
+    /// Moves a target from the resources it used to those it uses now. What nobody uses any more stays until [`Self::wanted`].
     fn rewire(&mut self, target: &TargetKey, old: &BTreeSet<Key>, new: &BTreeSet<Key>) {
         for key in new.difference(old) {
             if !self.resources.contains_key(key) {
@@ -226,10 +239,10 @@ impl Graph {
             let Some(entry) = self.resources.get_mut(key) else { continue };
             entry.users.remove(target);
             if entry.users.is_empty() {
-                if let Some(server) = entry.server {
-                    self.servers[server].changed = true;
+                match entry.server {
+                    Some(server) => self.servers[server].changed = true,
+                    None => drop(self.resources.remove(key)),
                 }
-                self.resources.remove(key);
             }
         }
     }

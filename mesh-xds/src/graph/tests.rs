@@ -92,7 +92,7 @@ impl Play {
         self.watch.has_changed().unwrap()
     }
 
-    fn wanted(&self, kind: ResourceType) -> Vec<String> {
+    fn wanted(&mut self, kind: ResourceType) -> Vec<String> {
         self.graph.wanted(0, kind).iter().map(|name| name.as_ref().to_owned()).collect()
     }
 
@@ -429,4 +429,86 @@ fn each_authority_has_its_own_server() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_is_dropped_and_watched_again_before_the_driver_looks_is_still_known() {
+    let mut play = Play::complete();
+    let before = play.ready();
+    play.graph.unwatch(&key());
+    assert_eq!(play.graph.status().resources, []);
+    // The control plane may still send what it has not seen unsubscribed.
+    play.good(endpoints("a", 8));
+    play.watch = play.graph.watch(&key());
+    let after = play.ready();
+    assert!(Arc::ptr_eq(&before.listener, &after.listener) && Arc::ptr_eq(&before.routes, &after.routes));
+    assert!(!same(&before.clusters["a"], &after.clusters["a"]), "the endpoints that came meanwhile count");
+    assert_eq!(play.wanted(Cds), ["a", "b"]);
+
+    play.graph.unwatch(&key());
+    assert_eq!(play.graph.take_changed(), [0], "the driver is told");
+    for kind in ResourceType::ALL {
+        assert_eq!(play.wanted(kind), [] as [&str; 0]);
+    }
+    play.watch = play.graph.watch(&key());
+    assert!(matches!(play.state(), TargetState::Pending { .. }), "once unsubscribed it has to come again");
+}
+
+fn same(a: &ClusterEntry, b: &ClusterEntry) -> bool {
+    matches!((a, b), (ClusterEntry::Ready { endpoints: a, .. }, ClusterEntry::Ready { endpoints: b, .. }) if Arc::ptr_eq(a, b))
+}
+
+#[test]
+fn two_targets_can_swap_their_clusters_in_one_update() {
+    let shared = |first: &str, second: &str| {
+        let hosts =
+            vec![host(DomainPattern::Exact("t".into()), &[first]), host(DomainPattern::Exact("u".into()), &[second])];
+        Resource::RouteConfiguration(Arc::new(RouteConfiguration { name: "r".into(), virtual_hosts: hosts }))
+    };
+    let mut play = Play::new();
+    let other = play.graph.watch(&("t".into(), "u".into()));
+    play.good(listener("r"));
+    play.good(shared("x", "y"));
+    for name in ["x", "y"] {
+        play.good(cluster(name));
+        play.good(endpoints(name, 1));
+    }
+    play.graph.take_changed();
+    play.good(shared("y", "x"));
+    let clusters = |state: &TargetState| match state {
+        TargetState::Ready(snapshot) => snapshot.clusters.keys().map(|name| name.to_string()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((clusters(&play.state()), clusters(&other.borrow())), (vec!["y".to_owned()], vec!["x".to_owned()]));
+    assert_eq!((play.wanted(Cds), play.wanted(Eds)), (vec!["x".into(), "y".into()], vec!["x".into(), "y".into()]));
+}
+
+#[test]
+fn a_missing_cluster_fails_where_nothing_good_is_given_up() {
+    let mut play = Play::new();
+    play.good(listener("r"));
+    play.good(routes("r", &["a", "ghost"]));
+    play.good(cluster("a"));
+    play.good(endpoints("a", 1));
+    play.graph.missing(&"ghost".into());
+    let ClusterEntry::Failed(error) = &play.ready().clusters["ghost"] else { panic!() };
+    assert_eq!(error.kind, ResourceErrorKind::DoesNotExist);
+    assert!(error.message.contains("Cluster \"ghost\"") && error.message.contains("cp:1"), "{error}");
+    play.graph.missing(&"ghost".into());
+    assert!(!play.published());
+    play.good(endpoints("a", 2));
+    assert!(matches!(play.ready().clusters["ghost"], ClusterEntry::Failed(_)), "its neighbour stays fresh");
+    play.good(cluster("ghost"));
+    play.good(endpoints("ghost", 3));
+    assert!(matches!(play.ready().clusters["ghost"], ClusterEntry::Ready { .. }));
+}
+
+#[test]
+fn a_missing_cluster_displaces_no_good_snapshot_until_its_time_is_up() {
+    let mut play = Play::complete();
+    play.good(routes("r", &["late"]));
+    play.graph.missing(&"late".into());
+    assert!(!play.published(), "it may only be late");
+    play.absent(Cds, "late", Absence::TimedOut);
+    assert!(matches!(play.ready().clusters["late"], ClusterEntry::Failed(_)));
 }
