@@ -1,5 +1,6 @@
 //! Why a request failed: one opaque error, one pointer wide, that names target, route, cluster, endpoint, attempt and cause.
 
+use crate::outbound::retry::grpc_from_reset;
 use std::{error::Error as StdError, fmt, net::SocketAddr, sync::Arc};
 
 /// Any boxed error.
@@ -187,14 +188,7 @@ impl From<Error> for tonic::Status {
 impl Detail {
     /// The message and its causes.
     fn reason(&self) -> String {
-        let mut text = self.message.clone();
-        let mut next = self.source();
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        text
+        with_causes(self.message.clone(), self.source())
     }
 }
 
@@ -258,18 +252,27 @@ fn find_status(error: &(dyn StdError + Send + Sync + 'static)) -> Option<tonic::
     None
 }
 
+/// An error with its causes: `a: b: c`.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    with_causes(error.to_string(), error.source())
+}
+
+fn with_causes(mut text: String, mut next: Option<&(dyn StdError + 'static)>) -> String {
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
 /// gRPC over HTTP/2: the code that a stream's RST_STREAM error maps to; everything else is UNAVAILABLE.
 fn transport_code(error: &(dyn StdError + Send + Sync + 'static)) -> Option<tonic::Code> {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return h2.reason().filter(|_| h2.is_reset()).map(|reason| match reason {
-                h2::Reason::CANCEL => tonic::Code::Cancelled,
-                h2::Reason::REFUSED_STREAM => tonic::Code::Unavailable,
-                h2::Reason::ENHANCE_YOUR_CALM => tonic::Code::ResourceExhausted,
-                h2::Reason::INADEQUATE_SECURITY => tonic::Code::PermissionDenied,
-                _ => tonic::Code::Internal,
-            });
+            let reset = h2.reason().filter(|_| h2.is_reset());
+            return reset.map(|reason| tonic::Code::from(grpc_from_reset(Some(reason)).cast_signed()));
         }
         next = error.source();
     }

@@ -17,6 +17,8 @@ use mesh_tls::PeerIdentity;
 use std::{borrow::Cow, net::SocketAddr};
 use tokio::time::Instant;
 
+pub(crate) use crate::error::chain;
+
 /// At most this many endpoints of a cluster are listed.
 const MAX_ENDPOINTS: usize = 32;
 
@@ -144,18 +146,6 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
             }
         }
     }
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn step(subject: &'static str, text: impl Into<String>) -> Step {
