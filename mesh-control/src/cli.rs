@@ -39,10 +39,11 @@ enum Command {
 #[command(after_help = "Examples:
   mesh-control serve --config examples/mesh
   mesh-control serve --config mesh.yaml --listen 127.0.0.1:0
-  mesh-control serve --config examples/mesh --ca /tmp/mesh-ca --identity default/client --identity prod/checkout
+  mesh-control serve --config examples/mesh --ca /tmp/mesh-ca --identity prod/checkout --identity prod/cart
 
-With --ca, certificates are kept in DIR/ns/NAMESPACE/sa/ACCOUNT/{cert.pem,key.pem,ca.pem} for every service account that an
-endpoint names, for `default` of its namespace, and for each --identity; they are renewed at half of their lifetime.")]
+With --ca, certificates are kept in DIR/ns/NAMESPACE/sa/ACCOUNT/{cert.pem,key.pem,ca.pem} for default/client, for every service
+account that an endpoint names, for `default` of its namespace, and for each --identity; they are renewed at half of their
+lifetime.")]
 struct Serve {
     /// Folder (its *.yaml and *.yml) or file to serve and watch.
     #[arg(long, short, value_name = "DIR|FILE")]
@@ -56,7 +57,7 @@ struct Serve {
     /// Trust domain of the SPIFFE ids.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
-    /// Also issue for this service account; may be repeated. Default: default/client.
+    /// Also issue for this service account; may be repeated. `default/client` is always issued.
     #[arg(long, value_name = "NAMESPACE/ACCOUNT", value_parser = parse_identity)]
     identity: Vec<(String, String)>,
     /// How long certificates last, in seconds.
@@ -95,6 +96,9 @@ struct Lint {
     files: Vec<PathBuf>,
 }
 
+/// The identity that every control plane issues, for a client at hand.
+const CLIENT: (&str, &str) = ("default", "client");
+
 /// Runs the program: parses the arguments, and tells what goes wrong on standard error.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -128,8 +132,11 @@ impl Serve {
         if let Some(dir) = &self.ca {
             builder = builder.ca(dir);
         }
+        builder = builder.identity(CLIENT.0, CLIENT.1);
         for (namespace, account) in self.identity {
-            builder = builder.identity(namespace, account);
+            if (namespace.as_str(), account.as_str()) != CLIENT {
+                builder = builder.identity(namespace, account);
+            }
         }
         let control_plane = builder.start().await?;
         let mut events = control_plane.events();

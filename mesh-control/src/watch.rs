@@ -6,15 +6,18 @@ use crate::{
 };
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use std::{
+    future::Future,
     io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// A change is taken when two readings this far apart are equal: editors truncate, write and rename.
 const REST: Duration = Duration::from_millis(50);
+/// What keeps changing for this long is taken as it is then: a half-written file is rejected, and read again.
+const LONGEST_UNREST: Duration = Duration::from_secs(2);
 /// The folder is read this often without being told to: no notification survives every way of replacing a folder, and
 /// some file systems have none.
 const POLL: Duration = Duration::from_secs(1);
@@ -33,7 +36,7 @@ pub(crate) async fn follow(path: PathBuf, known: Vec<Source>, core: Arc<Core>) {
         }
         // Elapsed or notified: look in either case.
         let _ = tokio::time::timeout(POLL, changed.notified()).await;
-        let reading = at_rest(&path).await;
+        let reading = at_rest(|| read(&path)).await;
         if reading == last {
             continue;
         }
@@ -46,13 +49,15 @@ pub(crate) async fn follow(path: PathBuf, known: Vec<Source>, core: Arc<Core>) {
     }
 }
 
-async fn at_rest(path: &Path) -> Reading {
-    let mut reading = read(path).await;
+/// The first reading that is equal to the one before it, or the last one that [`LONGEST_UNREST`] allows.
+async fn at_rest<F: Future<Output = Reading>>(mut read: impl FnMut() -> F) -> Reading {
+    let end = Instant::now() + LONGEST_UNREST;
+    let mut reading = read().await;
     loop {
         tokio::time::sleep(REST).await;
-        let again = read(path).await;
-        if again == reading {
-            return reading;
+        let again = read().await;
+        if again == reading || Instant::now() >= end {
+            return again;
         }
         reading = again;
     }
@@ -87,5 +92,34 @@ fn subscribe(watcher: &mut RecommendedWatcher, path: &Path) {
         if let Err(error) = watcher.watch(watched, RecursiveMode::NonRecursive) {
             tracing::debug!(%error, path = %watched.display(), "cannot watch");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Readings that differ up to the `still`th, and how long it took to come to rest.
+    async fn rest_after(still: u32) -> (Reading, Duration) {
+        let (mut count, start) = (0, Instant::now());
+        let reading = at_rest(|| {
+            count = still.min(count + 1);
+            std::future::ready(Ok(vec![Source::inline(count.to_string())]))
+        });
+        (reading.await, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_taken_once_two_readings_are_equal() {
+        let (reading, took) = rest_after(3).await;
+        assert_eq!(reading, Ok(vec![Source::inline("3".to_owned())]));
+        assert_eq!(took.as_millis(), 3 * REST.as_millis());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_keeps_changing_is_taken_in_the_end() {
+        let (reading, took) = rest_after(u32::MAX).await;
+        assert!(reading.is_ok());
+        assert!((LONGEST_UNREST..LONGEST_UNREST + 2 * REST).contains(&took), "{took:?}");
     }
 }

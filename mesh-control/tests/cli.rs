@@ -102,9 +102,10 @@ fn serve_tells_what_it_does_and_ends_on_sigterm() {
     let file = config.join("services.yaml");
     std::fs::write(&file, SERVICE).unwrap();
     let (config, ca) = (config.display().to_string(), ca.display().to_string());
-    let mut serve = Serve::start(&["--config", &config, "--listen", "127.0.0.1:0", "--ca", &ca]);
+    let mut serve =
+        Serve::start(&["--config", &config, "--listen", "127.0.0.1:0", "--ca", &ca, "--identity", "default/more"]);
     serve.line("listening on 127.0.0.1:");
-    for identity in ["client", "default", "greeter"] {
+    for identity in ["client", "default", "greeter", "more"] {
         serve.line(&format!("identity of default/{identity} in {ca}/ns/default/sa/{identity}"));
     }
     serve.line(&format!("serving {config}: 1 ServiceEntries, 0 VirtualServices, 0 DestinationRules"));
