@@ -3,6 +3,20 @@
 pub mod backend;
 pub mod server;
 
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Logs to standard error what RUST_LOG chooses, and what `default` does when it is not set (or cannot be read).
+///
+/// # Panics
+/// When the process logs already.
+pub fn logging(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+}
+
 /// The greeter of `proto/greeter.proto`: messages, client and server.
 #[allow(
     missing_docs,

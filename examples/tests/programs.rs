@@ -6,8 +6,8 @@ use std::process::{Output, Stdio};
 
 use examples::backend::{Backend, HttpBackend, Options};
 use mesh_control::ControlPlane;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const TARGET: &str = "xds:///greeter.default.svc.cluster.local:50051";
@@ -44,18 +44,29 @@ impl Running {
 
 fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(args).env_remove("GRPC_XDS_BOOTSTRAP").env_remove("GRPC_XDS_BOOTSTRAP_CONFIG").kill_on_drop(true);
+    command
+        .args(args)
+        .env_remove("GRPC_XDS_BOOTSTRAP")
+        .env_remove("GRPC_XDS_BOOTSTRAP_CONFIG")
+        .env_remove("RUST_LOG")
+        .kill_on_drop(true);
     command
 }
 
+/// A greeter server, killed when it is dropped.
+struct Server {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
 /// A greeter server on a free port, and its address.
-async fn serve(args: &[&str]) -> (Child, String) {
+async fn serve(args: &[&str]) -> (Server, String) {
     let mut command = command(env!("CARGO_BIN_EXE_greeter-server"), &["--listen", "127.0.0.1:0"]);
-    let mut server = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let mut child = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = lines.next_line().await.unwrap().unwrap();
     let (_, addr) = line.split_once(" listens on ").unwrap();
-    (server, addr.to_owned())
+    (Server { child, lines }, addr.to_owned())
 }
 
 /// What it printed, when it ended well.
@@ -126,6 +137,44 @@ async fn the_greeter_server_fails_as_told() {
     assert_eq!(client.status.code(), Some(1));
     let said = String::from_utf8_lossy(&client.stdout);
     assert!(said.contains("Unavailable: lone was told to fail"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greeter_server_serves_plain_http_too() {
+    let (_works, works) = serve(&["--name", "reviews", "--http"]).await;
+    let (_fails, fails) = serve(&["--name", "broken", "--http", "--fail-rate", "1"]).await;
+    let running = Running::start().await;
+    let (works, fails) = (format!("http://{works}/reviews/1"), format!("http://{fails}/"));
+    let said = printed(&running.run(env!("CARGO_BIN_EXE_hyper-client"), &[&works, &fails]).await);
+    assert!(said.contains("200 OK past the mesh\nhello from reviews at /reviews/1"), "{said}");
+    assert!(said.contains("503 Service Unavailable past the mesh\nbroken was told to fail"), "{said}");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greeter_server_ends_with_its_summary_on_sigterm() {
+    let (mut server, addr) = serve(&["--name", "lone"]).await;
+    let target = format!("ipv4:{addr}");
+    printed(&command(env!("CARGO_BIN_EXE_greeter-client"), &[&target, "--requests", "3"]).output().await.unwrap());
+    let pid = server.child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    let last = server.lines.next_line().await.unwrap();
+    assert_eq!(last.as_deref(), Some("greeter lone answered 3 calls, and failed 0 of them"));
+    assert!(server.child.wait().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rust_log_chooses_what_is_logged() {
+    let (_server, addr) = serve(&["--name", "lone"]).await;
+    let target = format!("ipv4:{addr}");
+    let mut logged = Vec::new();
+    for filter in ["trace", "off"] {
+        let mut client = command(env!("CARGO_BIN_EXE_greeter-client"), &[&target]);
+        let output = client.env("RUST_LOG", filter).output().await.unwrap();
+        assert_eq!(count(&printed(&output), "lone"), 1);
+        logged.push(output.stderr.len());
+    }
+    assert!(logged[0] > 0 && logged[1] == 0, "{logged:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

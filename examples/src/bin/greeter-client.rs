@@ -1,7 +1,6 @@
 //! Calls the greeter through the mesh and counts who answered.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 ///
 /// The control plane is named by the gRPC bootstrap that GRPC_XDS_BOOTSTRAP (a file's path, which wins) or
 /// GRPC_XDS_BOOTSTRAP_CONFIG (JSON) holds; `mesh-control bootstrap` prints one. Exits with 1 when a call failed.
+/// RUST_LOG chooses what is logged on standard error; default `warn`.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -51,7 +51,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    examples::logging("warn");
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

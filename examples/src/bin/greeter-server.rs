@@ -1,6 +1,6 @@
-//! Serves the greeter on one address, until Ctrl-C.
+//! Serves the greeter, or plain HTTP, on one address until Ctrl-C or SIGTERM.
 
-use std::io::IsTerminal;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,12 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use examples::backend::{Backend, HttpBackend, Options, State};
-use examples::server;
+use examples::{logging, server};
 use mesh_tls::Mode;
 
 /// A greeter backend: answers SayHello, SayHellos and Chat of helloworld.Greeter with its own name.
 ///
-/// It can fail a share of its calls or answer late, to see what the callers' mesh makes of that.
+/// With --http it is a plain HTTP backend instead. Either can fail a share of its calls or answer late, to see what the callers'
+/// mesh makes of that. Ends on Ctrl-C or SIGTERM, and says how many calls it answered. RUST_LOG chooses what is logged on standard
+/// error; default `warn`.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -33,13 +35,13 @@ struct Args {
     /// Name that the replies carry
     #[arg(long)]
     name: String,
-    /// Share of the calls answered with UNAVAILABLE, from 0 to 1
+    /// Share of the calls answered with UNAVAILABLE (with --http: 503), from 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     fail_rate: f64,
     /// How long each answer waits, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay: u64,
-    /// Serve plain HTTP (1.1 and 2) instead of gRPC, and answer every path; failures are 503
+    /// Serve plain HTTP (1.1 and 2) instead of gRPC: every path is answered with `hello from NAME at PATH`
     #[arg(long)]
     http: bool,
     /// Folder with cert.pem, key.pem and ca.pem, as `mesh-control serve --ca` writes them: serve mutual TLS. Renewed files are
@@ -53,7 +55,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    logging("warn");
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -65,6 +67,7 @@ async fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout, reason = "the program's output")]
 async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
     let accept = match &args.tls {
         None => server::plain(),
         Some(dir) => {
@@ -79,7 +82,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let serving = started.with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
     println!("greeter {} listens on {}", args.name, serving.addr());
-    tokio::signal::ctrl_c().await?;
+    stop.await;
     let state = serving.state();
     println!("greeter {} answered {} calls, and failed {} of them", args.name, state.calls(), state.failed());
     Ok(())
@@ -105,6 +108,25 @@ impl Serving {
             Self::Http(backend) => backend.state(),
         }
     }
+}
+
+/// Completes on Ctrl-C or SIGTERM. The handlers are in place when this returns.
+#[cfg(unix)]
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Completes on Ctrl-C.
+#[cfg(not(unix))]
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    Ok(async { drop(tokio::signal::ctrl_c().await) })
 }
 
 fn share(text: &str) -> Result<f64, String> {
