@@ -21,6 +21,8 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// One cluster as calls see it.
+/// Aligned, so that the count of handles is not on a cache line that every call reads.
+#[repr(align(128))]
 pub(crate) struct Upstream {
     pub(crate) name: Arc<str>,
     pub(crate) live: Arc<LiveCluster<Subchannel>>,

@@ -8,6 +8,7 @@ const STARTED: u32 = 32;
 
 /// Bits 0..31: streams in flight; bit 31: takes no new ones; bits 32..: streams started so far (wrapping).
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Load(AtomicU64);
 
 /// A view of the word at one moment.

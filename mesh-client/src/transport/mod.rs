@@ -21,10 +21,12 @@ use load::Load;
 use mesh_tls::PeerIdentity;
 use std::{
     fmt,
+    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    task::{Context, Poll},
 };
 use tokio::{runtime::Handle, sync::Notify};
 
@@ -62,6 +64,15 @@ pub(crate) struct Lease {
     alone: bool,
     /// An HTTP/1.1 exchange has begun and not ended: the connection cannot be used again.
     dirty: bool,
+}
+
+/// The future of [`Lease::send`]. Small, because every call holds one.
+#[must_use = "nothing is sent until it is polled"]
+pub(crate) struct Sending<B>(Protocols<B>);
+
+enum Protocols<B> {
+    Http1(Pin<Box<dyn Future<Output = Result<Response<RecvBody>, TransportError>> + Send>>),
+    Http2(h2::Sending<B>),
 }
 
 struct Shared {
@@ -190,14 +201,29 @@ impl Lease {
     /// # Cancel safety
     ///
     /// Dropping the future resets the stream (HTTP/1.1: closes the connection) and gives the stream back.
-    pub(crate) async fn send<B>(self, request: Request<B>) -> Result<Response<RecvBody>, TransportError>
+    pub(crate) fn send<B>(self, request: Request<B>) -> Sending<B>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         match self.shared.wire {
-            Wire::H1(_) => h1::send(self, request).await,
-            Wire::H2(_) => h2::send(self, request).await,
+            Wire::H1(_) => Sending(Protocols::Http1(Box::pin(h1::send(self, request)))),
+            Wire::H2(_) => Sending(Protocols::Http2(h2::Sending::new(self, request))),
+        }
+    }
+}
+
+impl<B> Future for Sending<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<RecvBody>, TransportError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Protocols::Http1(sending) => sending.as_mut().poll(cx),
+            Protocols::Http2(sending) => Pin::new(sending).poll(cx),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
-        cluster::{Endpoint, Outcome as Verdict, Permit, Pick, Resource},
+        cluster::{Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource},
         connect::Subchannel,
         narrate,
         resolve::UpstreamRef,
@@ -13,7 +13,7 @@ use crate::{
         route::Forward,
         timeout::{Deadline, write_grpc_timeout},
     },
-    transport::{self, Lease, RecvBody},
+    transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
@@ -36,8 +36,7 @@ impl Call {
     pub(super) async fn run<B>(
         &mut self,
         forward: &Forward<UpstreamRef>,
-        head: Parts,
-        body: B,
+        request: &mut Option<(Parts, B)>,
         deadline: Option<&Deadline>,
     ) -> Result<Response<RecvBody>, Error>
     where
@@ -48,19 +47,20 @@ impl Call {
         let per_try = policy.and_then(Policy::per_try_timeout);
         let avoid_tried = policy.is_none_or(Policy::avoid_previous_hosts);
         let cap = self.core.settings.max_replay_bytes;
-        let mut unread = Some(body);
         let begun = poll_fn(|cx| {
-            let body = unread.take().expect("polled once: it is ready at once");
-            Poll::Ready(Kept::new(body, cap, cx))
+            let (head, body) = request.take().expect("polled once: it is ready at once");
+            let (kept, body) = match Kept::new(body, cap, cx) {
+                Ok(body) => body,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            Poll::Ready(Ok((SavedHead::of(&head), kept, Some(Request::from_parts(head, body)))))
         });
-        let (kept, first) = match begun.await {
-            Ok(body) => body,
+        let (saved, kept, mut next) = match begun.await {
+            Ok(begun) => begun,
             Err(error) => {
                 return Err(self.error(Kind::RequestBody, "the request was not sent whole".into(), Some(error)));
             }
         };
-        let saved = SavedHead::of(&head);
-        let mut next = Some((head, first));
         let mut tried: SmallVec<[Arc<Endpoint<Subchannel>>; 2]> = SmallVec::new();
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         loop {
@@ -70,12 +70,20 @@ impl Call {
                     if let Some(explain) = &self.explain {
                         explain.add("peer", narrate::peer(lease.peer()));
                     }
-                    let (mut head, body) = next.take().unwrap_or_else(|| (saved.restore(), kept.again()));
-                    self.attempts.write_header(&mut head.headers, self.core.profile);
+                    let mut request = next.take().unwrap_or_else(|| saved.restore(kept.again()));
+                    self.attempts.write_header(request.headers_mut(), self.core.profile);
                     if self.grpc && (deadline.is_some() || per_try.is_some()) {
-                        write_grpc_timeout(&mut head.headers, deadline, per_try, Instant::now());
+                        write_grpc_timeout(request.headers_mut(), deadline, per_try, Instant::now());
                     }
-                    self.send(lease, Request::from_parts(head, body), per_try).await
+                    self.stage = SENT;
+                    let mut sending = lease.send(request);
+                    match per_try {
+                        None => self.sent((&mut sending).await),
+                        Some(limit) => match tokio::time::timeout(limit, &mut sending).await {
+                            Ok(sent) => self.sent(sent),
+                            Err(_) => self.elapsed(limit),
+                        },
+                    }
                 }
             };
             let outcome = match &attempt {
@@ -141,10 +149,11 @@ impl Call {
                 }
             };
             self.endpoint = Some(endpoint.address());
-            self.in_flight = Some(endpoint.start());
-            if let Some(lease) = endpoint.link().ready() {
+            let in_flight = self.in_flight.insert(InFlight::of(endpoint));
+            if let Some(lease) = in_flight.endpoint().link().ready() {
                 return Ok(lease);
             }
+            let endpoint = in_flight.endpoint().clone();
             self.wait_in_line(&mut pending)?;
             self.stage = "while waiting for a connection";
             let cause = match endpoint.link().acquire().await {
@@ -183,24 +192,8 @@ impl Call {
         Ok(())
     }
 
-    async fn send<B>(&mut self, lease: Lease, request: Request<B>, per_try: Option<Duration>) -> Attempt
-    where
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
-        self.stage = SENT;
-        let sent = match per_try {
-            None => lease.send(request).await,
-            Some(limit) => match tokio::time::timeout(limit, lease.send(request)).await {
-                Ok(sent) => sent,
-                Err(_) => {
-                    let message =
-                        format!("the attempt had no response within its limit of {limit:?} (per_try_timeout)");
-                    self.flag = "UT";
-                    return Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None));
-                }
-            },
-        };
+    /// What an attempt ended in, by what the transport says.
+    fn sent(&mut self, sent: Result<Response<RecvBody>, TransportError>) -> Attempt {
         match sent {
             Ok(response) => Attempt::Response(response),
             Err(error) => {
@@ -214,6 +207,13 @@ impl Call {
                 Attempt::Failed(failure, self.error(kind, message.into(), Some(Box::new(error))))
             }
         }
+    }
+
+    /// An attempt took longer than its own limit.
+    fn elapsed(&mut self, limit: Duration) -> Attempt {
+        let message = format!("the attempt had no response within its limit of {limit:?} (per_try_timeout)");
+        self.flag = "UT";
+        Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None))
     }
 
     /// Tells outlier detection how an attempt that has no more to come ended. A response that goes on is judged at its end; a failure
@@ -259,7 +259,7 @@ impl Attempt {
 fn is_refused(error: &Error) -> bool {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(transport) = error.downcast_ref::<transport::TransportError>() {
+        if let Some(transport) = error.downcast_ref::<TransportError>() {
             return transport.kind() == transport::Kind::RefusedStream;
         }
         next = error.source();

@@ -9,8 +9,10 @@ use crate::{
     telemetry::metrics,
     transport::RecvBody,
 };
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::Body;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How a response ended.
 pub(crate) enum Finished<'a> {
@@ -127,6 +129,6 @@ impl Drop for Call {
 }
 
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(GRPC_STATUS)?;
     Some(value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2))
 }

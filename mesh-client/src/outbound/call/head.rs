@@ -17,14 +17,14 @@ impl SavedHead {
         Self { method: head.method.clone(), uri: head.uri.clone(), headers }
     }
 
-    pub(super) fn restore(&self) -> Parts {
-        let mut request = Request::new(());
+    pub(super) fn restore<B>(&self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         for (name, value) in &self.headers {
             request.headers_mut().append(name, value.clone());
         }
-        request.into_parts().0
+        request
     }
 }
 

@@ -25,9 +25,9 @@ use crate::{
     telemetry::{explain::Explain, metrics, trace::Propagation},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request::Parts};
+use http::{HeaderMap, Response, request::Parts};
 use http_body::Body;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// What a mesh was built with that calls read.
@@ -68,13 +68,18 @@ pub(crate) struct Call {
     explain: Option<Explain>,
 }
 
-/// Serves one request.
-pub(crate) async fn call<B>(core: Arc<Core>, request: Request<B>, started: Instant) -> Result<Response<MeshBody>, Error>
+/// Serves one request. What is large is an argument or a local once, and borrowed from there: the future is allocated and moved
+/// for every call.
+pub(crate) async fn call<B>(
+    core: Arc<Core>,
+    mut request: Option<(Parts, B)>,
+    started: Instant,
+) -> Result<Response<MeshBody>, Error>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    let (mut head, body) = request.into_parts();
+    let (head, _) = request.as_mut().expect("taken below, once the cluster is known");
     let explain = head.extensions.get::<Explain>().cloned();
     if let Some(explain) = &explain {
         explain.add("target", &*core.label);
@@ -84,7 +89,7 @@ where
         Some(routing) => routing,
         None => core.configured(grpc, &head.headers, started).await?,
     };
-    head::complete_uri(&mut head, &core).map_err(|e| {
+    head::complete_uri(head, &core).map_err(|e| {
         let place = Place { target: Some(core.label.clone()), ..Place::default() };
         Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
     })?;
@@ -103,7 +108,7 @@ where
             trail.found
         }
     };
-    let entry = found.map_err(|e| core.no_route(&routing, &e, &head))?;
+    let entry = found.map_err(|e| core.no_route(&routing, &e, head))?;
     let forward = match &entry.action {
         RouteAction::Forward(forward) => forward,
         RouteAction::Unsupported(reason) => {
@@ -121,7 +126,7 @@ where
 
     if !choice.faults.is_empty()
         && let Some(response) =
-            fault::inject(&core, &routing, entry, choice, &head, grpc, deadline.as_ref(), explain.as_ref()).await?
+            fault::inject(&core, &routing, entry, choice, head, grpc, deadline.as_ref(), explain.as_ref()).await?
     {
         return Ok(response);
     }
@@ -182,15 +187,14 @@ where
         recorded: false,
         explain,
     };
-    let attempts = call.run(forward, head, body, deadline.as_ref());
-    let result = match &deadline {
-        None => attempts.await,
-        Some(deadline) => match tokio::time::timeout_at(deadline.at, attempts).await {
-            Ok(result) => result,
-            Err(_) => Err(call.timed_out(deadline, call.stage)),
-        },
+    let result = {
+        let mut attempts = pin!(call.run(forward, &mut request, deadline.as_ref()));
+        match &deadline {
+            None => Ok(attempts.await),
+            Some(deadline) => tokio::time::timeout_at(deadline.at, attempts.as_mut()).await.map_err(|_| deadline),
+        }
     };
-    match result {
+    match result.unwrap_or_else(|deadline| Err(call.timed_out(deadline, call.stage))) {
         Ok(response) => Ok(call.respond(response, deadline)),
         Err(error) => {
             call.finish(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut });

@@ -132,10 +132,10 @@ impl<L: Link> Endpoint<L> {
         self.link.last_error()
     }
 
-    /// Starts a request to this endpoint.
+    /// As [`InFlight::of`].
+    #[cfg(test)]
     pub(crate) fn start(self: &Arc<Self>) -> InFlight<L> {
-        self.in_flight.fetch_add(1, Relaxed);
-        InFlight { endpoint: self.clone(), recorded: false }
+        InFlight::of(self.clone())
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -216,6 +216,12 @@ impl Outcome {
 }
 
 impl<L: Link> InFlight<L> {
+    /// Starts a request to `endpoint`.
+    pub(crate) fn of(endpoint: Arc<Endpoint<L>>) -> Self {
+        endpoint.in_flight.fetch_add(1, Relaxed);
+        Self { endpoint, recorded: false }
+    }
+
     /// The endpoint.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint<L>> {
         &self.endpoint

@@ -11,6 +11,9 @@ use mesh_xds::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Everything a request to one target reads, behind one pointer.
+///
+/// Aligned, so that the count of handles is not on a cache line that every request reads.
+#[repr(align(128))]
 pub(crate) struct Routing {
     pub(crate) snapshot: Arc<Snapshot>,
     /// `None`: no virtual host answers for the target's host.

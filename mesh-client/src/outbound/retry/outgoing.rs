@@ -24,7 +24,8 @@ pub(crate) enum Kept<B> {
 /// The body of one attempt.
 pub(crate) enum Outgoing<B> {
     Whole(Whole),
-    Live(ReplayBody<B>),
+    /// Boxed to keep the future of a unary call small.
+    Live(Box<ReplayBody<B>>),
 }
 
 /// A complete body without trailers.
@@ -79,14 +80,14 @@ where
     }
 
     fn live((replay, first): (Replay<B>, ReplayBody<B>)) -> (Self, Outgoing<B>) {
-        (Self::Live(replay), Outgoing::Live(first))
+        (Self::Live(replay), Outgoing::Live(Box::new(first)))
     }
 
     /// The body of the next attempt; see [`Replay::again`].
     pub(crate) fn again(&self) -> Outgoing<B> {
         match self {
             Self::Whole(whole) => Outgoing::Whole(whole.clone()),
-            Self::Live(replay) => Outgoing::Live(replay.again()),
+            Self::Live(replay) => Outgoing::Live(Box::new(replay.again())),
         }
     }
 
@@ -111,7 +112,7 @@ where
         match &mut *self {
             Self::Live(body) => Pin::new(body).poll_frame(cx),
             Self::Whole(whole) => {
-                let frame = whole.frames.get(whole.at).cloned();
+                let frame = whole.frames.get_mut(whole.at).map(std::mem::take);
                 whole.at += 1;
                 Poll::Ready(frame.map(|data| Ok(Frame::data(data))))
             }

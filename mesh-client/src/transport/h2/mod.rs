@@ -16,7 +16,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 pub(super) use upload::Upload;
@@ -82,43 +82,70 @@ pub(super) async fn handshake(
     Ok(Connection(shared))
 }
 
-/// Sends one request; see [`Lease::send`].
-pub(super) async fn send<B>(lease: Lease, request: Request<B>) -> Result<Response<RecvBody>, TransportError>
+/// One request on its way; see [`Lease::send`]. Written out: an `async fn` would hold the request twice.
+pub(super) struct Sending<B> {
+    stage: Stage<B>,
+    /// [`Activity::writes`] before the stream was opened.
+    writes: u32,
+    /// `None` once the response has it.
+    lease: Option<Lease>,
+}
+
+enum Stage<B> {
+    Begin(Request<B>),
+    Wait { response: ResponseFuture, upload: Option<Upload<B>> },
+    Done,
+}
+
+impl<B> Sending<B> {
+    pub(super) fn new(lease: Lease, request: Request<B>) -> Self {
+        Self { stage: Stage::Begin(request), writes: 0, lease: Some(lease) }
+    }
+}
+
+impl<B> Future for Sending<B>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    let (parts, body) = request.into_parts();
-    let head = head::http2(parts, body.size_hint().exact(), &lease.shared.origin)?;
-    let writes = lease.shared.h2().engine.activity.writes();
+    type Output = Result<Response<RecvBody>, TransportError>;
 
-    let mut pending = Some((head, Upload::new(body)));
-    let (mut response, mut upload) = poll_fn(|cx| {
-        let (head, upload) = pending.take().expect("ready at the first poll");
-        Poll::Ready(open(&lease, head, upload, cx))
-    })
-    .await?;
-
-    let response = poll_fn(|cx| {
-        if let Some(sending) = &mut upload {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let lease = this.lease.as_ref().expect("not polled again once it is ready");
+        if matches!(this.stage, Stage::Begin(_))
+            && let Stage::Begin(request) = std::mem::replace(&mut this.stage, Stage::Done)
+        {
+            let (parts, body) = request.into_parts();
+            let head = head::http2(parts, body.size_hint().exact(), &lease.shared.origin)?;
+            this.writes = lease.shared.h2().engine.activity.writes();
+            let (response, upload) = open(lease, head, Upload::new(body), cx)?;
+            this.stage = Stage::Wait { response, upload };
+        }
+        let Stage::Wait { response, upload } = &mut this.stage else {
+            unreachable!("not polled again once it has failed")
+        };
+        if let Some(sending) = upload {
             match sending.poll(cx) {
-                Poll::Ready(Ok(())) => upload = None,
+                Poll::Ready(Ok(())) => *upload = None,
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(TransportError::new(Kind::RequestBody).with_source(error)));
                 }
                 Poll::Pending => {}
             }
         }
-        Pin::new(&mut response).poll(cx).map_err(|error| {
+        let response = ready!(Pin::new(response).poll(cx)).map_err(|error| {
             let error = from_h2(error, Some(&lease.shared));
             // Nothing was written since the stream was queued: it never left.
-            if lease.shared.h2().engine.activity.writes() == writes { error.unprocessed() } else { error }
-        })
-    })
-    .await?;
-    let (parts, stream) = response.into_parts();
-    let body = RecvBody::h2(stream, &parts.headers, lease, upload);
-    Ok(Response::from_parts(parts, body))
+            if lease.shared.h2().engine.activity.writes() == this.writes { error.unprocessed() } else { error }
+        })?;
+        let upload = upload.take();
+        this.stage = Stage::Done;
+        let lease = this.lease.take().expect("it was there above");
+        let (parts, stream) = response.into_parts();
+        let body = RecvBody::h2(stream, &parts.headers, lease, upload);
+        Poll::Ready(Ok(Response::from_parts(parts, body)))
+    }
 }
 
 /// Opens the stream and hands over what the body has ready, so that headers and data leave in one write.
