@@ -70,6 +70,7 @@ pub(crate) struct Lease {
 #[must_use = "nothing is sent until it is polled"]
 pub(crate) struct Sending<B>(Protocols<B>);
 
+#[allow(clippy::large_enum_variant, reason = "boxing HTTP/2 would cost an allocation per request")]
 enum Protocols<B> {
     Http1(Pin<Box<dyn Future<Output = Result<Response<RecvBody>, TransportError>> + Send>>),
     Http2(h2::Sending<B>),
