@@ -50,36 +50,37 @@ impl Call {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
-        let (mut verdict, mut counts) = (None, true);
-        match how {
+        let verdict = match how {
             Finished::Trailers(trailers) if self.grpc => {
                 self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+                Some(self.verdict())
             }
-            Finished::Trailers(_) | Finished::End => {}
+            Finished::Trailers(_) | Finished::End => Some(self.verdict()),
             Finished::Cut => {
-                // Before a response the attempt was judged already.
-                verdict = Some(Verdict::LocalOrigin).filter(|_| self.status != 0);
-                counts = self.status != 0;
                 self.flag = if self.flag == "-" { "UC" } else { self.flag };
                 self.grpc_status = self.grpc_status.or(Some(14));
+                // Before a response the attempt was judged already.
+                (self.status != 0).then_some(Verdict::LocalOrigin)
             }
             Finished::TimedOut => {
-                verdict = Some(Verdict::LocalOrigin);
                 self.flag = "UT";
                 self.grpc_status = Some(4);
+                Some(Verdict::LocalOrigin)
             }
-        }
-        let verdict = verdict.unwrap_or_else(|| match (self.grpc, self.grpc_status) {
-            (true, Some(code)) => Verdict::of_grpc(tonic::Code::from_i32(i32::from(code))),
-            _ => Verdict::of_http(StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK)),
-        });
-        if let Some(mut in_flight) = self.in_flight.take()
-            && counts
-        {
+        };
+        if let (Some(mut in_flight), Some(verdict)) = (self.in_flight.take(), verdict) {
             in_flight.record(verdict);
         }
         self.permit = None;
         self.record();
+    }
+
+    /// What a response that came whole says of its endpoint.
+    fn verdict(&self) -> Verdict {
+        match (self.grpc, self.grpc_status) {
+            (true, Some(code)) => Verdict::of_grpc(tonic::Code::from_i32(i32::from(code))),
+            _ => Verdict::of_http(StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK)),
+        }
     }
 
     fn record(&self) {
