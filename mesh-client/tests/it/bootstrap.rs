@@ -1,7 +1,8 @@
 //! Bootstraps and targets that cannot be used: the error names the source and the field.
 
-use crate::support::{assert_says, plain_mesh};
+use crate::support::{GUARD, TARGET, assert_says, greeter, hello, plain_mesh, service};
 use mesh_client::Mesh;
+use mesh_control::ControlPlane;
 use std::{path::Path, process::Command};
 
 const CHILD: &str = "MESH_TEST_CHILD";
@@ -12,11 +13,16 @@ fn json(server: &str) -> String {
     format!(r#"{{"xds_servers": [{{"server_uri": "{server}", "channel_creds": [{{"type": "insecure"}}]}}]}}"#)
 }
 
-/// What `Mesh::from_env` says in a process with these variables. The environment belongs to the whole process, so this test starts
-/// itself again.
+/// What `Mesh::from_env` says in a process with these variables.
 fn from_env(file: Option<&Path>, config: Option<&str>) -> String {
+    child("the_environment_names_the_bootstrap", file, config)
+}
+
+/// What this test says in a process with these variables. The environment belongs to the whole process, so the test starts itself
+/// again.
+fn child(test: &str, file: Option<&Path>, config: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "bootstrap::the_environment_names_the_bootstrap", "--nocapture"]);
+    child.args(["--exact", &format!("bootstrap::{test}"), "--nocapture"]);
     child.env_remove(FILE).env_remove(CONFIG).env(CHILD, "1");
     if let Some(file) = file {
         child.env(FILE, file);
@@ -69,6 +75,27 @@ fn the_environment_names_the_bootstrap() {
     assert_says(&from_env(Some(&file("empty.json", "")), None), &["empty.json", FILE, "is empty"]);
     let wrong = file("wrong.json", r#"{"xds_servers": [{"server_uri": 7}]}"#);
     assert_says(&from_env(Some(&wrong), None), &["wrong.json", FILE, "xds_servers[0].server_uri"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_environment_is_all_that_a_call_needs() {
+    if std::env::var_os(CHILD).is_some() {
+        let channel = Mesh::from_env().await.unwrap().channel(TARGET).unwrap();
+        let reply = tokio::time::timeout(GUARD, hello(&channel)).await.expect("hangs").unwrap();
+        return eprintln!("from_env: {}", reply.backend);
+    }
+    let (one, two) = (greeter("one").await, greeter("two").await);
+    let serve = async |addr| ControlPlane::builder().yaml(service(&[("v1", addr)])).start().await.unwrap();
+    let (by_file, by_config) = (serve(one.addr()).await, serve(two.addr()).await);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bootstrap.json");
+    std::fs::write(&file, by_file.bootstrap()).unwrap();
+    let config = by_config.bootstrap();
+    let said = tokio::task::spawn_blocking(move || {
+        let child = |file, config| child("the_environment_is_all_that_a_call_needs", file, config);
+        [child(None, Some(&config)), child(Some(&file), None), child(Some(&file), Some(&config))]
+    });
+    assert_eq!(said.await.unwrap(), ["two", "one", "one"], "the file wins");
 }
 
 #[tokio::test]

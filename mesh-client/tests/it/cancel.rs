@@ -1,14 +1,24 @@
 //! A caller that gives up at any await: every permit, counter and share of the budget comes back, at once.
 
 use crate::support::{
-    GUARD, H2Server, HOUR, TARGET, Then, World, greeter, hello, hello_with, http_backend, plain_mesh, routes, rule,
-    service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, edit, greeter, hello, hello_with, http_backend, plain_mesh,
+    routes, rule, service, to, until,
+};
+use bytes::Bytes;
+use envoy_types::pb::{
+    envoy::{config::route::v3::RouteConfiguration, extensions::filters::http::fault::v3::HttpFault},
+    google::protobuf::UInt32Value,
 };
 use examples::greeter::{HelloRequest, greeter_client::GreeterClient};
 use futures::StreamExt;
-use mesh_client::{ChannelLoad, Mesh, MeshChannel};
+use http_body_util::Full;
+use mesh_client::{ChannelLoad, Explain, Mesh, MeshChannel};
+use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
+use prost::Message;
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::net::TcpListener;
+use tower::{Layer, ServiceExt, service_fn};
 
 /// Polls `future` `polls` times, whether it was woken or not, with a turn for all other tasks between; then drops it. True if it
 /// was done before.
@@ -61,6 +71,62 @@ async fn while_it_connects() {
     let in_line = |load: ChannelLoad| (load.requests, load.pending, load.attempts) == (1, 1, 1);
     drop_when(&channel, hello_with(&channel, |r| r.set_timeout(HOUR)), in_line).await;
     assert_idle(&channel, "connecting");
+}
+
+#[tokio::test]
+async fn while_it_is_delayed_by_a_fault() {
+    let backend = greeter("one").await;
+    let delay = "fault: {delay: {percentage: {value: 100}, fixedDelay: 3000s}}";
+    let yaml =
+        service(&[("one", backend.addr())]) + &routes(&format!("[{{route: [{{destination: {}}}], {delay}}}]", to("")));
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    // One at a time is delayed, all others pass.
+    edit::<RouteConfiguration>(&cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
+        for any in config.virtual_hosts[0].routes[0].typed_per_filter_config.values_mut() {
+            let mut fault = HttpFault::decode(&*any.value).unwrap();
+            fault.max_active_faults = Some(UInt32Value { value: 1 });
+            any.value = fault.encode_to_vec();
+        }
+    });
+    let World { mesh, channel, cp: _cp } = World::on(cp).await;
+    let uri = format!("http://{}/helloworld.Greeter/SayHello", &TARGET["xds:///".len()..]);
+    let request = |explain: &Explain| {
+        let mut request = http::Request::post(&uri).header("content-type", "application/grpc");
+        request.extensions_mut().unwrap().insert(explain.clone());
+        // One empty message.
+        request.body(Full::new(Bytes::from_static(&[0; 5]))).unwrap()
+    };
+    for layer in [false, true] {
+        let send = |explain: &Explain| {
+            let request = request(explain);
+            let (mesh, channel) = (mesh.clone(), channel.clone());
+            async move {
+                if layer {
+                    let inner = service_fn(|_| async { Err::<http::Response<Full<Bytes>>, _>("not for it") });
+                    mesh.layer().layer(inner).oneshot(request).await.unwrap().status()
+                } else {
+                    channel.oneshot(request).await.unwrap().status()
+                }
+            }
+        };
+        let delayed = |explain: &Explain| explain.explanation().get("fault").is_some_and(|f| f.contains("delayed"));
+        for again in 0..3 {
+            let explain = Explain::default();
+            let mut call = Box::pin(send(&explain));
+            tokio::select! {
+                biased;
+                () = until("the call is delayed", async || delayed(&explain)) => {}
+                status = &mut call => panic!("the call ended with {status}, layer: {layer}, {again}: {explain:?}"),
+            }
+            let before = backend.state().calls();
+            let second = Explain::default();
+            assert_eq!(send(&second).await, 200);
+            assert!(!delayed(&second) && backend.state().calls() == before + 1, "one is delayed at a time");
+            drop(call);
+            assert_idle(&channel, "in an injected delay");
+            assert_eq!(backend.state().calls(), before + 1, "nothing was sent");
+        }
+    }
 }
 
 #[tokio::test]
@@ -142,8 +208,8 @@ async fn over_http_1_1() {
     let world = World::new(&yaml).await;
     let channel = &world.channel;
     let call = || {
-        let request = http::Request::get("/").body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
-        tower::ServiceExt::oneshot(channel.clone(), request)
+        let request = http::Request::get("/").body(http_body_util::Empty::<Bytes>::new()).unwrap();
+        channel.clone().oneshot(request)
     };
     for polls in 1..=30 {
         assert!(!drop_after(polls, call()).await);

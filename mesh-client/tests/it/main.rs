@@ -4,16 +4,20 @@
 
 mod support;
 
+mod balancing;
 mod basics;
 mod bootstrap;
 mod cancel;
+mod connections;
 mod control_plane;
 mod docs;
 mod faults;
 mod features;
+mod headers;
 mod layers;
 mod mesh_layer;
 mod mtls;
 mod policy;
+mod retries;
 mod routing;
 mod yaml;

@@ -5,16 +5,19 @@ mod h2_server;
 pub(crate) use h2_server::{H2Server, Then};
 
 use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster,
     core::v3::{Address, HealthStatus, SocketAddress, address::Address as Kind, socket_address::PortSpecifier},
     endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
 };
-use envoy_types::pb::google::protobuf::UInt32Value;
+use envoy_types::{pb::google::protobuf::UInt32Value, util::pack_any};
 use examples::{
     backend::{Backend, HttpBackend, Options},
     greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient},
 };
 use mesh_client::{Mesh, MeshChannel};
 use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
+use prost::{Message, Name};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
@@ -63,6 +66,24 @@ impl World {
 /// A mesh on this control plane.
 pub(crate) async fn mesh_on(cp: &ControlPlane) -> Mesh {
     Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().build().await.unwrap()
+}
+
+/// Edits a resource that the control plane serves.
+pub(crate) fn edit<M: Message + Name + Default>(
+    cp: &ControlPlane,
+    resource_type: ResourceType,
+    name: &str,
+    change: impl FnOnce(&mut M),
+) {
+    let served = cp.cache().resources().get(resource_type, name).expect("it is served").clone();
+    let mut message = M::decode(&*served.value).unwrap();
+    change(&mut message);
+    cp.cache().update(resource_type, name, pack_any(message));
+}
+
+/// Edits a cluster that the control plane serves.
+pub(crate) fn edit_cluster(cp: &ControlPlane, name: &str, change: impl FnOnce(&mut Cluster)) {
+    edit(cp, ResourceType::Cluster, name, change);
 }
 
 /// A greeter of this name.

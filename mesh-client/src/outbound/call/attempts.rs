@@ -5,7 +5,7 @@ use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
-        cluster::{Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource},
+        cluster::{Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
         connect::Subchannel,
         narrate,
         resolve::UpstreamRef,
@@ -143,9 +143,14 @@ impl Call {
             let endpoint = match self.upstream.live.pick(tried, &mut random) {
                 Pick::Endpoint(endpoint) => endpoint,
                 Pick::Fail(cause) => {
-                    self.flag = "UH";
+                    // An endpoint that refuses connections may take the next one: that is a failure to connect.
+                    let (failure, flag) = match &*cause {
+                        Unavailable::Unreachable { .. } => (Failure::Connect, "UF"),
+                        _ => (Failure::NoEndpoint, "UH"),
+                    };
+                    self.flag = flag;
                     let message = "no endpoint can be used".into();
-                    return Err((Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
+                    return Err((failure, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
                 }
             };
             self.endpoint = Some(endpoint.address());
