@@ -3,10 +3,7 @@
 use crate::{
     Error,
     error::{BoxError, Kind},
-    outbound::{
-        call::{Call, Finished},
-        timeout::Deadline,
-    },
+    outbound::call::{Finished, Held},
     transport::{RecvBody, TransportError},
 };
 use bytes::Bytes;
@@ -34,8 +31,8 @@ enum State {
 
 struct Live {
     body: RecvBody,
-    call: Call,
-    deadline: Option<Deadline>,
+    /// What began as the future of the call.
+    held: Box<dyn Held>,
     /// Made when the body first has to wait: a unary answer is there at once as a rule.
     timer: Option<Pin<Box<Sleep>>>,
     /// A data frame was read.
@@ -43,8 +40,8 @@ struct Live {
 }
 
 impl MeshBody {
-    pub(crate) fn live(body: RecvBody, call: Call, deadline: Option<Deadline>) -> Self {
-        Self(State::Live(Live { body, call, deadline, timer: None, read: false }))
+    pub(crate) fn live(body: RecvBody, held: Box<dyn Held>) -> Self {
+        Self(State::Live(Live { body, held, timer: None, read: false }))
     }
 
     pub(crate) fn local(body: Bytes) -> Self {
@@ -59,24 +56,22 @@ impl Live {
             let data = frame.as_ref().is_some_and(|f| f.as_ref().is_ok_and(Frame::is_data));
             if data
                 && std::mem::replace(&mut self.read, true)
-                && let Some(deadline) = self.deadline.as_ref().filter(|d| d.at <= Instant::now())
+                && let Some(deadline) = self.held.call().deadline().filter(|d| d.at <= Instant::now())
             {
-                return Poll::Ready(Some(Err(self.call.timed_out(deadline, "while the response body was read"))));
+                return Poll::Ready(Some(Err(self.held.call().timed_out(deadline))));
             }
             return Poll::Ready(frame.map(|f| f.map_err(|e| self.failed(e))));
         }
-        let Some(deadline) = &self.deadline else { return Poll::Pending };
+        let Some(deadline) = self.held.call().deadline() else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.at)));
         match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Poll::Ready(Some(Err(self.call.timed_out(deadline, "while the response body was read"))))
-            }
+            Poll::Ready(()) => Poll::Ready(Some(Err(self.held.call().timed_out(deadline)))),
             Poll::Pending => Poll::Pending,
         }
     }
 
     fn failed(&self, error: TransportError) -> Error {
-        self.call.error(Kind::Transport, "the response was cut off".into(), Some(Box::new(error) as BoxError))
+        self.held.call().error(Kind::Transport, "the response was cut off".into(), Some(Box::new(error) as BoxError))
     }
 }
 
@@ -105,7 +100,7 @@ impl Body for MeshBody {
             None => Some(Finished::End),
         };
         if let Some(finished) = finished {
-            live.call.finish(finished);
+            live.held.call_mut().finish(finished);
             self.0 = State::Done;
         }
         Poll::Ready(frame)

@@ -7,12 +7,11 @@ use crate::{
     outbound::{
         call,
         cluster::ChannelLoad,
-        resolve::{Resolver, State, Target},
-        route::Profile,
+        resolve::{Facts, Resolver, State, Target},
     },
 };
 use bytes::Bytes;
-use http::{Request, Response, uri::Authority};
+use http::{Request, Response};
 use http_body::Body;
 use std::{
     fmt,
@@ -21,7 +20,6 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::Instant;
 use tower_service::Service;
 
 /// A channel to one target of the mesh. Cheap to clone; all clones share configuration, connections and counters.
@@ -38,13 +36,8 @@ pub struct MeshChannel {
 #[repr(align(128))]
 pub(crate) struct Core {
     pub(crate) target: Target,
-    /// The target as text, for errors.
-    pub(crate) label: Arc<str>,
-    /// Of requests that carry none.
-    pub(crate) authority: Option<Authority>,
-    pub(crate) profile: Profile,
+    pub(crate) facts: Arc<Facts>,
     pub(crate) resolver: Resolver,
-    pub(crate) settings: Arc<call::Settings>,
     /// The control plane's address, for errors.
     pub(crate) server: Arc<str>,
 }
@@ -84,7 +77,7 @@ impl MeshChannel {
 
     /// The target, as given.
     pub fn target(&self) -> &str {
-        &self.core.label
+        &self.core.facts.label
     }
 
     /// Ready or absent, waiting as long as the mesh lets a request without deadline wait.
@@ -92,7 +85,7 @@ impl MeshChannel {
         if let settled @ (State::Ready(_) | State::Absent(_)) = &**self.core.resolver.state() {
             return Ok(settled.clone());
         }
-        let timeout = self.core.settings.resolve_timeout;
+        let timeout = self.core.facts.settings.resolve_timeout;
         match tokio::time::timeout(timeout, self.core.resolver.settled()).await {
             Ok(state) => Ok(state),
             Err(_) => Err(self.core.not_configured_in(timeout)),
@@ -120,14 +113,17 @@ impl Core {
         message: String,
         cause: Option<Arc<mesh_xds::snapshot::ResourceError>>,
     ) -> Error {
-        let place = Place { target: Some(self.label.clone()), ..Place::default() };
+        let place = Place { target: Some(self.facts.label.clone()), ..Place::default() };
         Error::new(kind, message, place, cause.map(|c| Box::new(c) as BoxError))
     }
 }
 
 impl fmt::Debug for MeshChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshChannel").field("target", &self.core.label).field("state", &self.core.resolver).finish()
+        f.debug_struct("MeshChannel")
+            .field("target", &self.core.facts.label)
+            .field("state", &self.core.resolver)
+            .finish()
     }
 }
 
@@ -145,19 +141,18 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        // The one allocation of a call that is ours.
-        ResponseFuture(Box::pin(call::call(self.core.clone(), Some(request.into_parts()), Instant::now())))
+        ResponseFuture(call::start(&self.core, request))
     }
 }
 
 /// The response future of [`MeshChannel`]. Dropping it resets the stream and gives back every permit and counter.
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<Response<MeshBody>, Error>> + Send>>);
+pub struct ResponseFuture(call::Road);
 
 impl Future for ResponseFuture {
     type Output = Result<Response<MeshBody>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
+        self.0.poll(cx)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
         call::Settings,
         identity::Identities,
         narrate,
-        resolve::{Resolver, State, Target, TargetError},
+        resolve::{Facts, Resolver, State, Target, TargetError},
         route::Profile,
         timeout::is_grpc,
         upstream::Upstreams,
@@ -135,7 +135,7 @@ impl Mesh {
             let channels = self.inner.channels.lock().unwrap_or_else(PoisonError::into_inner);
             let mut open: Vec<_> = channels.values().filter_map(Weak::upgrade).filter(|c| c.serves(&host)).collect();
             let profile = if is_grpc(&request.headers) { Profile::Grpc } else { Profile::Envoy };
-            open.sort_by_key(|c| (!matches!(**c.resolver.state(), State::Ready(_)), c.profile != profile));
+            open.sort_by_key(|c| (!matches!(**c.resolver.state(), State::Ready(_)), c.facts.profile != profile));
             open.into_iter().next()
         };
         if let Some(core) = open {
@@ -188,15 +188,14 @@ impl Mesh {
             return Ok(MeshChannel { core });
         }
         let (watch, server) = self.watch(&target)?;
-        let core = Arc::new(Core {
+        let facts = Arc::new(Facts {
             label: label.as_str().into(),
             authority: target.host().parse().ok(),
             profile,
-            resolver: Resolver::spawn(watch, inner.upstreams.clone(), profile, &inner.runtime),
             settings: inner.settings.clone(),
-            server,
-            target,
         });
+        let resolver = Resolver::spawn(watch, inner.upstreams.clone(), facts.clone(), &inner.runtime);
+        let core = Arc::new(Core { facts, resolver, server, target });
         channels.retain(|_, core| core.strong_count() > 0);
         channels.insert((label, profile), Arc::downgrade(&core));
         Ok(MeshChannel { core })

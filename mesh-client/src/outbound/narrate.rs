@@ -88,7 +88,7 @@ pub(crate) fn attempt(explain: &Explain, number: u32, endpoint: Option<SocketAdd
 
 /// What would become of a request with this head.
 pub(crate) fn request(core: &Core, request: &http::request::Parts) -> Explanation {
-    let mut steps = vec![step("target", &*core.label)];
+    let mut steps = vec![step("target", &*core.facts.label)];
     match &**core.resolver.state() {
         State::Pending(cause) => {
             let why = cause.as_ref().map_or_else(|| "it has not answered yet".into(), ToString::to_string);
@@ -135,6 +135,7 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         match &choice.cluster {
             UpstreamRef::Failed(cause) => steps.push(step("cluster", format!("cannot be used: {cause}"))),
             UpstreamRef::Live(upstream) => {
+                let upstream = &routing.upstreams()[*upstream];
                 let status = upstream.live.status(Instant::now());
                 steps.push(step("load", status.to_string()));
                 for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {

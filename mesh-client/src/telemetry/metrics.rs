@@ -1,8 +1,13 @@
 //! Request metrics under Istio's names. Handles are resolved once per cluster and result, never per request.
 
-use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, histogram};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+/// Results of a cluster whose handles are kept. A cluster has few: the codes its callers see, times the flags that go with them.
+const RESULTS: usize = 32;
 
 /// What a request ended in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,16 +16,38 @@ pub(crate) struct Outcome {
     pub(crate) status: u16,
     /// gRPC code of a gRPC response.
     pub(crate) grpc: Option<u8>,
-    /// Envoy's response flag, `-` when there is nothing to say.
-    pub(crate) flag: &'static str,
+    /// Why, when it was not the backend's answer.
+    pub(crate) flag: Flag,
+}
+
+/// Envoy's response flags, as far as a client sets them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flag {
+    /// Nothing to say.
+    #[default]
+    None,
+    /// The caller gave up.
+    DownstreamDisconnect,
+    /// The control plane's `drop_overload`.
+    DropOverload,
+    /// The connection ended.
+    ConnectionTermination,
+    /// No connection could be made.
+    ConnectionFailure,
+    /// No endpoint can be used.
+    NoHealthyUpstream,
+    /// The circuit breaker is open.
+    Overflow,
+    /// A limit of time passed.
+    Timeout,
 }
 
 /// The metrics of requests to one cluster.
 pub(crate) struct RequestMetrics {
     service: Arc<str>,
     cluster: Arc<str>,
-    /// Few distinct results per cluster: a linear scan beats a map.
-    results: ArcSwap<Vec<(Outcome, Counter)>>,
+    /// Filled from the front. A linear scan of a few beats a map.
+    results: [OnceLock<(Outcome, Counter)>; RESULTS],
     duration: Histogram,
     pub(crate) retries: Counter,
 }
@@ -33,18 +60,24 @@ impl RequestMetrics {
             "reporter" => "source", "destination_service" => service.to_string(), "cluster" => cluster.to_string()
         );
         let retries = counter!("mesh_request_retries_total", "cluster" => cluster.to_string());
-        Self { service, cluster: cluster.clone(), results: ArcSwap::default(), duration, retries }
+        Self { service, cluster: cluster.clone(), results: [const { OnceLock::new() }; RESULTS], duration, retries }
     }
 
     /// Counts one finished request.
     pub(crate) fn record(&self, outcome: Outcome, took: Duration) {
         self.duration.record(took.as_secs_f64() * 1e3);
-        let results = self.results.load();
-        if let Some((_, counter)) = results.iter().find(|(o, _)| *o == outcome) {
-            return counter.increment(1);
+        for slot in &self.results {
+            let (of, counter) = slot.get_or_init(|| (outcome, self.counter(outcome)));
+            if *of == outcome {
+                return counter.increment(1);
+            }
         }
-        drop(results);
-        let counter = counter!(
+        self.counter(outcome).increment(1);
+    }
+
+    #[cold]
+    fn counter(&self, outcome: Outcome) -> Counter {
+        counter!(
             "istio_requests_total",
             "reporter" => "source",
             "destination_service" => self.service.to_string(),
@@ -52,14 +85,24 @@ impl RequestMetrics {
             "request_protocol" => if outcome.grpc.is_some() { "grpc" } else { "http" },
             "response_code" => outcome.status.to_string(),
             "grpc_response_status" => outcome.grpc.map(|c| c.to_string()).unwrap_or_default(),
-            "response_flags" => outcome.flag
-        );
-        counter.increment(1);
-        self.results.rcu(|old| {
-            let mut new = Vec::clone(old);
-            new.push((outcome, counter.clone()));
-            new
-        });
+            "response_flags" => outcome.flag.as_str()
+        )
+    }
+}
+
+impl Flag {
+    /// As in Envoy's access log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::DownstreamDisconnect => "DC",
+            Self::DropOverload => "DO",
+            Self::ConnectionTermination => "UC",
+            Self::ConnectionFailure => "UF",
+            Self::NoHealthyUpstream => "UH",
+            Self::Overflow => "UO",
+            Self::Timeout => "UT",
+        }
     }
 }
 

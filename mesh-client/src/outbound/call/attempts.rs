@@ -1,6 +1,6 @@
 //! The attempts of a call: pick an endpoint, get a stream on a connection to it, send, judge, and again.
 
-use super::{Call, SENT, finish::grpc_status, head::SavedHead};
+use super::{Call, finish::grpc_status, head::SavedHead};
 use crate::{
     Error,
     error::{BoxError, Kind},
@@ -8,105 +8,117 @@ use crate::{
         cluster::{Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
         connect::Subchannel,
         narrate,
-        resolve::UpstreamRef,
-        retry::{Decision, Failure, Kept, Outcome, Policy, Situation},
-        route::Forward,
-        timeout::{Deadline, write_grpc_timeout},
+        retry::{Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation},
+        timeout::write_grpc_timeout,
     },
+    telemetry::metrics::Flag,
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
 use http_body::Body;
 use smallvec::SmallVec;
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, task::Context, time::Duration};
 use tokio::time::Instant;
 
 /// Connection attempts of one call that fail before anything is sent; each makes its endpoint unavailable, so this bounds only races.
 const MAX_CONNECT_FAILURES: u32 = 32;
 
 /// What an attempt ended in.
-enum Attempt {
+pub(super) enum Attempt {
     Response(Response<RecvBody>),
     Failed(Failure, Error),
 }
 
+/// What is kept of a request for further attempts.
+pub(super) struct Resend<B> {
+    head: SavedHead,
+    body: Kept<B>,
+}
+
+impl<B> Resend<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    /// Keeps a request, and gives it back for the first attempt. At most `cap` bytes of the body are kept. Polls the body for the
+    /// caller's task, which goes on polling the attempt's.
+    ///
+    /// # Errors
+    /// The body's own.
+    pub(super) fn begin(
+        head: Parts,
+        body: B,
+        cap: usize,
+        cx: &mut Context<'_>,
+    ) -> Result<(Self, Request<Outgoing<B>>), BoxError> {
+        let (kept, body) = Kept::new(body, cap, cx)?;
+        Ok((Self { head: SavedHead::of(&head), body: kept }, Request::from_parts(head, body)))
+    }
+
+    fn again(&self) -> Request<Outgoing<B>> {
+        self.head.restore(self.body.again())
+    }
+}
+
 impl Call {
-    /// Attempts until one is final.
-    pub(super) async fn run<B>(
+    /// Attempts until one is final: what follows one that `ended`, or from the first `request`.
+    pub(super) async fn attempts<B>(
         &mut self,
-        forward: &Forward<UpstreamRef>,
-        request: &mut Option<(Parts, B)>,
-        deadline: Option<&Deadline>,
+        resend: &Resend<B>,
+        mut ended: Option<(Attempt, Outcome)>,
+        mut request: Option<Request<Outgoing<B>>>,
     ) -> Result<Response<RecvBody>, Error>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let policy = forward.retry.as_deref();
+        let policy = self.chosen.forward().retry.clone();
+        let (policy, deadline) = (policy.as_deref(), self.chosen.deadline);
+        let (grpc, profile) = (self.chosen.grpc, self.chosen.routing.facts.profile);
         let per_try = policy.and_then(Policy::per_try_timeout);
         let avoid_tried = policy.is_none_or(Policy::avoid_previous_hosts);
-        let cap = self.core.settings.max_replay_bytes;
-        let begun = poll_fn(|cx| {
-            let (head, body) = request.take().expect("polled once: it is ready at once");
-            let (kept, body) = match Kept::new(body, cap, cx) {
-                Ok(body) => body,
-                Err(error) => return Poll::Ready(Err(error)),
-            };
-            Poll::Ready(Ok((SavedHead::of(&head), kept, Some(Request::from_parts(head, body)))))
-        });
-        let (saved, kept, mut next) = match begun.await {
-            Ok(begun) => begun,
-            Err(error) => {
-                return Err(self.error(Kind::RequestBody, "the request was not sent whole".into(), Some(error)));
-            }
-        };
         let mut tried: SmallVec<[Arc<Endpoint<Subchannel>>; 2]> = SmallVec::new();
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         loop {
-            let attempt = match self.lease(&tried).await {
-                Err((failure, error)) => Attempt::Failed(failure, error),
-                Ok(lease) => {
-                    if let Some(explain) = &self.explain {
-                        explain.add("peer", narrate::peer(lease.peer()));
-                    }
-                    let mut request = next.take().unwrap_or_else(|| saved.restore(kept.again()));
-                    self.attempts.write_header(request.headers_mut(), self.core.profile);
-                    if self.grpc && (deadline.is_some() || per_try.is_some()) {
-                        write_grpc_timeout(request.headers_mut(), deadline, per_try, Instant::now());
-                    }
-                    self.stage = SENT;
-                    let mut sending = lease.send(request);
-                    match per_try {
-                        None => self.sent((&mut sending).await),
-                        Some(limit) => match tokio::time::timeout(limit, &mut sending).await {
-                            Ok(sent) => self.sent(sent),
-                            Err(_) => self.elapsed(limit),
-                        },
-                    }
+            let (attempt, outcome) = match ended.take() {
+                Some(ended) => ended,
+                None => {
+                    let attempt = match self.lease(&tried).await {
+                        Err((failure, error)) => Attempt::Failed(failure, error),
+                        Ok(lease) => {
+                            if let Some(explain) = &self.chosen.explain {
+                                explain.add("peer", narrate::peer(lease.peer()));
+                            }
+                            let mut request = request.take().unwrap_or_else(|| resend.again());
+                            self.attempts.write_header(request.headers_mut(), profile);
+                            if grpc && (deadline.is_some() || per_try.is_some()) {
+                                write_grpc_timeout(request.headers_mut(), deadline.as_ref(), per_try, Instant::now());
+                            }
+                            let mut sending = lease.send(request);
+                            match per_try {
+                                None => self.sent((&mut sending).await),
+                                Some(limit) => match tokio::time::timeout(limit, &mut sending).await {
+                                    Ok(sent) => self.sent(sent),
+                                    Err(_) => self.elapsed(limit),
+                                },
+                            }
+                        }
+                    };
+                    let outcome = self.judge(&attempt);
+                    (attempt, outcome)
                 }
             };
-            let outcome = match &attempt {
-                Attempt::Response(r) => Outcome::of_response(r.status(), r.headers(), self.grpc),
-                Attempt::Failed(failure, _) => Outcome::Failure(*failure),
+            let situation = Situation {
+                replayable: resend.body.is_replayable(),
+                now: Instant::now(),
+                deadline: deadline.map(|d| d.at),
             };
-            self.judge(&attempt, &outcome);
-            let attempt = match attempt {
-                // The common end, without a look at the clock.
-                Attempt::Response(response)
-                    if self.explain.is_none() && policy.is_none_or(|policy| !policy.retries(&outcome)) =>
-                {
-                    return Ok(response);
-                }
-                other => other,
-            };
-            let situation =
-                Situation { replayable: kept.is_replayable(), now: Instant::now(), deadline: deadline.map(|d| d.at) };
-            let upstream = &self.upstream;
-            let budget = || upstream.retry_permit(self.core.profile).map(Some);
+            let upstream = &self.chosen.routing.upstreams()[self.upstream];
+            let budget = || upstream.retry_permit(profile).map(Some);
             let number = self.attempts.number();
             let decision = self.attempts.next(policy, &outcome, situation, budget, &mut rng);
-            if let Some(explain) = &self.explain {
+            if let Some(explain) = &self.chosen.explain {
                 narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
             }
             let delay = match decision {
@@ -119,7 +131,7 @@ impl Call {
                 Decision::RetryNow => None,
                 Decision::RetryAfter(delay) => Some(delay),
             };
-            self.upstream.metrics.retries.increment(1);
+            self.upstream().metrics.retries.increment(1);
             if let Some(in_flight) = self.in_flight.take().filter(|_| avoid_tried) {
                 // One that was let go of (it is draining, or the stream never left) may be picked again.
                 tried.push(in_flight.endpoint().clone());
@@ -131,6 +143,13 @@ impl Call {
         }
     }
 
+    /// Picks an endpoint; a stream on a connection to it, if it has one. Without it, [`lease`](Self::lease) goes on with the endpoint.
+    pub(super) fn lease_at_once(&mut self) -> Option<Lease> {
+        let Pick::Endpoint(endpoint) = self.upstream().live.pick(&[], &mut fastrand::Rng::new()) else { return None };
+        self.endpoint = Some(endpoint.address());
+        self.in_flight.insert(InFlight::of(endpoint)).endpoint().link().ready()
+    }
+
     /// A stream on a connection to a picked endpoint. An endpoint that cannot be connected to is left for the next one: nothing was
     /// sent, so this is no retry.
     async fn lease(&mut self, tried: &[Arc<Endpoint<Subchannel>>]) -> Result<Lease, (Failure, Error)> {
@@ -140,40 +159,45 @@ impl Call {
         // An error from here on must not name the endpoint of the attempt before.
         self.endpoint = None;
         loop {
-            let endpoint = match self.upstream.live.pick(tried, &mut random) {
-                Pick::Endpoint(endpoint) => endpoint,
-                Pick::Fail(cause) => {
-                    // An endpoint that refuses connections may take the next one: that is a failure to connect.
-                    let (failure, flag) = match &*cause {
-                        Unavailable::Unreachable { .. } => (Failure::Connect, "UF"),
-                        _ => (Failure::NoEndpoint, "UH"),
-                    };
-                    self.flag = flag;
-                    let message = "no endpoint can be used".into();
-                    return Err((failure, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
-                }
+            let picked = match self.in_flight.take() {
+                Some(picked) => picked,
+                None => match self.upstream().live.pick(tried, &mut random) {
+                    Pick::Endpoint(endpoint) => InFlight::of(endpoint),
+                    Pick::Fail(cause) => {
+                        // An endpoint that refuses connections may take the next one: that is a failure to connect.
+                        let (failure, flag) = match &*cause {
+                            Unavailable::Unreachable { .. } => (Failure::Connect, Flag::ConnectionFailure),
+                            _ => (Failure::NoEndpoint, Flag::NoHealthyUpstream),
+                        };
+                        self.flag = flag;
+                        let message = "no endpoint can be used".into();
+                        return Err((failure, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
+                    }
+                },
             };
-            self.endpoint = Some(endpoint.address());
-            let in_flight = self.in_flight.insert(InFlight::of(endpoint));
+            let in_flight = self.in_flight.insert(picked);
+            self.endpoint = Some(in_flight.endpoint().address());
             if let Some(lease) = in_flight.endpoint().link().ready() {
                 return Ok(lease);
             }
             let endpoint = in_flight.endpoint().clone();
             self.wait_in_line(&mut pending)?;
-            self.stage = "while waiting for a connection";
-            let cause = match endpoint.link().acquire().await {
+            self.connecting = true;
+            let acquired = endpoint.link().acquire().await;
+            self.connecting = false;
+            let cause = match acquired {
                 Ok(lease) => return Ok(lease),
                 Err(cause) => cause,
             };
             if let Some(mut failed) = self.in_flight.take() {
                 failed.record(Verdict::LocalOrigin);
             }
-            if let Some(explain) = &self.explain {
+            if let Some(explain) = &self.chosen.explain {
                 explain.add("connect", format!("{} failed: {}", endpoint.address(), narrate::chain(&cause)));
             }
             failures += 1;
             if failures >= MAX_CONNECT_FAILURES {
-                self.flag = "UF";
+                self.flag = Flag::ConnectionFailure;
                 return Err((
                     Failure::Connect,
                     self.error(Kind::NoEndpoint, "no connection".into(), Some(Box::new(cause))),
@@ -185,8 +209,8 @@ impl Call {
     /// Counts the call as waiting for a connection (Envoy's `max_pending_requests`), once.
     fn wait_in_line(&mut self, pending: &mut Option<Permit>) -> Result<(), (Failure, Error)> {
         if pending.is_none() {
-            let permit = self.upstream.live.breaker().acquire(Resource::PendingRequests).map_err(|over| {
-                self.flag = "UO";
+            let permit = self.upstream().live.breaker().acquire(Resource::PendingRequests).map_err(|over| {
+                self.flag = Flag::Overflow;
                 (
                     Failure::Overloaded,
                     self.error(Kind::Overloaded, "the circuit breaker is open".into(), Some(Box::new(over))),
@@ -198,12 +222,12 @@ impl Call {
     }
 
     /// What an attempt ended in, by what the transport says.
-    fn sent(&mut self, sent: Result<Response<RecvBody>, TransportError>) -> Attempt {
+    pub(super) fn sent(&mut self, sent: Result<Response<RecvBody>, TransportError>) -> Attempt {
         match sent {
             Ok(response) => Attempt::Response(response),
             Err(error) => {
                 let failure = Failure::of_transport(&error);
-                self.flag = "UC";
+                self.flag = Flag::ConnectionTermination;
                 let (kind, message) = match error.kind() {
                     transport::Kind::RequestBody => (Kind::RequestBody, "the request was not sent whole"),
                     transport::Kind::InvalidRequest => (Kind::InvalidRequest, "the request cannot be sent"),
@@ -215,20 +239,25 @@ impl Call {
     }
 
     /// An attempt took longer than its own limit.
-    fn elapsed(&mut self, limit: Duration) -> Attempt {
+    pub(super) fn elapsed(&mut self, limit: Duration) -> Attempt {
         let message = format!("the attempt had no response within its limit of {limit:?} (per_try_timeout)");
-        self.flag = "UT";
+        self.flag = Flag::Timeout;
         Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None))
     }
 
-    /// Tells outlier detection how an attempt that has no more to come ended. A response that goes on is judged at its end; a failure
+    /// Reads what an attempt ended in, and tells outlier detection how one that has no more to come ended. A response that goes on is judged at its end; a failure
     /// that says nothing about the endpoint is not counted, and lets go of it.
-    fn judge(&mut self, attempt: &Attempt, outcome: &Outcome) {
-        let Some(in_flight) = &mut self.in_flight else { return };
-        let verdict = match (attempt, outcome) {
+    pub(super) fn judge(&mut self, attempt: &Attempt) -> Outcome {
+        let grpc = self.chosen.grpc;
+        let outcome = match attempt {
+            Attempt::Response(response) => Outcome::of_response(response.status(), response.headers(), grpc),
+            Attempt::Failed(failure, _) => Outcome::Failure(*failure),
+        };
+        let Some(in_flight) = &mut self.in_flight else { return outcome };
+        let verdict = match (attempt, &outcome) {
             (Attempt::Response(_), Outcome::Response(r)) => match r.grpc {
                 Some(code) => Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))),
-                None if self.grpc => return,
+                None if grpc => return outcome,
                 None => Verdict::of_http(StatusCode::from_u16(r.status).unwrap_or(StatusCode::OK)),
             },
             (Attempt::Failed(_, error), Outcome::Failure(failure)) => match failure {
@@ -239,12 +268,13 @@ impl Call {
                 Failure::Refused if is_refused(error) => Verdict::LocalOrigin,
                 _ => {
                     self.in_flight = None;
-                    return;
+                    return outcome;
                 }
             },
-            _ => return,
+            _ => return outcome,
         };
         in_flight.record(verdict);
+        outcome
     }
 }
 

@@ -1,35 +1,20 @@
 //! Injected faults.
 
+use super::chosen::{Chosen, refused};
 use crate::{
     Error,
     body::MeshBody,
-    channel::Core,
     error::Kind,
-    outbound::{
-        filter::FaultAbortStatus,
-        resolve::{Routing, UpstreamRef},
-        route::{ClusterChoice, RequestHead, RouteEntry},
-        timeout::Deadline,
-    },
-    telemetry::explain::Explain,
+    outbound::{filter::FaultAbortStatus, route::RequestHead},
 };
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tokio::time::Instant;
 
 /// gRFC A33: every filter delays or aborts by its own draw.
-#[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename the arguments")]
-pub(super) async fn inject(
-    core: &Core,
-    routing: &Routing,
-    route: &RouteEntry<UpstreamRef>,
-    choice: &ClusterChoice<UpstreamRef>,
-    head: &Parts,
-    grpc: bool,
-    deadline: Option<&Deadline>,
-    explain: Option<&Explain>,
-) -> Result<Option<Response<MeshBody>>, Error> {
-    for fault in &choice.faults {
+pub(super) async fn inject(chosen: &Chosen, head: &Parts) -> Result<Option<Response<MeshBody>>, Error> {
+    let (deadline, explain) = (chosen.deadline.as_ref(), chosen.explain.as_ref());
+    for fault in &chosen.choice().faults {
         let plan = {
             let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
             fault.decide(&RequestHead::new(&head.method, &head.uri, &head.headers), &mut rng)
@@ -45,14 +30,14 @@ pub(super) async fn inject(
                     "deadline of {:?} exceeded in an injected delay of {delay:?} ({})",
                     deadline.limit, deadline.source
                 );
-                return Err(core.local(routing, Kind::Timeout, message, Some(route), None));
+                return Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None));
             }
         }
         if let Some(abort) = plan.abort {
             if let Some(explain) = explain {
                 explain.add("fault", format!("aborted with gRPC status {} / HTTP {}", abort.grpc, abort.http));
             }
-            return Ok(Some(abort_response(abort, grpc)));
+            return Ok(Some(abort_response(abort, chosen.grpc)));
         }
     }
     Ok(None)

@@ -3,10 +3,9 @@
 use super::Call;
 use crate::{
     Error,
-    body::MeshBody,
     error::{BoxError, Kind, Place},
     outbound::{cluster::Outcome as Verdict, timeout::Deadline},
-    telemetry::metrics,
+    telemetry::metrics::{Flag, Outcome},
     transport::RecvBody,
 };
 use http::{HeaderMap, HeaderName, Response, StatusCode};
@@ -27,22 +26,20 @@ pub(crate) enum Finished<'a> {
 }
 
 impl Call {
-    /// The head is passed on: what the rest of the call holds moves into the body.
-    pub(super) fn respond(mut self, response: Response<RecvBody>, deadline: Option<Deadline>) -> Response<MeshBody> {
-        let (head, body) = response.into_parts();
-        self.status = head.status.as_u16();
-        self.flag = "-";
+    /// The response is passed on: the call goes on with its body.
+    pub(super) fn answered(&mut self, response: &Response<RecvBody>) {
+        self.status = response.status().as_u16();
+        self.flag = Flag::None;
         self.attempts.settle();
-        if self.grpc {
-            self.grpc_status = grpc_status(&head.headers);
+        if self.chosen.grpc {
+            self.grpc_status = grpc_status(response.headers());
         }
-        if let Some(explain) = &self.explain {
-            explain.add("response", format!("HTTP {}", head.status));
+        if let Some(explain) = &self.chosen.explain {
+            explain.add("response", format!("HTTP {}", response.status()));
         }
-        if body.is_end_stream() {
+        if response.body().is_end_stream() {
             self.finish(Finished::End);
         }
-        Response::from_parts(head, MeshBody::live(body, self, deadline))
     }
 
     /// The call is over: counted once, and everything it holds is given back.
@@ -51,19 +48,21 @@ impl Call {
             return;
         }
         let verdict = match how {
-            Finished::Trailers(trailers) if self.grpc => {
+            Finished::Trailers(trailers) if self.chosen.grpc => {
                 self.grpc_status = grpc_status(trailers).or(self.grpc_status);
                 Some(self.verdict())
             }
             Finished::Trailers(_) | Finished::End => Some(self.verdict()),
             Finished::Cut => {
-                self.flag = if self.flag == "-" { "UC" } else { self.flag };
+                if self.flag == Flag::None {
+                    self.flag = Flag::ConnectionTermination;
+                }
                 self.grpc_status = self.grpc_status.or(Some(14));
                 // Before a response the attempt was judged already.
                 (self.status != 0).then_some(Verdict::LocalOrigin)
             }
             Finished::TimedOut => {
-                self.flag = "UT";
+                self.flag = Flag::Timeout;
                 self.grpc_status = Some(4);
                 Some(Verdict::LocalOrigin)
             }
@@ -71,48 +70,60 @@ impl Call {
         if let (Some(mut in_flight), Some(verdict)) = (self.in_flight.take(), verdict) {
             in_flight.record(verdict);
         }
-        self.permit = None;
+        self.give_back();
         self.record();
     }
 
     /// What a response that came whole says of its endpoint.
     fn verdict(&self) -> Verdict {
-        match (self.grpc, self.grpc_status) {
+        match (self.chosen.grpc, self.grpc_status) {
             (true, Some(code)) => Verdict::of_grpc(tonic::Code::from_i32(i32::from(code))),
             _ => Verdict::of_http(StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK)),
         }
     }
 
     fn record(&self) {
-        let outcome = metrics::Outcome {
+        let outcome = Outcome {
             status: self.status,
-            grpc: if self.grpc { Some(self.grpc_status.unwrap_or(2)) } else { None },
+            grpc: if self.chosen.grpc { Some(self.grpc_status.unwrap_or(2)) } else { None },
             flag: self.flag,
         };
-        self.upstream.metrics.record(outcome, self.started.elapsed());
+        self.upstream().metrics.record(outcome, self.chosen.started.elapsed());
+    }
+
+    /// Counts against `max_requests` no longer.
+    fn give_back(&mut self) {
+        if std::mem::replace(&mut self.admitted, false) {
+            self.upstream().live.end_request();
+        }
+    }
+
+    /// When the call ends.
+    pub(crate) fn deadline(&self) -> Option<&Deadline> {
+        self.chosen.deadline.as_ref()
     }
 
     /// The call's deadline passed.
-    pub(crate) fn timed_out(&self, deadline: &Deadline, when: &str) -> Error {
+    pub(crate) fn timed_out(&self, deadline: &Deadline) -> Error {
+        let when = match (self.status, self.connecting) {
+            (0, true) => "while waiting for a connection",
+            (0, false) => "before the response began",
+            _ => "while the response body was read",
+        };
         let message = format!("deadline of {:?} exceeded {when} ({})", deadline.limit, deadline.source);
         self.error(Kind::Timeout, message, None)
     }
 
     /// An error that says where the call was.
     pub(crate) fn error(&self, kind: Kind, message: String, source: Option<BoxError>) -> Error {
-        let snapshot = &self.routing.snapshot;
-        let route = snapshot
-            .virtual_host
-            .and_then(|v| snapshot.routes.virtual_hosts.get(v))
-            .and_then(|v| v.routes.get(self.route))
-            .map(|r| r.name.clone());
+        let routing = &self.chosen.routing;
         let place = Place {
-            target: Some(self.core.label.clone()),
-            route,
-            cluster: Some(self.upstream.name.clone()),
+            target: Some(routing.facts.label.clone()),
+            route: Some(self.chosen.entry().name.clone()),
+            cluster: Some(self.upstream().name.clone()),
             endpoint: self.endpoint,
             attempt: self.attempts.number(),
-            version: Some(snapshot.version.clone()),
+            version: Some(routing.snapshot.version.clone()),
         };
         Error::new(kind, message, place, source)
     }
@@ -122,10 +133,11 @@ impl Drop for Call {
     /// The caller gave up: counted as a downstream disconnect; outlier detection is told nothing.
     fn drop(&mut self) {
         if !self.recorded {
-            self.flag = "DC";
+            self.flag = Flag::DownstreamDisconnect;
             self.grpc_status = Some(1);
             self.record();
         }
+        self.give_back();
     }
 }
 

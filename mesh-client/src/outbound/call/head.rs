@@ -1,7 +1,10 @@
 //! The head of a request: completed once, kept for further attempts.
 
-use crate::channel::Core;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, header, request::Parts, uri::Scheme};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Uri, header,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
 use smallvec::SmallVec;
 
 /// The head of a request, kept for further attempts. Cheaper than a clone of a header map: no table of hashes, no allocation.
@@ -32,17 +35,14 @@ impl SavedHead {
 ///
 /// # Errors
 /// The parts do not make a URI.
-pub(super) fn complete_uri(head: &mut Parts, core: &Core) -> Result<(), http::uri::InvalidUriParts> {
+pub(super) fn complete_uri(head: &mut Parts, authority: Option<&Authority>) -> Result<(), http::uri::InvalidUriParts> {
     if head.uri.authority().is_some() && head.uri.scheme().is_some() {
         return Ok(());
     }
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     if uri.authority.is_none() {
-        uri.authority = head
-            .headers
-            .get(header::HOST)
-            .and_then(|h| h.to_str().ok()?.parse().ok())
-            .or_else(|| core.authority.clone());
+        uri.authority =
+            head.headers.get(header::HOST).and_then(|h| h.to_str().ok()?.parse().ok()).or_else(|| authority.cloned());
     }
     if uri.authority.is_some() {
         uri.scheme.get_or_insert(Scheme::HTTP);

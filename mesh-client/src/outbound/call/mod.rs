@@ -1,8 +1,15 @@
 //! The road of one request: configuration, route, fault, deadline, then attempts: pick, connect, send, judge.
+//!
+//! Nearly every call goes the [`direct`] road: its configuration is there, its endpoint is connected, its first attempt is its last. That
+//! is one state machine in one allocation, which then carries the counts of the call until the response body ends. Whatever has to
+//! wait for anything but the answer goes the [`general`] road, an `async fn` that can do all, from where the direct one stopped.
 
 mod attempts;
+mod chosen;
+mod direct;
 mod fault;
 mod finish;
+mod general;
 mod head;
 
 pub(crate) use finish::Finished;
@@ -11,23 +18,29 @@ use crate::{
     Error,
     body::MeshBody,
     channel::Core,
-    error::{BoxError, Kind, Place},
+    error::{BoxError, Kind},
     outbound::{
-        cluster::{InFlight, Permit},
+        cluster::InFlight,
         connect::Subchannel,
-        narrate,
-        resolve::{Routing, State, UpstreamRef},
+        resolve::{Routing, State},
         retry::Attempts,
-        route::{ClusterChoice, NoRoute, RequestHead, RouteAction, RouteEntry},
-        timeout::{is_grpc, parse_grpc_timeout},
+        timeout::parse_grpc_timeout,
         upstream::Upstream,
     },
-    telemetry::{explain::Explain, metrics, trace::Propagation},
+    telemetry::{explain::Explain, metrics::Flag, trace::Propagation},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Response, request::Parts};
+use chosen::Chosen;
+use direct::{Direct, First, Next};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// What a mesh was built with that calls read.
@@ -41,165 +54,108 @@ pub(crate) struct Settings {
     pub(crate) propagation: Propagation,
 }
 
-/// Where a call is once its request is on its way.
-const SENT: &str = "before the response began";
+/// One call on its way to a response.
+pub(crate) enum Road {
+    /// An attempt on a connection that is open.
+    Direct(Box<dyn Direct>),
+    /// Anything else.
+    General(Answer),
+    /// It failed before it began; `None` once that was said.
+    Refused(Option<Error>),
+}
+
+/// What a call comes to.
+type Answer = Pin<Box<dyn Future<Output = Result<Response<MeshBody>, Error>> + Send>>;
 
 /// A call that has found its cluster. Everything it holds is given back when it is dropped.
 pub(crate) struct Call {
-    core: Arc<Core>,
-    routing: Arc<Routing>,
-    upstream: Arc<Upstream>,
-    /// Position of the route in the virtual host.
-    route: usize,
+    chosen: Chosen,
+    /// Position of the cluster in [`Routing::upstreams`].
+    upstream: usize,
     attempts: Attempts,
     endpoint: Option<SocketAddr>,
-    /// What it waits for, for errors.
-    stage: &'static str,
     in_flight: Option<InFlight<Subchannel>>,
-    /// Counts against `max_requests` to the end of the stream (gRFC A32).
-    permit: Option<Permit>,
-    started: Instant,
-    grpc: bool,
+    /// It waits for a connection.
+    connecting: bool,
+    /// It counts against `max_requests`, to the end of the stream (gRFC A32).
+    admitted: bool,
+    recorded: bool,
+    flag: Flag,
     /// HTTP status of the response; 0 before there is one.
     status: u16,
     grpc_status: Option<u8>,
-    flag: &'static str,
-    recorded: bool,
-    explain: Option<Explain>,
 }
 
-/// Serves one request. What is large is an argument or a local once, and borrowed from there: the future is allocated and moved
-/// for every call.
-pub(crate) async fn call<B>(
-    core: Arc<Core>,
-    mut request: Option<(Parts, B)>,
-    started: Instant,
-) -> Result<Response<MeshBody>, Error>
+/// Whatever carries a call through its response body.
+pub(crate) trait Held: Send + Sync {
+    fn call(&self) -> &Call;
+    fn call_mut(&mut self) -> &mut Call;
+}
+
+/// Begins a call. What needs no waiting is done here: the route, the cluster, the breaker. The endpoint is picked when the future is
+/// first polled.
+pub(crate) fn start<B>(core: &Arc<Core>, request: Request<B>) -> Road
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    let (head, _) = request.as_mut().expect("taken below, once the cluster is known");
-    let explain = head.extensions.get::<Explain>().cloned();
-    if let Some(explain) = &explain {
-        explain.add("target", &*core.label);
-    }
-    let grpc = is_grpc(&head.headers);
+    let started = Instant::now();
+    let (mut head, body) = request.into_parts();
     let routing = match core.routing() {
-        Some(routing) => routing,
-        None => core.configured(grpc, &head.headers, started).await?,
+        Some(routing) if head.extensions.get::<Explain>().is_none() => routing,
+        _ => return Road::General(Box::pin(general::call(core.clone(), head, body, started))),
     };
-    head::complete_uri(head, &core).map_err(|e| {
-        let place = Place { target: Some(core.label.clone()), ..Place::default() };
-        Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
-    })?;
-    let mut random = fastrand::Rng::new();
-    let mut rng = |bound: u32| random.u32(..bound.max(1));
+    let admitted = Chosen::of(routing, &mut head, started, None).and_then(|chosen| {
+        if !chosen.choice().faults.is_empty() {
+            return Ok(Err(chosen));
+        }
+        chosen.admit(&mut head).map(Ok)
+    });
+    match admitted {
+        Ok(Ok(call)) => Road::Direct(Box::new(First::new(call, head, body))),
+        Ok(Err(chosen)) => Road::General(Box::pin(general::chosen(chosen, head, body))),
+        Err(error) => Road::Refused(Some(error)),
+    }
+}
 
-    // Which route, which cluster. The draw holds for every attempt of the call (gRFC A31).
-    let table = routing.table.as_deref().ok_or_else(|| core.no_virtual_host(&routing))?;
-    let request_head = RequestHead::new(&head.method, &head.uri, &head.headers);
-    let found = match &explain {
-        None => table.find(&request_head, &mut rng),
-        Some(explain) => {
-            let trail = table.explain(&request_head, &mut rng);
-            explain.extend(narrate::config(&routing));
-            explain.extend(narrate::route(&trail));
-            trail.found
+impl Road {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<MeshBody>, Error>> {
+        if let Self::Direct(direct) = self {
+            let next = ready!(direct.poll(cx));
+            let Self::Direct(direct) = std::mem::replace(self, Self::Refused(None)) else {
+                unreachable!("it was direct above")
+            };
+            match next {
+                Next::Response(response) => {
+                    let (head, body) = response.into_parts();
+                    return Poll::Ready(Ok(Response::from_parts(head, MeshBody::live(body, direct))));
+                }
+                Next::Failed(error) => return Poll::Ready(Err(error)),
+                Next::GoOn => *self = Self::General(direct.go_on()),
+            }
         }
-    };
-    let entry = found.map_err(|e| core.no_route(&routing, &e, head))?;
-    let forward = match &entry.action {
-        RouteAction::Forward(forward) => forward,
-        RouteAction::Unsupported(reason) => {
-            return Err(core.local(
-                &routing,
-                Kind::NoRoute,
-                format!("the route does not forward: {reason}"),
-                Some(entry),
-                None,
-            ));
+        match self {
+            Self::General(answer) => answer.as_mut().poll(cx),
+            Self::Refused(error) => Poll::Ready(Err(error.take().expect("not polled again once it is ready"))),
+            Self::Direct(_) => unreachable!("it was replaced above"),
         }
-    };
-    let choice = forward.draw(&mut rng);
-    let deadline = forward.timeouts.deadline(started, &head.headers);
+    }
+}
 
-    if !choice.faults.is_empty()
-        && let Some(response) =
-            fault::inject(&core, &routing, entry, choice, head, grpc, deadline.as_ref(), explain.as_ref()).await?
-    {
-        return Ok(response);
+impl Call {
+    /// The cluster.
+    fn upstream(&self) -> &Arc<Upstream> {
+        &self.chosen.routing.upstreams()[self.upstream]
     }
-    let upstream = match &choice.cluster {
-        UpstreamRef::Live(upstream) => upstream.clone(),
-        UpstreamRef::Failed(cause) => {
-            let message = "the route's cluster cannot be used".into();
-            return Err(core.local(
-                &routing,
-                Kind::NoEndpoint,
-                message,
-                Some(entry),
-                Some((choice, Box::new(cause.clone()))),
-            ));
-        }
-    };
-    if let Some(explain) = &explain {
-        explain.extend(narrate::cluster(forward, choice));
-    }
-    if let Some(category) = upstream.live.drop_overload(&mut random) {
-        upstream
-            .metrics
-            .record(metrics::Outcome { status: 503, grpc: grpc.then_some(14), flag: "DO" }, started.elapsed());
-        let message = format!("dropped by the control plane's overload policy (category {category})");
-        return Err(core.local(&routing, Kind::Dropped, message, Some(entry), Some((choice, "drop_overload".into()))));
-    }
-    let permit = match upstream.live.begin_request() {
-        Ok(permit) => permit,
-        Err(over) => {
-            upstream
-                .metrics
-                .record(metrics::Outcome { status: 503, grpc: grpc.then_some(14), flag: "UO" }, started.elapsed());
-            let message = "the circuit breaker is open".into();
-            return Err(core.local(&routing, Kind::Overloaded, message, Some(entry), Some((choice, Box::new(over)))));
-        }
-    };
-    let trace = core.settings.propagation.apply(&mut head.headers, &head.extensions);
-    if let (Some(explain), Some(trace)) = (&explain, trace) {
-        explain.add("trace", trace.to_string());
+}
+
+impl Held for Call {
+    fn call(&self) -> &Self {
+        self
     }
 
-    let route = entry.index;
-    let mut call = Call {
-        core,
-        routing: routing.clone(),
-        upstream,
-        route,
-        attempts: Attempts::default(),
-        endpoint: None,
-        stage: SENT,
-        in_flight: None,
-        permit: Some(permit),
-        started,
-        grpc,
-        status: 0,
-        grpc_status: None,
-        flag: "-",
-        recorded: false,
-        explain,
-    };
-    let result = {
-        let mut attempts = pin!(call.run(forward, &mut request, deadline.as_ref()));
-        match &deadline {
-            None => Ok(attempts.await),
-            Some(deadline) => tokio::time::timeout_at(deadline.at, attempts.as_mut()).await.map_err(|_| deadline),
-        }
-    };
-    match result.unwrap_or_else(|deadline| Err(call.timed_out(deadline, call.stage))) {
-        Ok(response) => Ok(call.respond(response, deadline)),
-        Err(error) => {
-            call.finish(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut });
-            Err(error)
-        }
+    fn call_mut(&mut self) -> &mut Self {
+        self
     }
 }
 
@@ -215,7 +171,7 @@ impl Core {
     /// Waits for the first configuration under the caller's deadline, or the mesh's limit when there is none.
     async fn configured(&self, grpc: bool, headers: &HeaderMap, started: Instant) -> Result<Arc<Routing>, Error> {
         let own = if grpc { headers.get("grpc-timeout").and_then(parse_grpc_timeout) } else { None };
-        let limit = own.unwrap_or(self.settings.resolve_timeout);
+        let limit = own.unwrap_or(self.facts.settings.resolve_timeout);
         let settled = match started.checked_add(limit) {
             Some(at) => {
                 tokio::time::timeout_at(at, self.resolver.settled()).await.map_err(|_| self.not_configured_in(limit))?
@@ -229,39 +185,6 @@ impl Core {
             }
             State::Pending(cause) => Err(self.unresolved(Kind::Resolve, "the mesh was shut down".into(), cause)),
         }
-    }
-
-    fn no_virtual_host(&self, routing: &Routing) -> Error {
-        let message = format!(
-            "no virtual host of route configuration `{}` answers for `{}`",
-            routing.snapshot.routes.name, routing.snapshot.host
-        );
-        self.local(routing, Kind::NoRoute, message, None::<&RouteEntry<UpstreamRef>>, None)
-    }
-
-    fn no_route(&self, routing: &Routing, error: &NoRoute, head: &Parts) -> Error {
-        let message = format!("{error} {} {}", head.method, head.uri.path());
-        self.local(routing, Kind::NoRoute, message, None::<&RouteEntry<UpstreamRef>>, None)
-    }
-
-    /// An error before any attempt.
-    fn local(
-        &self,
-        routing: &Routing,
-        kind: Kind,
-        message: String,
-        route: Option<&RouteEntry<UpstreamRef>>,
-        cluster: Option<(&ClusterChoice<UpstreamRef>, BoxError)>,
-    ) -> Error {
-        let (cluster, cause) = cluster.map_or((None, None), |(choice, cause)| (Some(choice.name.clone()), Some(cause)));
-        let place = Place {
-            target: Some(self.label.clone()),
-            route: route.map(|r| r.name.clone()),
-            cluster,
-            version: Some(routing.snapshot.version.clone()),
-            ..Place::default()
-        };
-        Error::new(kind, message, place, cause)
     }
 
     /// Whether requests for `host` are this channel's.

@@ -82,12 +82,22 @@ impl Breaker {
     /// # Errors
     /// [`Overloaded`] when as many units as the limit allows are taken (the `>=` test of gRFC A32).
     pub(crate) fn acquire(self: &Arc<Self>, resource: Resource) -> Result<Permit, Overloaded> {
+        self.take(resource).map(|()| Permit { breaker: self.clone(), resource })
+    }
+
+    /// As [`acquire`](Self::acquire), for one who reaches the breaker in any case and [gives back](Self::give_back) himself:
+    /// spares the count of a handle that all cores write.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub(crate) fn take(&self, resource: Resource) -> Result<(), Overloaded> {
         let limit = self.limit(resource);
-        if self.gate(resource).try_take(limit) {
-            Ok(Permit { breaker: self.clone(), resource })
-        } else {
-            Err(Overloaded { resource, limit })
-        }
+        if self.gate(resource).try_take(limit) { Ok(()) } else { Err(Overloaded { resource, limit }) }
+    }
+
+    /// Ends what [`take`](Self::take) began.
+    pub(crate) fn give_back(&self, resource: Resource) {
+        self.gate(resource).in_use.fetch_sub(1, Relaxed);
     }
 
     /// Units of `resource` in use.
@@ -111,7 +121,7 @@ impl Breaker {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.breaker.gate(self.resource).in_use.fetch_sub(1, Relaxed);
+        self.breaker.give_back(self.resource);
     }
 }
 

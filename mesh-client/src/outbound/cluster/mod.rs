@@ -36,7 +36,10 @@ use set::EndpointSet;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 use tokio::sync::Notify;
 use watcher::Watcher;
@@ -65,6 +68,8 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     /// A rebuild is due.
     stale: Arc<Notify>,
     metrics: Metrics,
+    /// The assignment has a `drop_overload`.
+    drops: AtomicBool,
 }
 
 /// What requests see.
@@ -154,6 +159,7 @@ impl<L: Link> LiveCluster<L> {
             turn: Arc::new(Turn::anywhere()),
             deps,
             stale,
+            drops: AtomicBool::new(false),
         });
         let mut writer = live.writer();
         live.set_outlier_detection(&mut writer);
@@ -192,22 +198,30 @@ impl<L: Link> LiveCluster<L> {
         &self.budget
     }
 
-    /// The breaker: `begin_request` is its `Resource::Requests`.
+    /// The breaker.
     pub(crate) fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
     }
 
-    /// Counts a request until the permit is dropped, which is to be at the end of its response stream.
+    /// Counts a request until [`end_request`](Self::end_request), which is to be at the end of its response stream.
     ///
     /// # Errors
     /// [`Overloaded`] when `max_requests` are in flight (gRFC A32). Not to be retried.
-    pub(crate) fn begin_request(&self) -> Result<Permit, Overloaded> {
-        self.breaker.acquire(Resource::Requests)
+    pub(crate) fn begin_request(&self) -> Result<(), Overloaded> {
+        self.breaker.take(Resource::Requests)
+    }
+
+    /// Ends what [`begin_request`](Self::begin_request) began.
+    pub(crate) fn end_request(&self) {
+        self.breaker.give_back(Resource::Requests);
     }
 
     /// Whether the assignment's `drop_overload` drops this request, and for which category: each in turn takes its share of
     /// what the ones before left. Asked once per request, before the circuit breaker (gRFC A32); not retried.
     pub(crate) fn drop_overload(&self, rng: &mut fastrand::Rng) -> Option<Arc<str>> {
+        if !self.drops.load(Relaxed) {
+            return None;
+        }
         let view = self.view.load();
         let dropped = view.assignment.drops.iter().find(|d| d.percentage.admits(rng.u32(0..1_000_000)));
         dropped.map(|overload| overload.category.clone())
@@ -273,6 +287,7 @@ impl<L: Link> LiveCluster<L> {
         let priorities = writer.set.priorities();
         let picker = Picker::new(writer.cluster.lb_policy, priorities, &self.turn)
             .ok_or_else(|| Arc::new(unavailable(&self.name, &writer.set)));
+        self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
         let view = View { cluster: writer.cluster.clone(), assignment: writer.set.assignment().clone(), picker };
         self.view.store(Arc::new(view));
     }

@@ -3,11 +3,11 @@
 mod routing;
 mod target;
 
-pub(crate) use routing::{Routing, UpstreamRef};
+pub(crate) use routing::{Facts, Routing, UpstreamRef};
 pub(crate) use target::Target;
 pub use target::TargetError;
 
-use crate::outbound::{route::Profile, upstream::Upstreams};
+use crate::outbound::upstream::Upstreams;
 use arc_swap::{ArcSwap, Guard};
 use mesh_xds::{
     TargetWatch,
@@ -39,10 +39,10 @@ impl Resolver {
     pub(crate) fn spawn(
         mut watch: TargetWatch,
         upstreams: Arc<Upstreams>,
-        profile: Profile,
+        facts: Arc<Facts>,
         runtime: &tokio::runtime::Handle,
     ) -> Self {
-        let first = compile(watch.state(), None, &upstreams, profile);
+        let first = compile(watch.state(), None, &upstreams, &facts);
         let state = Arc::new(ArcSwap::from_pointee(first));
         let (notify, changed) = watch::channel(());
         let live = state.clone();
@@ -53,7 +53,7 @@ impl Resolver {
                     return;
                 }
                 let old = live.load_full();
-                let new = compile(watch.state(), Some(&old), &upstreams, profile);
+                let new = compile(watch.state(), Some(&old), &upstreams, &facts);
                 live.store(Arc::new(new));
                 drop(old);
                 let _ = notify.send(());
@@ -99,7 +99,7 @@ impl fmt::Debug for Resolver {
     }
 }
 
-fn compile(state: TargetState, old: Option<&State>, upstreams: &Upstreams, profile: Profile) -> State {
+fn compile(state: TargetState, old: Option<&State>, upstreams: &Upstreams, facts: &Arc<Facts>) -> State {
     match state {
         TargetState::Pending { cause } => match old {
             // A target that was served once goes on being served.
@@ -109,7 +109,7 @@ fn compile(state: TargetState, old: Option<&State>, upstreams: &Upstreams, profi
         TargetState::Absent(cause) => State::Absent(cause),
         TargetState::Ready(snapshot) => {
             let old = old.and_then(|o| if let State::Ready(r) = o { Some(&**r) } else { None });
-            State::Ready(Arc::new(Routing::compile(snapshot, old, upstreams, profile)))
+            State::Ready(Arc::new(Routing::compile(snapshot, old, upstreams, facts)))
         }
     }
 }

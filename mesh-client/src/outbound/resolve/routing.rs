@@ -1,9 +1,11 @@
 //! A snapshot, compiled: what requests read.
 
 use crate::outbound::{
+    call::Settings,
     route::{Profile, RouteTable, Scope},
     upstream::{Upstream, Upstreams},
 };
+use http::uri::Authority;
 use mesh_xds::{
     Snapshot,
     snapshot::{ClusterEntry, ResourceError},
@@ -15,18 +17,35 @@ use std::{collections::BTreeMap, sync::Arc};
 /// Aligned, so that the count of handles is not on a cache line that every request reads.
 #[repr(align(128))]
 pub(crate) struct Routing {
+    pub(crate) facts: Arc<Facts>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// `None`: no virtual host answers for the target's host.
     pub(crate) table: Option<Arc<RouteTable<UpstreamRef>>>,
-    /// Keeps every cluster of the snapshot alive, used or not, so that a route change finds its connections.
+    /// Every cluster of the snapshot, by name.
     clusters: BTreeMap<Arc<str>, UpstreamRef>,
+    /// Those that serve. Keeps them alive, used or not, so that a route change finds their connections. Requests reach them from
+    /// here: a handle of its own would cost each a count that all cores write.
+    upstreams: Box<[Arc<Upstream>]>,
+}
+
+/// What holds for a target whatever its configuration.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// The target as text, for errors.
+    pub(crate) label: Arc<str>,
+    /// Of requests that carry none.
+    pub(crate) authority: Option<Authority>,
+    /// Whose rules hold.
+    pub(crate) profile: Profile,
+    /// What the mesh was built with.
+    pub(crate) settings: Arc<Settings>,
 }
 
 /// A cluster as a route sees it.
 #[derive(Clone, Debug)]
 pub(crate) enum UpstreamRef {
-    /// Serving.
-    Live(Arc<Upstream>),
+    /// Serving: the one at this position of [`Routing::upstreams`].
+    Live(usize),
     /// Requests fail with this cause.
     Failed(Arc<ResourceError>),
 }
@@ -38,8 +57,9 @@ impl Routing {
         snapshot: Arc<Snapshot>,
         old: Option<&Self>,
         upstreams: &Upstreams,
-        profile: Profile,
+        facts: &Arc<Facts>,
     ) -> Self {
+        let profile = facts.profile;
         let mut same = old.is_some_and(|old| {
             Arc::ptr_eq(&old.snapshot.listener, &snapshot.listener)
                 && Arc::ptr_eq(&old.snapshot.routes, &snapshot.routes)
@@ -47,16 +67,18 @@ impl Routing {
                 && old.clusters.len() == snapshot.clusters.len()
         });
         let mut clusters = BTreeMap::new();
+        let mut serving = Vec::new();
         for (name, entry) in &snapshot.clusters {
             let upstream = match entry {
                 ClusterEntry::Ready { cluster, endpoints } => {
-                    UpstreamRef::Live(upstreams.apply(cluster, endpoints, profile))
+                    serving.push(upstreams.apply(cluster, endpoints, profile));
+                    UpstreamRef::Live(serving.len() - 1)
                 }
                 ClusterEntry::Failed(cause) => UpstreamRef::Failed(cause.clone()),
             };
             same &= matches!(
                 (&upstream, old.and_then(|o| o.clusters.get(name))),
-                (UpstreamRef::Live(new), Some(UpstreamRef::Live(old))) if Arc::ptr_eq(new, old)
+                (UpstreamRef::Live(new), Some(UpstreamRef::Live(old))) if new == old
             );
             clusters.insert(name.clone(), upstream);
         }
@@ -75,17 +97,12 @@ impl Routing {
                 }))
             }),
         };
-        Self { snapshot, table, clusters }
+        Self { facts: facts.clone(), snapshot, table, clusters, upstreams: serving.into() }
     }
-}
 
-impl Routing {
     /// The clusters that serve.
-    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        self.clusters.values().filter_map(|cluster| match cluster {
-            UpstreamRef::Live(upstream) => Some(upstream),
-            UpstreamRef::Failed(_) => None,
-        })
+    pub(crate) fn upstreams(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
     }
 }
 

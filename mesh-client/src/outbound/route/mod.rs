@@ -7,7 +7,7 @@ mod table;
 
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
-pub(crate) use table::{ClusterChoice, Forward, NoRoute, RouteAction, RouteEntry, RouteTable, Scope, Trail};
+pub(crate) use table::{ClusterChoice, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
 
 /// Whose rules a call follows where gRPC and Envoy differ although they read the same configuration.
 ///

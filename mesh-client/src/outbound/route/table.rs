@@ -178,21 +178,33 @@ impl<C> RouteTable<C> {
         Trail { skipped, found: Err(self.no_route()) }
     }
 
+    /// The route at this position.
+    pub(crate) fn entry(&self, index: usize) -> &RouteEntry<C> {
+        &self.routes[index].1
+    }
+
     fn no_route(&self) -> NoRoute {
         NoRoute { virtual_host: self.name.clone(), routes: self.routes.len() }
     }
 }
 
 impl<C> Forward<C> {
-    /// Draws the call's cluster: O(1) for one, O(log n) for a split.
-    pub(crate) fn draw(&self, rng: &mut impl FnMut(u32) -> u32) -> &ClusterChoice<C> {
+    /// Draws the call's cluster: O(1) for one, O(log n) for a split. The number is for [`choice`](Self::choice).
+    pub(crate) fn draw(&self, rng: &mut impl FnMut(u32) -> u32) -> usize {
         match &self.clusters {
-            Clusters::Single(choice) => choice,
+            Clusters::Single(_) => 0,
             Clusters::Weighted { ends, choices } => {
                 let draw = rng(ends.last().copied().unwrap_or(1));
-                let at = ends.partition_point(|end| *end <= draw);
-                &choices[at.min(choices.len() - 1)]
+                ends.partition_point(|end| *end <= draw).min(choices.len() - 1)
             }
+        }
+    }
+
+    /// What [`draw`](Self::draw) drew.
+    pub(crate) fn choice(&self, drawn: usize) -> &ClusterChoice<C> {
+        match &self.clusters {
+            Clusters::Single(choice) => choice,
+            Clusters::Weighted { choices, .. } => &choices[drawn],
         }
     }
 }

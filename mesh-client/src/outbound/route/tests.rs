@@ -247,7 +247,7 @@ fn every_draw_of_a_split_falls_to_its_cluster() {
     let table = split(&[1, 3, 6]);
     let forward = forwarding(&table);
     assert_eq!(forward.clusters.total_weight(), 10);
-    let drawn: String = (0..10).map(|draw| forward.draw(&mut |_| draw).name.to_string()).collect();
+    let drawn: String = (0..10).map(|draw| forward.choice(forward.draw(&mut |_| draw)).name.to_string()).collect();
     assert_eq!(drawn, "0111222222");
 }
 
@@ -255,14 +255,15 @@ fn every_draw_of_a_split_falls_to_its_cluster() {
 fn weights_up_to_the_largest_are_drawn_right() {
     let table = split(&[u32::MAX - 1, 1]);
     let forward = forwarding(&table);
-    assert_eq!(&*forward.draw(&mut |bound| bound - 1).name, "1");
-    assert_eq!(&*forward.draw(&mut |bound| bound - 2).name, "0");
+    assert_eq!(&*forward.choice(forward.draw(&mut |bound| bound - 1)).name, "1");
+    assert_eq!(&*forward.choice(forward.draw(&mut |bound| bound - 2)).name, "0");
 }
 
 #[test]
 fn a_split_of_one_needs_no_draw_and_one_without_weight_is_refused() {
     let table = split(&[0, 7]);
-    assert_eq!(&*forwarding(&table).draw(&mut |_| panic!("drawn")).name, "1");
+    let forward = forwarding(&table);
+    assert_eq!(&*forward.choice(forward.draw(&mut |_| panic!("drawn"))).name, "1");
     let table = split(&[0]);
     let request = Owned::get("/", &[]);
     let entry = table.find(&request.head(), &mut |_| 0).unwrap();
@@ -328,7 +329,7 @@ fn the_most_specific_fault_override_wins_and_nothing_is_merged() {
         let vhost = VirtualHost { filter_overrides: host, ..vhost(vec![only]) };
         let table = compile_with(&vhost, Profile::Grpc, filters);
         let request = Owned::get("/", &[]);
-        let faults = &forwarding(&table).draw(&mut |_| 0).faults;
+        let faults = &forwarding(&table).choice(0).faults;
         let plan = faults.first().map(|fault| fault.decide(&request.head(), &mut |_| 0));
         plan.and_then(|plan| plan.abort).map(|abort| abort.grpc)
     };

@@ -33,7 +33,8 @@ pub(in crate::transport) struct Upload<B> {
 enum After {
     End,
     Data(Bytes),
-    Trailers(HeaderMap),
+    /// Boxed: rare, and every call holds room for one.
+    Trailers(Box<HeaderMap>),
     Failed(BoxError),
 }
 
@@ -108,7 +109,7 @@ where
                     return Poll::Ready(Ok(()));
                 }
                 Some(After::Trailers(trailers)) => {
-                    let _ = stream.send_trailers(trailers);
+                    let _ = stream.send_trailers(*trailers);
                     return Poll::Ready(Ok(()));
                 }
                 Some(After::Failed(error)) => {
@@ -142,7 +143,9 @@ where
                 Ok(data) if data.is_empty() => {}
                 Ok(data) if self.chunk.is_none() => self.chunk = Some(data),
                 Ok(data) => self.after = Some(After::Data(data)),
-                Err(frame) => self.after = frame.into_trailers().ok().map(After::Trailers),
+                Err(frame) => {
+                    self.after = frame.into_trailers().ok().map(|trailers| After::Trailers(Box::new(trailers)))
+                }
             }
         }
     }

@@ -149,7 +149,7 @@ async fn the_status_says_what_matters_in_words() {
     let bed = Bed::new(cluster(), next);
     bed.link(1).set(Connectivity::TransientFailure);
     settle().await;
-    let _request = bed.cluster.begin_request().unwrap();
+    bed.cluster.begin_request().unwrap();
     let _in_flight = bed.endpoint(2).start();
     let status = bed.cluster.status(tokio::time::Instant::now());
     assert_eq!(
@@ -188,9 +188,10 @@ async fn nothing_is_lost_when_everything_changes_at_once() {
                     for _ in 0..20_000 {
                         let Pick::Endpoint(endpoint) = live.pick(&[], &mut rng) else { continue };
                         let mut request = endpoint.start();
-                        let _permit = live.begin_request().expect("far from the limit");
+                        live.begin_request().expect("far from the limit");
                         let failed = endpoint.address().port() <= 4 && rng.u8(0..4) > 0;
                         request.record(if failed { Outcome::GatewayFailure } else { Outcome::Success });
+                        live.end_request();
                     }
                 })
             })

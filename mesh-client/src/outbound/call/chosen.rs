@@ -1,0 +1,177 @@
+//! The route and the cluster of a call, drawn once: they hold for all its attempts (gRFC A31).
+
+use super::{Call, head};
+use crate::{
+    Error,
+    error::{BoxError, Kind, Place},
+    outbound::{
+        narrate,
+        resolve::{Routing, UpstreamRef},
+        retry::Attempts,
+        route::{ClusterChoice, Forward, RequestHead, RouteAction, RouteEntry},
+        timeout::{Deadline, is_grpc},
+    },
+    telemetry::{
+        explain::Explain,
+        metrics::{Flag, Outcome},
+    },
+};
+use http::request::Parts;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What was decided for a call before its first attempt.
+pub(super) struct Chosen {
+    pub(super) routing: Arc<Routing>,
+    /// Position of the route in the virtual host; it forwards.
+    route: usize,
+    /// Position of the cluster in the route.
+    choice: usize,
+    pub(super) deadline: Option<Deadline>,
+    pub(super) started: Instant,
+    pub(super) grpc: bool,
+    pub(super) explain: Option<Explain>,
+}
+
+impl Chosen {
+    /// Finds the route of a request and draws its cluster. Completes the request's URI.
+    ///
+    /// # Errors
+    /// No virtual host, no route, or one that does not forward.
+    pub(super) fn of(
+        routing: Arc<Routing>,
+        head: &mut Parts,
+        started: Instant,
+        explain: Option<Explain>,
+    ) -> Result<Self, Error> {
+        let grpc = is_grpc(&head.headers);
+        head::complete_uri(head, routing.facts.authority.as_ref()).map_err(|e| {
+            let place = Place { target: Some(routing.facts.label.clone()), ..Place::default() };
+            Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
+        })?;
+        let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+        let table = routing.table.as_deref().ok_or_else(|| {
+            let snapshot = &routing.snapshot;
+            let message = format!(
+                "no virtual host of route configuration `{}` answers for `{}`",
+                snapshot.routes.name, snapshot.host
+            );
+            refused(&routing, Kind::NoRoute, message, None, None)
+        })?;
+        let request = RequestHead::new(&head.method, &head.uri, &head.headers);
+        let found = match &explain {
+            None => table.find(&request, &mut rng),
+            Some(explain) => {
+                let trail = table.explain(&request, &mut rng);
+                explain.extend(narrate::config(&routing));
+                explain.extend(narrate::route(&trail));
+                trail.found
+            }
+        };
+        let entry = found.map_err(|e| {
+            let message = format!("{e} {} {}", head.method, head.uri.path());
+            refused(&routing, Kind::NoRoute, message, None, None)
+        })?;
+        let forward = match &entry.action {
+            RouteAction::Forward(forward) => forward,
+            RouteAction::Unsupported(reason) => {
+                let message = format!("the route does not forward: {reason}");
+                return Err(refused(&routing, Kind::NoRoute, message, Some(entry), None));
+            }
+        };
+        let (route, choice) = (entry.index, forward.draw(&mut rng));
+        let deadline = forward.timeouts.deadline(started, &head.headers);
+        Ok(Self { route, choice, deadline, started, grpc, explain, routing })
+    }
+
+    /// Lets the call into its cluster, and gives the request its trace context.
+    ///
+    /// # Errors
+    /// The cluster cannot be used, its overload policy drops the call, or its breaker is open.
+    pub(super) fn admit(self, head: &mut Parts) -> Result<Call, Error> {
+        let choice = self.choice();
+        let upstream = match &choice.cluster {
+            UpstreamRef::Live(upstream) => *upstream,
+            UpstreamRef::Failed(cause) => {
+                let message = "the route's cluster cannot be used".into();
+                return Err(self.refused(Kind::NoEndpoint, message, Box::new(cause.clone())));
+            }
+        };
+        if let Some(explain) = &self.explain {
+            explain.extend(narrate::cluster(self.forward(), choice));
+        }
+        let live = &self.routing.upstreams()[upstream];
+        let record = |flag| {
+            let outcome = Outcome { status: 503, grpc: self.grpc.then_some(14), flag };
+            live.metrics.record(outcome, self.started.elapsed());
+        };
+        if let Some(category) = live.live.drop_overload(&mut fastrand::Rng::new()) {
+            record(Flag::DropOverload);
+            let message = format!("dropped by the control plane's overload policy (category {category})");
+            return Err(self.refused(Kind::Dropped, message, "drop_overload".into()));
+        }
+        if let Err(over) = live.live.begin_request() {
+            record(Flag::Overflow);
+            return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
+        }
+        let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
+        if let (Some(explain), Some(trace)) = (&self.explain, trace) {
+            explain.add("trace", trace.to_string());
+        }
+        Ok(Call {
+            upstream,
+            attempts: Attempts::default(),
+            endpoint: None,
+            in_flight: None,
+            connecting: false,
+            admitted: true,
+            recorded: false,
+            flag: Flag::None,
+            status: 0,
+            grpc_status: None,
+            chosen: self,
+        })
+    }
+
+    /// The route.
+    pub(super) fn entry(&self) -> &RouteEntry<UpstreamRef> {
+        let table = self.routing.table.as_deref().expect("the route was found in it, and it never changes");
+        table.entry(self.route)
+    }
+
+    /// What the route does.
+    pub(super) fn forward(&self) -> &Forward<UpstreamRef> {
+        match &self.entry().action {
+            RouteAction::Forward(forward) => forward,
+            RouteAction::Unsupported(_) => unreachable!("only a route that forwards is chosen"),
+        }
+    }
+
+    /// The cluster, as the route names it.
+    pub(super) fn choice(&self) -> &ClusterChoice<UpstreamRef> {
+        self.forward().choice(self.choice)
+    }
+
+    fn refused(&self, kind: Kind, message: String, cause: BoxError) -> Error {
+        refused(&self.routing, kind, message, Some(self.entry()), Some((self.choice(), cause)))
+    }
+}
+
+/// An error before any attempt.
+pub(super) fn refused(
+    routing: &Routing,
+    kind: Kind,
+    message: String,
+    route: Option<&RouteEntry<UpstreamRef>>,
+    cluster: Option<(&ClusterChoice<UpstreamRef>, BoxError)>,
+) -> Error {
+    let (cluster, cause) = cluster.map_or((None, None), |(choice, cause)| (Some(choice.name.clone()), Some(cause)));
+    let place = Place {
+        target: Some(routing.facts.label.clone()),
+        route: route.map(|r| r.name.clone()),
+        cluster,
+        version: Some(routing.snapshot.version.clone()),
+        ..Place::default()
+    };
+    Error::new(kind, message, place, cause)
+}
