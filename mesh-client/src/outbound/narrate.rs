@@ -5,7 +5,7 @@ use crate::{
     outbound::{
         resolve::{Routing, State, UpstreamRef},
         retry::Decision,
-        route::{ClusterChoice, Forward, RequestHead, RouteAction, Trail},
+        route::{ClusterChoice, Clusters, Forward, RequestHead, RouteAction, Trail},
         timeout::is_grpc,
     },
     telemetry::{
@@ -56,6 +56,10 @@ pub(crate) fn cluster(forward: &Forward<UpstreamRef>, choice: &ClusterChoice<Ups
     let total = forward.clusters.total_weight();
     let of =
         if total > choice.weight { format!(", drawn with weight {} of {total}", choice.weight) } else { String::new() };
+    let of = match &forward.clusters {
+        Clusters::Named { header, .. } => format!(", named by header {header}"),
+        _ => of,
+    };
     let mut steps = vec![step("cluster", format!("`{}`{of}", choice.name))];
     if let Some(subset) = subset_of(&choice.name) {
         steps.push(step("subset", format!("`{subset}`")));
@@ -113,6 +117,7 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
     let Ok(entry) = trail.found else { return };
     let forward = match &entry.action {
         RouteAction::Forward(forward) => forward,
+        RouteAction::Answer(answer) => return steps.push(step("action", answer.describe(&head))),
         RouteAction::Unsupported(reason) => return steps.push(step("action", format!("does not forward: {reason}"))),
     };
     if let Some(deadline) = forward.timeouts.deadline(Instant::now(), &request.headers) {
@@ -125,7 +130,26 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         steps.push(step("protocol", "gRPC"));
     }
     let total = forward.clusters.total_weight();
-    for choice in forward.clusters.iter() {
+    let named = match &forward.clusters {
+        Clusters::Named { header, .. } => {
+            let drawn = forward.draw(&head, &mut |_| 0).map(|drawn| forward.choice(drawn).name.clone());
+            match &drawn {
+                Ok(name) => steps.push(step("cluster", format!("`{name}`, named by header {header}"))),
+                Err(error) => steps.push(step("cluster", error.to_string())),
+            }
+            Some(drawn.ok())
+        }
+        _ => None,
+    };
+    // Of those that a header may name, the one that it does.
+    let used = |choice: &&ClusterChoice<UpstreamRef>| match &named {
+        Some(name) => name.as_ref() == Some(&choice.name),
+        None => true,
+    };
+    for choice in forward.clusters.iter().filter(used) {
+        if let Some(edits) = &choice.edits {
+            steps.push(step("edits", edits.to_string()));
+        }
         let weight =
             if total > choice.weight { format!(", weight {} of {total}", choice.weight) } else { String::new() };
         steps.push(step("cluster", format!("`{}`{weight}", choice.name)));

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod actions;
 mod balancing;
 mod basics;
 mod bootstrap;
@@ -15,6 +16,7 @@ mod faults;
 mod features;
 mod headers;
 mod layers;
+mod matching;
 mod mesh_layer;
 mod mtls;
 mod policy;

@@ -3,8 +3,7 @@
 use super::{Graph, Key, TargetKey, entry::error};
 use crate::{
     resource::{
-        Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, Listener, Resource, ResourceType,
-        RouteConfiguration, RouteSource, VirtualHost,
+        Cluster, ClusterLoadAssignment, Discovery, Listener, Resource, ResourceType, RouteConfiguration, RouteSource,
     },
     snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, Snapshot},
 };
@@ -89,7 +88,7 @@ impl Graph {
         wants: &mut BTreeSet<Key>,
     ) -> Result<Snapshot, Incomplete> {
         let virtual_host = routes.virtual_host_for(host);
-        let names = virtual_host.map(|index| cluster_names(&routes.virtual_hosts[index])).unwrap_or_default();
+        let names = virtual_host.map(|index| routes.virtual_hosts[index].cluster_names()).unwrap_or_default();
         let mut clusters = BTreeMap::new();
         let mut incomplete: Option<Incomplete> = None;
         for cluster in names {
@@ -201,20 +200,6 @@ fn unusable(found: Found<'_>) -> Outcome {
         Found::Waiting(cause) => Outcome::Pending(cause),
         Found::Good(_) => Outcome::Pending(None),
     }
-}
-
-fn cluster_names(host: &VirtualHost) -> BTreeSet<Arc<str>> {
-    let mut names = BTreeSet::new();
-    for route in &host.routes {
-        let Action::Forward(forward) = &route.action else { continue };
-        match &forward.cluster {
-            ClusterSpecifier::Cluster(name) => {
-                names.insert(name.clone());
-            }
-            ClusterSpecifier::Weighted(clusters) => names.extend(clusters.iter().map(|cluster| cluster.name.clone())),
-        }
-    }
-    names
 }
 
 /// Whether two snapshots of one target are made of the same parts.

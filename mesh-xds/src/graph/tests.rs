@@ -6,8 +6,7 @@ use crate::{
     bootstrap::{Authority, ServerConfig},
     resource::{
         Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Endpoint, Forward,
-        HttpConnectionManager, Listener, MaxStreamDuration, PathMatcher, Resource, Route, RouteConfiguration,
-        RouteMatch, RouteSource, VirtualHost,
+        HttpConnectionManager, Listener, Resource, Route, RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
     },
     snapshot::{ClusterEntry, ResourceErrorKind},
     status::ClientResourceStatus,
@@ -113,26 +112,19 @@ fn listener_with(routes: RouteSource) -> Resource {
 }
 
 fn host(domain: DomainPattern, clusters: &[&str]) -> VirtualHost {
-    let route = |cluster: &&str| Route {
-        name: "".into(),
-        matches: RouteMatch {
-            path: PathMatcher::Prefix { prefix: "/".into(), case_sensitive: true },
-            headers: Vec::new(),
-            fraction: None,
-        },
-        action: Action::Forward(Arc::new(Forward {
-            cluster: ClusterSpecifier::Cluster((*cluster).into()),
-            timeout: None,
-            max_stream_duration: MaxStreamDuration::default(),
-            retry_policy: None,
-        })),
-        filter_overrides: BTreeMap::new(),
+    let route = |cluster: &&str| {
+        let forward = Forward::to(ClusterSpecifier::Cluster((*cluster).into()));
+        Route::new("", RouteMatch::default(), Action::Forward(Arc::new(forward)))
     };
     VirtualHost { domains: vec![domain], routes: clusters.iter().map(route).collect(), ..VirtualHost::default() }
 }
 
 fn config(name: &str, clusters: &[&str]) -> Arc<RouteConfiguration> {
-    Arc::new(RouteConfiguration { name: name.into(), virtual_hosts: vec![host(DomainPattern::Any, clusters)] })
+    Arc::new(RouteConfiguration {
+        name: name.into(),
+        virtual_hosts: vec![host(DomainPattern::Any, clusters)],
+        ..RouteConfiguration::default()
+    })
 }
 
 fn routes(name: &str, clusters: &[&str]) -> Resource {
@@ -181,7 +173,8 @@ fn everything_reachable_is_wanted_step_by_step() {
 fn only_the_virtual_host_of_the_target_counts() {
     let mut play = Play::new();
     let hosts = vec![host(DomainPattern::Any, &["other"]), host(DomainPattern::Exact("t".into()), &["mine"])];
-    let config = Arc::new(RouteConfiguration { name: "inline".into(), virtual_hosts: hosts });
+    let config =
+        Arc::new(RouteConfiguration { name: "inline".into(), virtual_hosts: hosts, ..RouteConfiguration::default() });
     play.good(listener_with(RouteSource::Inline(config)));
     assert_eq!(play.wanted(Cds), ["mine"]);
     play.good(Resource::Cluster(Arc::new(Cluster::fixed("mine", assignment("mine", 1)))));
@@ -194,7 +187,8 @@ fn only_the_virtual_host_of_the_target_counts() {
 fn a_host_without_virtual_host_is_complete_and_empty() {
     let mut play = Play::new();
     let hosts = vec![host(DomainPattern::Exact("elsewhere".into()), &["x"])];
-    let config = Arc::new(RouteConfiguration { name: "inline".into(), virtual_hosts: hosts });
+    let config =
+        Arc::new(RouteConfiguration { name: "inline".into(), virtual_hosts: hosts, ..RouteConfiguration::default() });
     play.good(listener_with(RouteSource::Inline(config)));
     let snapshot = play.ready();
     assert_eq!((snapshot.virtual_host, snapshot.clusters.len()), (None, 0));
@@ -463,7 +457,11 @@ fn two_targets_can_swap_their_clusters_in_one_update() {
     let shared = |first: &str, second: &str| {
         let hosts =
             vec![host(DomainPattern::Exact("t".into()), &[first]), host(DomainPattern::Exact("u".into()), &[second])];
-        Resource::RouteConfiguration(Arc::new(RouteConfiguration { name: "r".into(), virtual_hosts: hosts }))
+        Resource::RouteConfiguration(Arc::new(RouteConfiguration {
+            name: "r".into(),
+            virtual_hosts: hosts,
+            ..RouteConfiguration::default()
+        }))
     };
     let mut play = Play::new();
     let other = play.graph.watch(&("t".into(), "u".into()));

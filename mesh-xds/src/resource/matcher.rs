@@ -62,6 +62,45 @@ pub enum HeaderMatcherKind {
     Present(bool),
 }
 
+/// `envoy.config.route.v3.QueryParameterMatcher`, validated. The first parameter of the name counts, as it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueryParameterMatcher {
+    /// Compared exactly.
+    pub name: String,
+    /// What is asked of it.
+    pub kind: QueryParameterMatcherKind,
+}
+
+/// The kinds of a [`QueryParameterMatcher`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum QueryParameterMatcherKind {
+    /// It is there, and its value matches.
+    String(StringMatcher),
+    /// Matches iff its presence equals this.
+    Present(bool),
+}
+
+/// `envoy.config.route.v3.CookieMatcher`, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CookieMatcher {
+    /// Compared exactly.
+    pub name: String,
+    /// What is asked of the value; a cookie that is absent does not match.
+    pub value: StringMatcher,
+    /// The result is inverted, that of an absent cookie too.
+    pub invert: bool,
+}
+
+/// A regular expression and what its matches are replaced by (`RegexMatchAndSubstitute`). Matches any part of a text.
+#[derive(Clone)]
+pub struct RegexRewrite {
+    regex: regex::Regex,
+    /// `\1` for a group, `\0` for the whole match.
+    substitution: String,
+    /// The substitution in the notation of the regex crate.
+    expansion: String,
+}
+
 /// A share in parts per million: `0..=1_000_000` (larger denominators are scaled at parse time).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FractionalPercent(
@@ -120,6 +159,60 @@ impl SafeRegex {
     /// Whether the whole value matches.
     pub fn matches_bytes(&self, value: &[u8]) -> bool {
         self.regex.is_match(value)
+    }
+}
+
+impl RegexRewrite {
+    /// Compiles both parts.
+    ///
+    /// # Errors
+    /// The expression is not valid RE2 syntax, compiles to more than 1 MiB, or the substitution names a group that it lacks.
+    pub fn new(pattern: &str, substitution: &str) -> Result<Self, String> {
+        let regex = regex::RegexBuilder::new(pattern).size_limit(1 << 20).build().map_err(|error| error.to_string())?;
+        let mut expansion = String::with_capacity(substitution.len());
+        let mut rest = substitution.chars();
+        while let Some(c) = rest.next() {
+            match c {
+                '$' => expansion.push_str("$$"),
+                '\\' => match rest.next() {
+                    Some('\\') => expansion.push('\\'),
+                    Some(digit) if digit.is_ascii_digit() => {
+                        if digit.to_digit(10).is_some_and(|group| group as usize >= regex.captures_len()) {
+                            return Err(format!(
+                                "the substitution names group {digit}, which \"{pattern}\" does not have"
+                            ));
+                        }
+                        expansion.push_str("${");
+                        expansion.push(digit);
+                        expansion.push('}');
+                    }
+                    _ => {
+                        return Err(format!(
+                            "\"{substitution}\" has a backslash before neither a digit nor a backslash"
+                        ));
+                    }
+                },
+                c => expansion.push(c),
+            }
+        }
+        Ok(Self { regex, substitution: substitution.to_owned(), expansion })
+    }
+
+    /// `text` with every match replaced.
+    pub fn apply<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
+        self.regex.replace_all(text, self.expansion.as_str())
+    }
+}
+
+impl PartialEq for RegexRewrite {
+    fn eq(&self, other: &Self) -> bool {
+        self.regex.as_str() == other.regex.as_str() && self.substitution == other.substitution
+    }
+}
+
+impl fmt::Debug for RegexRewrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/{}/", self.regex, self.substitution)
     }
 }
 

@@ -1,26 +1,40 @@
 //! Validated xDS resources: proto -> plain types, one file per xDS type. Protobuf types stop here.
 
+mod action;
 mod cluster;
 mod decode;
+mod edit;
 mod endpoint;
+mod format;
 mod kind;
 mod listener;
 mod matcher;
 mod route;
+mod template;
 
+pub use action::{
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, PathRewrite, Redirect,
+    RedirectPath, WeightedCluster,
+};
 pub use cluster::{
     CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, OutlierDetection, RetryBudget,
     TransportSocket, UpstreamTls,
 };
 pub(crate) use decode::peek_name;
 pub use decode::{Decoder, Invalid};
+pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};
 pub use endpoint::{ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus, Locality, LocalityId, MetadataValue};
+pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use kind::{Resource, ResourceType};
 pub use listener::{
     FaultAbort, FaultConfig, FaultDelay, HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource,
 };
-pub use matcher::{FractionalPercent, HeaderMatcher, HeaderMatcherKind, SafeRegex, StringMatcher, StringPattern};
-pub use route::{
-    Action, BackOff, ClusterSpecifier, DomainPattern, FilterOverride, Forward, MaxStreamDuration, PathMatcher, RetryOn,
-    RetryPolicy, Route, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+pub use matcher::{
+    CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
+    QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
+pub use route::{
+    BackOff, DomainPattern, FilterOverride, PathMatcher, RetryOn, RetryPolicy, Route, RouteConfiguration, RouteMatch,
+    VirtualHost,
+};
+pub use template::{PathTemplate, TemplateRewrite};

@@ -1,7 +1,14 @@
 //! RDS: `envoy.config.route.v3.RouteConfiguration`.
 
-use super::{FaultConfig, FractionalPercent, HeaderMatcher, SafeRegex};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use super::{
+    Action, ClusterSpecifier, CookieMatcher, FaultConfig, FractionalPercent, HeaderEdits, HeaderMatcher, PathTemplate,
+    QueryParameterMatcher, SafeRegex,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// A validated RouteConfiguration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -10,6 +17,10 @@ pub struct RouteConfiguration {
     pub name: Arc<str>,
     /// May be empty: the target then has no route.
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Header edits of every route: the least specific level.
+    pub edits: HeaderEdits,
+    /// The more specific a level, the later its edits are made (`most_specific_header_mutations_wins`); default: the earlier.
+    pub most_specific_edits_win: bool,
 }
 
 /// One virtual host.
@@ -25,6 +36,8 @@ pub struct VirtualHost {
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// `typed_per_filter_config` by filter instance name.
     pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+    /// Header edits of its routes.
+    pub edits: HeaderEdits,
 }
 
 /// A domain of a virtual host, lower-cased (gRFC A27: exact > suffix > prefix > any; longer wins within a kind).
@@ -51,15 +64,23 @@ pub struct Route {
     pub action: Action,
     /// `typed_per_filter_config` by filter instance name.
     pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+    /// Header edits.
+    pub edits: HeaderEdits,
 }
 
-/// `RouteMatch`: all parts must match.
-#[derive(Clone, Debug, PartialEq)]
+/// `RouteMatch`: all parts must match. The default matches every request.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteMatch {
     /// The path (without query).
     pub path: PathMatcher,
     /// Every one must match.
     pub headers: Vec<HeaderMatcher>,
+    /// Every one must match.
+    pub query: Vec<QueryParameterMatcher>,
+    /// Every one must match.
+    pub cookies: Vec<CookieMatcher>,
+    /// `grpc`: only requests whose content type is gRPC's.
+    pub grpc_only: bool,
     /// `runtime_fraction.default_value`; `None` is always.
     pub fraction: Option<FractionalPercent>,
 }
@@ -81,59 +102,24 @@ pub enum PathMatcher {
         /// Default true.
         case_sensitive: bool,
     },
+    /// Is equal, or starts with it and a `/` (`path_separated_prefix`).
+    Separated {
+        /// Lower-cased when not case sensitive; does not end in `/`.
+        prefix: String,
+        /// Default true.
+        case_sensitive: bool,
+    },
     /// The whole path matches.
     Regex(SafeRegex),
+    /// The whole path matches (`path_match_policy` with a `UriTemplateMatchConfig`).
+    Template(Arc<PathTemplate>),
 }
 
-/// What a matching route does.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Forward to a cluster.
-    Forward(Arc<Forward>),
-    /// The route matches and the request fails UNAVAILABLE with this reason (gRFC A28: non-forwarding actions).
-    Unsupported(Arc<str>),
-}
-
-/// `RouteAction`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Forward {
-    /// Where to.
-    pub cluster: ClusterSpecifier,
-    /// `timeout`: `None` when unset (Envoy: 15 s), zero disables. Ignored in the gRPC profile (gRFC A31).
-    pub timeout: Option<Duration>,
-    /// gRFC A31.
-    pub max_stream_duration: MaxStreamDuration,
-    /// Replaces the virtual host's policy entirely.
-    pub retry_policy: Option<Arc<RetryPolicy>>,
-}
-
-/// `max_stream_duration`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MaxStreamDuration {
-    /// Zero is no limit.
-    pub max_stream_duration: Option<Duration>,
-    /// Wins over the other when set, zero is no limit.
-    pub grpc_timeout_header_max: Option<Duration>,
-}
-
-/// One cluster or a weighted set.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ClusterSpecifier {
-    /// A cluster's name.
-    Cluster(Arc<str>),
-    /// Weights are positive; their sum fits u32.
-    Weighted(Vec<WeightedCluster>),
-}
-
-/// One part of a weighted split.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WeightedCluster {
-    /// The cluster.
-    pub name: Arc<str>,
-    /// Greater than zero.
-    pub weight: u32,
-    /// `typed_per_filter_config`: beats the route's and the virtual host's.
-    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+impl Default for PathMatcher {
+    /// Every path.
+    fn default() -> Self {
+        Self::Prefix { prefix: String::new(), case_sensitive: true }
+    }
 }
 
 /// An entry of `typed_per_filter_config`.
@@ -228,6 +214,29 @@ impl RouteConfiguration {
             }
         }
         best
+    }
+}
+
+impl VirtualHost {
+    /// Every cluster that its routes name: what a `cluster_header` may choose from.
+    pub fn cluster_names(&self) -> BTreeSet<Arc<str>> {
+        let mut names = BTreeSet::new();
+        for route in &self.routes {
+            let Action::Forward(forward) = &route.action else { continue };
+            match &forward.cluster {
+                ClusterSpecifier::Cluster(name) => drop(names.insert(name.clone())),
+                ClusterSpecifier::Weighted(clusters) => names.extend(clusters.iter().map(|part| part.name.clone())),
+                ClusterSpecifier::Header(_) => {}
+            }
+        }
+        names
+    }
+}
+
+impl Route {
+    /// A route without edits and overrides.
+    pub fn new(name: impl Into<Arc<str>>, matches: RouteMatch, action: Action) -> Self {
+        Self { name: name.into(), matches, action, filter_overrides: BTreeMap::new(), edits: HeaderEdits::default() }
     }
 }
 

@@ -4,8 +4,8 @@ use super::Policy;
 use crate::{
     resource::{
         Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Forward,
-        HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, MaxStreamDuration, PathMatcher, Route,
-        RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+        HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, Route, RouteConfiguration, RouteMatch,
+        RouteSource, VirtualHost,
     },
     snapshot::{ClusterEntry, Snapshot, TargetState},
     watch::TargetWatch,
@@ -33,28 +33,22 @@ impl Template {
     pub(super) fn new(name: &str, policy: &Policy) -> Self {
         let name: Arc<str> = name.into();
         let forward = Forward {
-            cluster: ClusterSpecifier::Cluster(name.clone()),
             timeout: policy.timeout,
-            max_stream_duration: MaxStreamDuration::default(),
             retry_policy: policy.retry.clone(),
+            ..Forward::to(ClusterSpecifier::Cluster(name.clone()))
         };
-        let route = Route {
-            name: "default".into(),
-            matches: RouteMatch {
-                path: PathMatcher::Prefix { prefix: String::new(), case_sensitive: true },
-                headers: Vec::new(),
-                fraction: None,
-            },
-            action: Action::Forward(Arc::new(forward)),
-            filter_overrides: BTreeMap::new(),
-        };
+        let route = Route::new("default", RouteMatch::default(), Action::Forward(Arc::new(forward)));
         let virtual_host = VirtualHost {
             name: name.clone(),
             domains: vec![DomainPattern::Any],
             routes: vec![route],
             ..VirtualHost::default()
         };
-        let routes = Arc::new(RouteConfiguration { name: name.clone(), virtual_hosts: vec![virtual_host] });
+        let routes = Arc::new(RouteConfiguration {
+            name: name.clone(),
+            virtual_hosts: vec![virtual_host],
+            ..RouteConfiguration::default()
+        });
         let router = HttpFilter { name: "router".into(), config: HttpFilterConfig::Router, disabled: false };
         let listener = Arc::new(Listener {
             name: name.clone(),

@@ -1,8 +1,9 @@
 //! The route and the cluster of a call, drawn once: they hold for all its attempts (gRFC A31).
 
-use super::{Call, head};
+use super::{Call, edit, head};
 use crate::{
     Error,
+    body::MeshBody,
     error::{BoxError, Kind, Place},
     outbound::{
         narrate,
@@ -16,9 +17,18 @@ use crate::{
         metrics::{Flag, Outcome},
     },
 };
-use http::request::Parts;
+use http::{Response, request::Parts};
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// What a route makes of a request.
+#[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
+pub(super) enum Routed {
+    /// It is forwarded.
+    Forward(Chosen),
+    /// It is answered here.
+    Answered(Response<MeshBody>),
+}
 
 /// What was decided for a call before its first attempt.
 pub(super) struct Chosen {
@@ -43,7 +53,7 @@ impl Chosen {
         head: &mut Parts,
         started: Instant,
         explain: Option<Explain>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Routed, Error> {
         let grpc = is_grpc(&head.headers);
         head::complete_uri(head, routing.facts.authority.as_ref()).map_err(|e| {
             let place = Place { target: Some(routing.facts.label.clone()), ..Place::default() };
@@ -74,20 +84,27 @@ impl Chosen {
         })?;
         let forward = match &entry.action {
             RouteAction::Forward(forward) => forward,
+            RouteAction::Answer(answer) => {
+                return Ok(Routed::Answered(edit::answer(answer, entry, head, grpc, explain.as_ref())));
+            }
             RouteAction::Unsupported(reason) => {
                 let message = format!("the route does not forward: {reason}");
                 return Err(refused(&routing, Kind::NoRoute, message, Some(entry), None));
             }
         };
-        let (route, choice) = (entry.index, forward.draw(&mut rng));
+        let choice = forward
+            .draw(&request, &mut rng)
+            .map_err(|e| refused(&routing, Kind::NoRoute, e.to_string(), Some(entry), None))?;
+        let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
-        Ok(Self { route, choice, deadline, started, grpc, explain, routing })
+        Ok(Routed::Forward(Self { route, choice, deadline, started, grpc, explain, routing }))
     }
 
-    /// Lets the call into its cluster, and gives the request its trace context.
+    /// Lets the call into its cluster, makes the route's edits, and gives the request its trace context.
     ///
     /// # Errors
-    /// The cluster cannot be used, its overload policy drops the call, or its breaker is open.
+    /// The cluster cannot be used, its overload policy drops the call, its breaker is open, or an edit comes to nothing that can be
+    /// sent.
     pub(super) fn admit(self, head: &mut Parts) -> Result<Call, Error> {
         let choice = self.choice();
         let upstream = match &choice.cluster {
@@ -110,6 +127,11 @@ impl Chosen {
             let message = format!("dropped by the control plane's overload policy (category {category})");
             return Err(self.refused(Kind::Dropped, message, "drop_overload".into()));
         }
+        // Nothing is counted yet that an edit which fails would have to give back.
+        let edited = match &choice.edits {
+            None => None,
+            Some(edits) => Some(edit::request(edits, &self, head)?),
+        };
         if let Err(over) = live.live.begin_request() {
             record(Flag::Overflow);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
@@ -120,6 +142,7 @@ impl Chosen {
         }
         Ok(Call {
             upstream,
+            edited,
             attempts: Attempts::default(),
             endpoint: None,
             in_flight: None,
@@ -143,7 +166,9 @@ impl Chosen {
     pub(super) fn forward(&self) -> &Forward<UpstreamRef> {
         match &self.entry().action {
             RouteAction::Forward(forward) => forward,
-            RouteAction::Unsupported(_) => unreachable!("only a route that forwards is chosen"),
+            RouteAction::Answer(_) | RouteAction::Unsupported(_) => {
+                unreachable!("only a route that forwards is chosen")
+            }
         }
     }
 
@@ -152,7 +177,7 @@ impl Chosen {
         self.forward().choice(self.choice)
     }
 
-    fn refused(&self, kind: Kind, message: String, cause: BoxError) -> Error {
+    pub(super) fn refused(&self, kind: Kind, message: String, cause: BoxError) -> Error {
         refused(&self.routing, kind, message, Some(self.entry()), Some((self.choice(), cause)))
     }
 }

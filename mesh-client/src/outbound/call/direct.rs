@@ -126,8 +126,8 @@ where
         };
         let policy = self.call.chosen.forward().retry.as_deref();
         match attempt {
-            Attempt::Response(response) if policy.is_none_or(|policy| !policy.retries(&outcome)) => {
-                self.call.answered(&response);
+            Attempt::Response(mut response) if policy.is_none_or(|policy| !policy.retries(&outcome)) => {
+                self.call.answered(&mut response);
                 Next::Response(response)
             }
             attempt => {

@@ -26,8 +26,9 @@ pub(crate) enum Finished<'a> {
 }
 
 impl Call {
-    /// The response is passed on: the call goes on with its body.
-    pub(super) fn answered(&mut self, response: &Response<RecvBody>) {
+    /// The response is passed on, edited: the call goes on with its body.
+    pub(super) fn answered(&mut self, response: &mut Response<RecvBody>) {
+        self.edit_response(response);
         self.status = response.status().as_u16();
         self.flag = Flag::None;
         self.attempts.settle();

@@ -3,7 +3,7 @@
 use super::{
     Call,
     attempts::{Attempt, Resend},
-    chosen::Chosen,
+    chosen::{Chosen, Routed},
     fault,
     finish::Finished,
 };
@@ -43,7 +43,10 @@ where
         Some(routing) => routing,
         None => core.configured(is_grpc(&head.headers), &head.headers, started).await?,
     };
-    chosen(Chosen::of(routing, &mut head, started, explain)?, head, body).await
+    match Chosen::of(routing, &mut head, started, explain)? {
+        Routed::Forward(forwarded) => chosen(forwarded, head, body).await,
+        Routed::Answered(response) => Ok(response),
+    }
 }
 
 /// The rest of a call whose cluster is drawn.
@@ -100,8 +103,8 @@ where
         }
     };
     match result.unwrap_or_else(|deadline| Err(call.timed_out(deadline))) {
-        Ok(response) => {
-            call.answered(&response);
+        Ok(mut response) => {
+            call.answered(&mut response);
             let (head, body) = response.into_parts();
             Ok(Response::from_parts(head, MeshBody::live(body, Box::new(call))))
         }

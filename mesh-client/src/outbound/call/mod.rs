@@ -7,6 +7,7 @@
 mod attempts;
 mod chosen;
 mod direct;
+mod edit;
 mod fault;
 mod finish;
 mod general;
@@ -30,8 +31,9 @@ use crate::{
     telemetry::{explain::Explain, metrics::Flag, trace::Propagation},
 };
 use bytes::Bytes;
-use chosen::Chosen;
+use chosen::{Chosen, Routed};
 use direct::{Direct, First, Next};
+use edit::Edited;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use std::{
@@ -72,6 +74,8 @@ pub(crate) struct Call {
     chosen: Chosen,
     /// Position of the cluster in [`Routing::upstreams`].
     upstream: usize,
+    /// What was edited, for the edits of the response; only where the route has edits.
+    edited: Option<Box<Edited>>,
     attempts: Attempts,
     endpoint: Option<SocketAddr>,
     in_flight: Option<InFlight<Subchannel>>,
@@ -105,7 +109,12 @@ where
         Some(routing) if head.extensions.get::<Explain>().is_none() => routing,
         _ => return Road::General(Box::pin(general::call(core.clone(), head, body, started))),
     };
-    let admitted = Chosen::of(routing, &mut head, started, None).and_then(|chosen| {
+    let routed = match Chosen::of(routing, &mut head, started, None) {
+        Ok(Routed::Answered(response)) => return Road::General(Box::pin(std::future::ready(Ok(response)))),
+        Ok(Routed::Forward(chosen)) => Ok(chosen),
+        Err(error) => Err(error),
+    };
+    let admitted = routed.and_then(|chosen| {
         if !chosen.choice().faults.is_empty() {
             return Ok(Err(chosen));
         }

@@ -87,6 +87,7 @@ impl Routing {
             _ => snapshot.virtual_host.and_then(|i| snapshot.routes.virtual_hosts.get(i)).map(|vhost| {
                 let http = &snapshot.listener.http;
                 let scope = Scope {
+                    routes: &snapshot.routes,
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,

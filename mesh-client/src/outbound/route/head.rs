@@ -30,6 +30,7 @@ pub(super) enum Name {
     Method,
     Path,
     Authority,
+    Scheme,
     Header(HeaderName),
     /// `content-type` of a gRPC call is there even when the map has none.
     GrpcContentType,
@@ -52,11 +53,30 @@ impl<'a> RequestHead<'a> {
         self.uri.path()
     }
 
+    /// The query without its `?`.
+    pub(crate) fn query(&self) -> Option<&'a str> {
+        self.uri.query()
+    }
+
+    /// `:scheme`
+    pub(crate) fn scheme(&self) -> &'a str {
+        self.uri.scheme_str().unwrap_or("http")
+    }
+
+    /// The first value of a header; that of `host` is the authority.
+    pub(crate) fn first(&self, name: &HeaderName) -> Option<&'a str> {
+        if name == header::HOST {
+            return Some(self.authority);
+        }
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
     pub(super) fn value(&self, name: &Name) -> Value<'a> {
         match name {
             Name::Method => Value::One(self.method.as_str().as_bytes()),
             Name::Path => Value::One(self.uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes()),
             Name::Authority => Value::One(self.authority.as_bytes()),
+            Name::Scheme => Value::One(self.scheme().as_bytes()),
             Name::Header(name) => self.header(name),
             Name::GrpcContentType => match self.header(&header::CONTENT_TYPE) {
                 Value::Absent => Value::One(b"application/grpc"),
@@ -87,6 +107,7 @@ impl Name {
             ":method" => return Self::Method,
             ":path" => return Self::Path,
             ":authority" | "host" => return Self::Authority,
+            ":scheme" => return Self::Scheme,
             _ => {}
         }
         if profile == Profile::Grpc {

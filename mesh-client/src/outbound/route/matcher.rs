@@ -1,10 +1,16 @@
-//! `RouteMatch` compiled: path, headers and fraction, asked without allocation.
+//! `RouteMatch` compiled: path, headers, query, cookies and fraction, asked without allocation.
 
 use super::{
     Profile,
     head::{Name, RequestHead, Value},
+    params,
 };
-use mesh_xds::resource::{FractionalPercent, HeaderMatcher, HeaderMatcherKind, PathMatcher, RouteMatch, StringPattern};
+use crate::outbound::timeout::is_grpc;
+use http::header;
+use mesh_xds::resource::{
+    CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, PathMatcher, QueryParameterMatcher,
+    QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern,
+};
 use std::fmt;
 
 /// When a route applies.
@@ -12,7 +18,17 @@ use std::fmt;
 pub(crate) struct Matcher {
     path: PathMatcher,
     headers: HeaderMatchers,
+    /// What few routes ask for.
+    rare: Option<Box<Rare>>,
     fraction: Option<FractionalPercent>,
+}
+
+#[derive(Debug)]
+struct Rare {
+    query: Box<[QueryParameterMatcher]>,
+    cookies: Box<[CookieMatcher]>,
+    /// Only gRPC, by the content type; the flag: one that is absent counts as gRPC's.
+    grpc: Option<bool>,
 }
 
 /// Header matchers that all have to match.
@@ -30,6 +46,9 @@ struct Compiled {
 pub(super) enum Mismatch<'m> {
     Path(&'m PathMatcher),
     Header(&'m HeaderMatcher),
+    Query(&'m QueryParameterMatcher),
+    Cookie(&'m CookieMatcher),
+    NotGrpc,
     Fraction(FractionalPercent),
 }
 
@@ -38,19 +57,52 @@ impl Matcher {
         Self {
             path: matches.path.clone(),
             headers: HeaderMatchers::compile(&matches.headers, profile),
+            rare: Rare::compile(matches, profile),
             fraction: matches.fraction,
         }
     }
 
-    /// Path, headers, fraction, in this order: the draw is made only when all else matches.
+    /// Path, headers, the rest, fraction, in this order: the draw is made only when all else matches.
     pub(super) fn check(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> Result<(), Mismatch<'_>> {
         if !path_matches(&self.path, head.path()) {
             return Err(Mismatch::Path(&self.path));
         }
         self.headers.check(head).map_err(Mismatch::Header)?;
+        if let Some(rare) = &self.rare {
+            rare.check(head)?;
+        }
         match self.fraction {
             Some(fraction) if !fraction.admits(rng(FractionalPercent::HUNDRED.0)) => Err(Mismatch::Fraction(fraction)),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Rare {
+    fn compile(matches: &RouteMatch, profile: Profile) -> Option<Box<Self>> {
+        if matches.query.is_empty() && matches.cookies.is_empty() && !matches.grpc_only {
+            return None;
+        }
+        Some(Box::new(Self {
+            query: matches.query.as_slice().into(),
+            cookies: matches.cookies.as_slice().into(),
+            grpc: matches.grpc_only.then_some(profile == Profile::Grpc),
+        }))
+    }
+
+    fn check(&self, head: &RequestHead<'_>) -> Result<(), Mismatch<'_>> {
+        if let Some(assumed) = self.grpc {
+            let absent = assumed && !head.headers.contains_key(header::CONTENT_TYPE);
+            if !absent && !is_grpc(head.headers) {
+                return Err(Mismatch::NotGrpc);
+            }
+        }
+        if let Some(failed) = self.query.iter().find(|m| !params::query_matches(m, head.query())) {
+            return Err(Mismatch::Query(failed));
+        }
+        match self.cookies.iter().find(|m| !params::cookie_matches(m, head.headers)) {
+            Some(failed) => Err(Mismatch::Cookie(failed)),
+            None => Ok(()),
         }
     }
 }
@@ -103,7 +155,24 @@ pub(super) fn path_matches(matcher: &PathMatcher, path: &str) -> bool {
         }
         PathMatcher::Exact { path: exact, case_sensitive: true } => path == exact,
         PathMatcher::Exact { path: exact, case_sensitive: false } => path.eq_ignore_ascii_case(exact),
+        PathMatcher::Separated { prefix, case_sensitive } => {
+            let Some((head, rest)) = path.as_bytes().split_at_checked(prefix.len()) else { return false };
+            let same = match case_sensitive {
+                true => head == prefix.as_bytes(),
+                false => head.eq_ignore_ascii_case(prefix.as_bytes()),
+            };
+            same && matches!(rest.first(), None | Some(b'/'))
+        }
         PathMatcher::Regex(regex) => regex.matches_bytes(path.as_bytes()),
+        PathMatcher::Template(template) => template.matches(path),
+    }
+}
+
+/// What of the path a prefix rewrite replaces: as many bytes, or `None` for all of it (Envoy).
+pub(super) fn matched_length(matcher: &PathMatcher) -> Option<usize> {
+    match matcher {
+        PathMatcher::Prefix { prefix, .. } | PathMatcher::Separated { prefix, .. } => Some(prefix.len()),
+        PathMatcher::Exact { .. } | PathMatcher::Regex(_) | PathMatcher::Template(_) => None,
     }
 }
 
@@ -112,7 +181,24 @@ impl fmt::Display for Mismatch<'_> {
         match self {
             Self::Path(PathMatcher::Prefix { prefix, .. }) => write!(f, "the path does not start with {prefix:?}"),
             Self::Path(PathMatcher::Exact { path, .. }) => write!(f, "the path is not {path:?}"),
+            Self::Path(PathMatcher::Separated { prefix, .. }) => {
+                write!(f, "the path is neither {prefix:?} nor below it")
+            }
             Self::Path(PathMatcher::Regex(regex)) => write!(f, "the path does not match {regex:?}"),
+            Self::Path(PathMatcher::Template(template)) => write!(f, "the path does not match template {template:?}"),
+            Self::NotGrpc => f.write_str("the request is not gRPC"),
+            Self::Query(m) => match &m.kind {
+                QueryParameterMatcherKind::Present(want) => {
+                    write!(f, "query parameter {} is {}", m.name, if *want { "absent" } else { "present" })
+                }
+                QueryParameterMatcherKind::String(string) => {
+                    write!(f, "query parameter {} is absent or not {}", m.name, Words(string))
+                }
+            },
+            Self::Cookie(m) => match m.invert {
+                false => write!(f, "cookie {} is absent or not {}", m.name, Words(&m.value)),
+                true => write!(f, "cookie {} is {}", m.name, Words(&m.value)),
+            },
             Self::Fraction(FractionalPercent(ppm)) => {
                 write!(f, "not drawn for its share of {} %", f64::from(*ppm) / 10_000.0)
             }
@@ -126,17 +212,26 @@ impl fmt::Display for Mismatch<'_> {
                         write!(f, "header {name} is absent or {not}in {start}..{end}")
                     }
                     HeaderMatcherKind::String(string) => {
-                        let (verb, pattern) = match &string.pattern {
-                            StringPattern::Exact(p) => ("equal to", p.as_str()),
-                            StringPattern::Prefix(p) => ("starting with", p.as_str()),
-                            StringPattern::Suffix(p) => ("ending with", p.as_str()),
-                            StringPattern::Contains(p) => ("containing", p.as_str()),
-                            StringPattern::Regex(p) => ("matching", p.as_str()),
-                        };
-                        write!(f, "header {name} is absent or {not}{verb} {pattern:?}")
+                        write!(f, "header {name} is absent or {not}{}", Words(string))
                     }
                 }
             }
         }
+    }
+}
+
+/// A string matcher: `equal to "a"`.
+struct Words<'m>(&'m StringMatcher);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, pattern) = match &self.0.pattern {
+            StringPattern::Exact(p) => ("equal to", p.as_str()),
+            StringPattern::Prefix(p) => ("starting with", p.as_str()),
+            StringPattern::Suffix(p) => ("ending with", p.as_str()),
+            StringPattern::Contains(p) => ("containing", p.as_str()),
+            StringPattern::Regex(p) => ("matching", p.as_str()),
+        };
+        write!(f, "{verb} {pattern:?}")
     }
 }

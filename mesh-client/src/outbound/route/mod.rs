@@ -1,13 +1,21 @@
 //! Routing: one virtual host, compiled once per config change, asked once per request.
 
+mod answer;
+mod compile;
+mod edits;
 mod head;
 mod index;
 mod matcher;
+mod params;
+mod render;
 mod table;
 
+pub(crate) use answer::Answer;
+pub(crate) use edits::{Asked, Edits};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
-pub(crate) use table::{ClusterChoice, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
+pub(crate) use render::Facts;
+pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
 
 /// Whose rules a call follows where gRPC and Envoy differ although they read the same configuration.
 ///
@@ -20,6 +28,8 @@ pub(crate) use table::{ClusterChoice, Forward, RouteAction, RouteEntry, RouteTab
 /// | back-off jitter | ±20 % (gRFC A6) | uniform in 0..interval (`JitteredExponentialBackOffStrategy`) |
 /// | `max_retries` of the cluster | ignored (gRFC A44); `retry_budget` holds | both hold |
 /// | header matching | application metadata only, `-bin` is absent, `content-type` defaults to `application/grpc` (gRFC A28) | every header |
+/// | query parameters of a match | compared, where gRFC A28 would skip the route: a gRPC request has none, so it does not match either | compared |
+/// | redirects, direct responses | answered, as an error of the mapped code to gRPC calls, where gRFC A28 would fail with UNAVAILABLE | the same |
 /// | header of a retry | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count` |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Profile {

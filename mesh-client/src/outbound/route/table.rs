@@ -1,15 +1,16 @@
 //! The compiled routes of one virtual host.
 
-use super::{Profile, RequestHead, index::PathIndex, matcher::Matcher};
+use super::{
+    Profile, RequestHead, answer::Answer, compile::Compiler, edits::Edits, index::PathIndex, matcher::Matcher,
+};
 use crate::outbound::{
     filter::{ActiveFaults, Fault},
     retry::Policy,
     timeout::Rules,
 };
-use mesh_xds::resource::{
-    Action, ClusterSpecifier, FaultConfig, FilterOverride, HttpFilter, HttpFilterConfig, RetryPolicy, VirtualHost,
-};
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Duration};
+use http::HeaderName;
+use mesh_xds::resource::{HttpFilter, RouteConfiguration, VirtualHost};
+use std::{sync::Arc, time::Duration};
 
 /// One virtual host, ready to be asked. `C` is what a cluster's name was resolved to.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct RouteTable<C> {
 /// What surrounds the virtual host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope<'a> {
+    /// The configuration that the virtual host is part of.
+    pub(crate) routes: &'a RouteConfiguration,
     /// Of the connection manager, in order.
     pub(crate) filters: &'a [HttpFilter],
     /// Whose rules hold.
@@ -48,6 +51,8 @@ pub(crate) struct RouteEntry<C> {
 pub(crate) enum RouteAction<C> {
     /// Forward to a cluster.
     Forward(Forward<C>),
+    /// Answer here.
+    Answer(Box<Answer>),
     /// Fail the call as UNAVAILABLE with this reason (gRFC A28).
     Unsupported(Arc<str>),
 }
@@ -75,6 +80,13 @@ pub(crate) enum Clusters<C> {
         /// Parallel to `ends`.
         choices: Box<[ClusterChoice<C>]>,
     },
+    /// The one that a header of the request names.
+    Named {
+        /// The header.
+        header: HeaderName,
+        /// Every cluster of the virtual host, sorted by name.
+        choices: Box<[ClusterChoice<C>]>,
+    },
 }
 
 /// One cluster of a route.
@@ -88,6 +100,19 @@ pub(crate) struct ClusterChoice<C> {
     pub(crate) weight: u32,
     /// The fault filters in force, in chain order, most specific override applied (gRFC A39). Nearly always empty.
     pub(crate) faults: Box<[Arc<Fault>]>,
+    /// What is changed on requests and responses. Nearly always absent.
+    pub(crate) edits: Option<Box<Edits>>,
+}
+
+/// The header that names the cluster does not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoCluster {
+    /// It is absent.
+    #[error("the request has no header {0}, which names the cluster")]
+    NoHeader(HeaderName),
+    /// It names no cluster of the virtual host.
+    #[error("header {0} names cluster `{1}`, which no route of the virtual host names")]
+    Unknown(HeaderName, String),
 }
 
 /// No route matches.
@@ -123,23 +148,9 @@ pub(crate) struct Skipped {
 impl<C> RouteTable<C> {
     /// Compiles `vhost`. `resolve` is asked once for every mention of a cluster.
     pub(crate) fn compile(vhost: &VirtualHost, scope: Scope<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Self {
-        let mut compiler = Compiler { vhost, scope, faults: HashMap::new(), policies: HashMap::new() };
+        let mut compiler = Compiler::new(vhost, scope);
         let compile = |(index, route): (usize, &mesh_xds::resource::Route)| {
-            let action = match &route.action {
-                Action::Unsupported(reason) => RouteAction::Unsupported(reason.clone()),
-                Action::Forward(forward) => {
-                    match compiler.clusters(&forward.cluster, &route.filter_overrides, resolve) {
-                        None => RouteAction::Unsupported("weighted_clusters: no cluster has a weight".into()),
-                        Some(clusters) => RouteAction::Forward(Forward {
-                            clusters,
-                            retry: (forward.retry_policy.as_ref().or(vhost.retry_policy.as_ref()))
-                                .and_then(|policy| compiler.policy(policy)),
-                            timeouts: Rules::compile(forward, scope.max_stream_duration, scope.profile),
-                        }),
-                    }
-                }
-            };
-            let entry = RouteEntry { name: route.name.clone(), index, action };
+            let entry = RouteEntry { name: route.name.clone(), index, action: compiler.action(route, resolve) };
             (Matcher::compile(&route.matches, scope.profile), entry)
         };
         Self {
@@ -189,22 +200,30 @@ impl<C> RouteTable<C> {
 }
 
 impl<C> Forward<C> {
-    /// Draws the call's cluster: O(1) for one, O(log n) for a split. The number is for [`choice`](Self::choice).
-    pub(crate) fn draw(&self, rng: &mut impl FnMut(u32) -> u32) -> usize {
-        match &self.clusters {
+    /// Chooses the call's cluster: O(1) for one, O(log n) for a split or a name. The number is for [`choice`](Self::choice).
+    ///
+    /// # Errors
+    /// The request is to name the cluster, and does not.
+    pub(crate) fn draw(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> Result<usize, NoCluster> {
+        Ok(match &self.clusters {
             Clusters::Single(_) => 0,
+            Clusters::Named { header, choices } => {
+                let name = head.first(header).ok_or_else(|| NoCluster::NoHeader(header.clone()))?;
+                let at = choices.binary_search_by(|choice| (*choice.name).cmp(name));
+                at.map_err(|_| NoCluster::Unknown(header.clone(), name.to_owned()))?
+            }
             Clusters::Weighted { ends, choices } => {
                 let draw = rng(ends.last().copied().unwrap_or(1));
                 ends.partition_point(|end| *end <= draw).min(choices.len() - 1)
             }
-        }
+        })
     }
 
     /// What [`draw`](Self::draw) drew.
     pub(crate) fn choice(&self, drawn: usize) -> &ClusterChoice<C> {
         match &self.clusters {
             Clusters::Single(choice) => choice,
-            Clusters::Weighted { choices, .. } => &choices[drawn],
+            Clusters::Weighted { choices, .. } | Clusters::Named { choices, .. } => &choices[drawn],
         }
     }
 }
@@ -215,6 +234,8 @@ impl<C> Clusters<C> {
         match self {
             Self::Single(choice) => choice.weight,
             Self::Weighted { ends, .. } => ends.last().copied().unwrap_or(0),
+            // Nothing is drawn.
+            Self::Named { .. } => 1,
         }
     }
 
@@ -222,78 +243,7 @@ impl<C> Clusters<C> {
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, ClusterChoice<C>> {
         match self {
             Self::Single(choice) => std::slice::from_ref(choice).iter(),
-            Self::Weighted { choices, .. } => choices.iter(),
+            Self::Weighted { choices, .. } | Self::Named { choices, .. } => choices.iter(),
         }
-    }
-}
-
-/// Shares what routes share: one compiled value per configured `Arc`.
-struct Compiler<'a> {
-    vhost: &'a VirtualHost,
-    scope: Scope<'a>,
-    faults: HashMap<*const FaultConfig, Arc<Fault>>,
-    policies: HashMap<*const RetryPolicy, Option<Arc<Policy>>>,
-}
-
-impl Compiler<'_> {
-    fn clusters<C>(
-        &mut self,
-        specifier: &ClusterSpecifier,
-        route: &BTreeMap<Arc<str>, FilterOverride>,
-        resolve: &mut dyn FnMut(&Arc<str>) -> C,
-    ) -> Option<Clusters<C>> {
-        Some(match specifier {
-            ClusterSpecifier::Cluster(name) => Clusters::Single(ClusterChoice {
-                cluster: resolve(name),
-                name: name.clone(),
-                weight: 1,
-                faults: self.faults([None, Some(route)]),
-            }),
-            ClusterSpecifier::Weighted(parts) => {
-                let mut total = 0u32;
-                let mut ends = Vec::with_capacity(parts.len());
-                let mut choices = Vec::with_capacity(parts.len());
-                for part in parts.iter().filter(|part| part.weight > 0) {
-                    total = total.saturating_add(part.weight);
-                    ends.push(total);
-                    choices.push(ClusterChoice {
-                        cluster: resolve(&part.name),
-                        name: part.name.clone(),
-                        weight: part.weight,
-                        faults: self.faults([Some(&part.filter_overrides), Some(route)]),
-                    });
-                }
-                if choices.len() < 2 {
-                    return choices.pop().map(Clusters::Single);
-                }
-                Clusters::Weighted { ends: ends.into(), choices: choices.into() }
-            }
-        })
-    }
-
-    /// gRFC A39: the most specific override wins, nothing is merged; `disabled` can be lifted by an override.
-    fn faults(&mut self, overrides: [Option<&BTreeMap<Arc<str>, FilterOverride>>; 2]) -> Box<[Arc<Fault>]> {
-        let mut faults = Vec::new();
-        for filter in self.scope.filters {
-            let HttpFilterConfig::Fault(config) = &filter.config else { continue };
-            let levels = overrides.into_iter().flatten().chain([&self.vhost.filter_overrides]);
-            let (config, disabled) = match levels.into_iter().find_map(|level| level.get(&filter.name)) {
-                Some(specific) => (specific.fault.as_ref().unwrap_or(config), specific.disabled),
-                None => (config, filter.disabled),
-            };
-            if disabled || (config.delay.is_none() && config.abort.is_none()) {
-                continue;
-            }
-            let Scope { profile, active_faults, .. } = self.scope;
-            let compile = || Arc::new(Fault::compile(config, profile, active_faults.clone()));
-            faults.push(self.faults.entry(Arc::as_ptr(config)).or_insert_with(compile).clone());
-        }
-        faults.into()
-    }
-
-    fn policy(&mut self, policy: &Arc<RetryPolicy>) -> Option<Arc<Policy>> {
-        let profile = self.scope.profile;
-        let compile = || Policy::compile(policy, profile).map(Arc::new);
-        self.policies.entry(Arc::as_ptr(policy)).or_insert_with(compile).clone()
     }
 }

@@ -3,28 +3,19 @@ use crate::outbound::filter::ActiveFaults;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use mesh_xds::resource::{
     Action, ClusterSpecifier, FaultAbort, FaultConfig, FilterOverride, Forward as Forwarding, FractionalPercent,
-    HeaderMatcher, HeaderMatcherKind, HttpFilter, HttpFilterConfig, MaxStreamDuration, PathMatcher, RetryOn,
-    RetryPolicy, Route, RouteMatch, SafeRegex, StringMatcher, StringPattern, VirtualHost, WeightedCluster,
+    HeaderMatcher, HeaderMatcherKind, HttpFilter, HttpFilterConfig, PathMatcher, RetryOn, RetryPolicy, Route,
+    RouteConfiguration, RouteMatch, SafeRegex, StringMatcher, StringPattern, VirtualHost, WeightedCluster,
 };
 use proptest::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
 fn forward(cluster: ClusterSpecifier) -> Action {
-    Action::Forward(Arc::new(Forwarding {
-        cluster,
-        timeout: None,
-        max_stream_duration: MaxStreamDuration::default(),
-        retry_policy: None,
-    }))
+    Action::Forward(Arc::new(Forwarding::to(cluster)))
 }
 
 fn route(name: &str, path: PathMatcher) -> Route {
-    Route {
-        name: name.into(),
-        matches: RouteMatch { path, headers: vec![], fraction: None },
-        action: forward(ClusterSpecifier::Cluster(name.into())),
-        filter_overrides: BTreeMap::new(),
-    }
+    let action = forward(ClusterSpecifier::Cluster(name.into()));
+    Route::new(name, RouteMatch { path, ..RouteMatch::default() }, action)
 }
 
 fn prefix(p: &str) -> PathMatcher {
@@ -53,7 +44,8 @@ fn compile(vhost: &VirtualHost, profile: Profile) -> RouteTable<Arc<str>> {
 
 fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -> RouteTable<Arc<str>> {
     let active_faults = ActiveFaults::default();
-    let scope = Scope { filters, profile, max_stream_duration: None, active_faults: &active_faults };
+    let routes = RouteConfiguration::default();
+    let scope = Scope { routes: &routes, filters, profile, max_stream_duration: None, active_faults: &active_faults };
     RouteTable::compile(vhost, scope, &mut |name| name.clone())
 }
 
@@ -224,11 +216,7 @@ fn a_fraction_is_drawn_only_when_all_else_matches() {
 }
 
 fn split(weights: &[u32]) -> RouteTable<Arc<str>> {
-    let part = |(n, weight): (usize, &u32)| WeightedCluster {
-        name: n.to_string().into(),
-        weight: *weight,
-        filter_overrides: BTreeMap::new(),
-    };
+    let part = |(n, weight): (usize, &u32)| WeightedCluster::new(n.to_string(), *weight);
     let mut only = route("r", prefix("/"));
     only.action = forward(ClusterSpecifier::Weighted(weights.iter().enumerate().map(part).collect()));
     compile(&vhost(vec![only]), Profile::Grpc)
@@ -238,8 +226,12 @@ fn forwarding(table: &RouteTable<Arc<str>>) -> &Forward<Arc<str>> {
     let request = Owned::get("/", &[]);
     match &table.find(&request.head(), &mut |_| 0).unwrap().action {
         RouteAction::Forward(forward) => forward,
-        RouteAction::Unsupported(reason) => panic!("{reason}"),
+        other => panic!("{other:?}"),
     }
+}
+
+fn draw<'t>(forward: &'t Forward<Arc<str>>, rng: &mut impl FnMut(u32) -> u32) -> &'t ClusterChoice<Arc<str>> {
+    forward.choice(forward.draw(&Owned::get("/", &[]).head(), rng).unwrap())
 }
 
 #[test]
@@ -247,7 +239,7 @@ fn every_draw_of_a_split_falls_to_its_cluster() {
     let table = split(&[1, 3, 6]);
     let forward = forwarding(&table);
     assert_eq!(forward.clusters.total_weight(), 10);
-    let drawn: String = (0..10).map(|draw| forward.choice(forward.draw(&mut |_| draw)).name.to_string()).collect();
+    let drawn: String = (0..10).map(|n| draw(forward, &mut |_| n).name.to_string()).collect();
     assert_eq!(drawn, "0111222222");
 }
 
@@ -255,15 +247,14 @@ fn every_draw_of_a_split_falls_to_its_cluster() {
 fn weights_up_to_the_largest_are_drawn_right() {
     let table = split(&[u32::MAX - 1, 1]);
     let forward = forwarding(&table);
-    assert_eq!(&*forward.choice(forward.draw(&mut |bound| bound - 1)).name, "1");
-    assert_eq!(&*forward.choice(forward.draw(&mut |bound| bound - 2)).name, "0");
+    assert_eq!(&*draw(forward, &mut |bound| bound - 1).name, "1");
+    assert_eq!(&*draw(forward, &mut |bound| bound - 2).name, "0");
 }
 
 #[test]
 fn a_split_of_one_needs_no_draw_and_one_without_weight_is_refused() {
     let table = split(&[0, 7]);
-    let forward = forwarding(&table);
-    assert_eq!(&*forward.choice(forward.draw(&mut |_| panic!("drawn"))).name, "1");
+    assert_eq!(&*draw(forwarding(&table), &mut |_| panic!("drawn")).name, "1");
     let table = split(&[0]);
     let request = Owned::get("/", &[]);
     let entry = table.find(&request.head(), &mut |_| 0).unwrap();
@@ -322,14 +313,14 @@ fn the_most_specific_fault_override_wins_and_nothing_is_merged() {
     // Which code a request is aborted with, given overrides of host, route and cluster.
     let code = |filters: &[HttpFilter], levels: [Option<BTreeMap<Arc<str>, FilterOverride>>; 3]| {
         let [host, of_route, cluster] = levels.map(Option::unwrap_or_default);
-        let part = |name: &str| WeightedCluster { name: name.into(), weight: 1, filter_overrides: cluster.clone() };
+        let part = |name: &str| WeightedCluster { filter_overrides: cluster.clone(), ..WeightedCluster::new(name, 1) };
         let mut only = route("r", prefix("/"));
         only.action = forward(ClusterSpecifier::Weighted(vec![part("a"), part("b")]));
         only.filter_overrides = of_route;
         let vhost = VirtualHost { filter_overrides: host, ..vhost(vec![only]) };
         let table = compile_with(&vhost, Profile::Grpc, filters);
         let request = Owned::get("/", &[]);
-        let faults = &forwarding(&table).choice(0).faults;
+        let faults = &draw(forwarding(&table), &mut |_| 0).faults;
         let plan = faults.first().map(|fault| fault.decide(&request.head(), &mut |_| 0));
         plan.and_then(|plan| plan.abort).map(|abort| abort.grpc)
     };
@@ -381,7 +372,7 @@ fn any_route() -> impl Strategy<Value = Route> {
     });
     let fraction = proptest::option::weighted(0.3, (0..=1_000_000u32).prop_map(FractionalPercent));
     (matcher, headers, fraction).prop_map(|(path, headers, fraction)| Route {
-        matches: RouteMatch { path, headers, fraction },
+        matches: RouteMatch { path, headers, fraction, ..RouteMatch::default() },
         ..route("r", prefix(""))
     })
 }

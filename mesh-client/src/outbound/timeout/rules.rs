@@ -18,6 +18,8 @@ pub(crate) struct Rules {
     profile: Profile,
     grpc: Option<(Duration, Source)>,
     plain: Option<(Duration, Source)>,
+    /// Taken off the caller's `grpc-timeout`.
+    offset: Option<Duration>,
 }
 
 /// When a call ends, and who said so.
@@ -59,19 +61,25 @@ impl Rules {
             Profile::Grpc => None,
             Profile::Envoy => Some((forward.timeout.unwrap_or(ENVOY_DEFAULT), Source::Route)),
         };
-        Self { profile, grpc: shorter(timeout, grpc), plain: shorter(timeout, duration) }
+        // gRFC A31 does not know it.
+        let offset = stream.grpc_timeout_header_offset.filter(|_| profile == Profile::Envoy);
+        Self { profile, grpc: shorter(timeout, grpc), plain: shorter(timeout, duration), offset }
     }
 
     /// Limits of a policy given in code: `limit` holds for every call.
     pub(crate) fn fixed(limit: Duration) -> Self {
         let limit = Some((limit, Source::Layer));
-        Self { profile: Profile::Envoy, grpc: limit, plain: limit }
+        Self { profile: Profile::Envoy, grpc: limit, plain: limit, offset: None }
     }
 
     /// The deadline of a call that starts `now`; `None` is no limit.
     pub(crate) fn deadline(&self, now: Instant, headers: &HeaderMap) -> Option<Deadline> {
         let limit = if self.profile == Profile::Grpc || is_grpc(headers) {
             let caller = headers.get(GRPC_TIMEOUT).and_then(parse_grpc_timeout);
+            let caller = caller.map(|caller| match self.offset.and_then(|offset| caller.checked_sub(offset)) {
+                Some(left) if !left.is_zero() => left,
+                _ => caller,
+            });
             match (caller, self.grpc) {
                 (Some(caller), Some((limit, _))) if caller <= limit => Some((caller, Source::GrpcTimeout)),
                 (Some(caller), None) => Some((caller, Source::GrpcTimeout)),

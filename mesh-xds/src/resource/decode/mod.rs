@@ -2,7 +2,10 @@
 
 #![allow(deprecated, reason = "control planes still send the deprecated fields")]
 
+mod action;
+mod answer;
 mod cluster;
+mod edit;
 mod endpoint;
 mod filter;
 mod lb;
@@ -10,6 +13,7 @@ mod listener;
 mod matcher;
 mod retry;
 mod route;
+mod route_match;
 mod tls;
 mod wire;
 

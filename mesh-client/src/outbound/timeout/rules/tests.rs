@@ -6,13 +6,13 @@ const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn forward(timeout: Option<u64>, max: Option<u64>, header_max: Option<u64>) -> Forward {
     Forward {
-        cluster: ClusterSpecifier::Cluster("c".into()),
         timeout: timeout.map(S),
         max_stream_duration: MaxStreamDuration {
             max_stream_duration: max.map(S),
             grpc_timeout_header_max: header_max.map(S),
+            ..MaxStreamDuration::default()
         },
-        retry_policy: None,
+        ..Forward::to(ClusterSpecifier::Cluster("c".into()))
     }
 }
 
@@ -105,4 +105,16 @@ fn without_a_limit_the_header_is_not_touched() {
     let mut map = HeaderMap::new();
     write_grpc_timeout(&mut map, None, None, Instant::now());
     assert!(map.is_empty());
+}
+
+#[test]
+fn the_offset_is_taken_off_the_callers_timeout_unless_nothing_would_be_left() {
+    let mut forward = forward(Some(0), None, Some(0));
+    forward.max_stream_duration.grpc_timeout_header_offset = Some(S(2));
+    let grpc = |timeout| [("content-type", "application/grpc"), ("grpc-timeout", timeout)];
+    let envoy = Rules::compile(&forward, None, Profile::Envoy);
+    assert_eq!(limit(&envoy, &grpc("5S")), Some((3, Source::GrpcTimeout)));
+    assert_eq!(limit(&envoy, &grpc("2S")), Some((2, Source::GrpcTimeout)));
+    let grpc_profile = Rules::compile(&forward, None, Profile::Grpc);
+    assert_eq!(limit(&grpc_profile, &grpc("5S")), Some((5, Source::GrpcTimeout)));
 }

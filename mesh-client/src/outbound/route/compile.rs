@@ -1,0 +1,173 @@
+//! Actions, compiled: clusters resolved, levels merged, and one compiled value for what routes share.
+
+use super::{
+    answer::{Answer, What},
+    edits::{Edits, Ops},
+    matcher::matched_length,
+    table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
+};
+use crate::outbound::{filter::Fault, retry::Policy, timeout::Rules};
+use mesh_xds::resource::{
+    Action, ClusterSpecifier, FaultConfig, FilterOverride, Forward as Forwarding, HeaderEdits, HeaderOps, HostRewrite,
+    HttpFilterConfig, RetryPolicy, Route, VirtualHost, WeightedCluster,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// Compiles the routes of one virtual host.
+pub(super) struct Compiler<'a> {
+    vhost: &'a VirtualHost,
+    scope: Scope<'a>,
+    /// Every cluster of the virtual host; made when a header chooses among them.
+    known: Option<BTreeSet<Arc<str>>>,
+    faults: HashMap<*const FaultConfig, Arc<Fault>>,
+    policies: HashMap<*const RetryPolicy, Option<Arc<Policy>>>,
+    ops: HashMap<*const HeaderOps, Arc<Ops>>,
+}
+
+/// What a cluster of a route is, beside its name.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    route: &'a Route,
+    forward: &'a Forwarding,
+    /// In a weighted split.
+    weighted: Option<&'a WeightedCluster>,
+}
+
+impl<'a> Compiler<'a> {
+    pub(super) fn new(vhost: &'a VirtualHost, scope: Scope<'a>) -> Self {
+        Self { vhost, scope, known: None, faults: HashMap::new(), policies: HashMap::new(), ops: HashMap::new() }
+    }
+
+    pub(super) fn action<C>(&mut self, route: &Route, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> RouteAction<C> {
+        let what = match &route.action {
+            Action::Unsupported(reason) => return RouteAction::Unsupported(reason.clone()),
+            Action::Forward(forward) => return self.forward(route, forward, resolve),
+            Action::Redirect(redirect) => What::Redirect(redirect.clone(), matched_length(&route.matches.path)),
+            Action::Direct(direct) => What::Direct(direct.clone()),
+        };
+        RouteAction::Answer(Box::new(Answer { what, edits: self.levels(route, None, |edits| &edits.response) }))
+    }
+
+    fn forward<C>(
+        &mut self,
+        route: &Route,
+        forward: &Forwarding,
+        resolve: &mut dyn FnMut(&Arc<str>) -> C,
+    ) -> RouteAction<C> {
+        let Some(clusters) = self.clusters(Part { route, forward, weighted: None }, resolve) else {
+            return RouteAction::Unsupported("weighted_clusters: no cluster has a weight".into());
+        };
+        RouteAction::Forward(Forward {
+            clusters,
+            retry: (forward.retry_policy.as_ref().or(self.vhost.retry_policy.as_ref()))
+                .and_then(|policy| self.policy(policy)),
+            timeouts: Rules::compile(forward, self.scope.max_stream_duration, self.scope.profile),
+        })
+    }
+
+    fn clusters<C>(&mut self, part: Part<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Option<Clusters<C>> {
+        Some(match &part.forward.cluster {
+            ClusterSpecifier::Cluster(name) => Clusters::Single(self.choice(name, part, resolve)),
+            ClusterSpecifier::Weighted(parts) => {
+                let mut total = 0u32;
+                let mut ends = Vec::with_capacity(parts.len());
+                let mut choices = Vec::with_capacity(parts.len());
+                for weighted in parts.iter().filter(|part| part.weight > 0) {
+                    total = total.saturating_add(weighted.weight);
+                    ends.push(total);
+                    choices.push(self.choice(&weighted.name, Part { weighted: Some(weighted), ..part }, resolve));
+                }
+                if choices.len() < 2 {
+                    return choices.pop().map(Clusters::Single);
+                }
+                Clusters::Weighted { ends: ends.into(), choices: choices.into() }
+            }
+            ClusterSpecifier::Header(header) => {
+                let known: Vec<_> = self.known().iter().cloned().collect();
+                let choices = known.iter().map(|name| self.choice(name, part, resolve)).collect();
+                Clusters::Named { header: header.clone(), choices }
+            }
+        })
+    }
+
+    fn choice<C>(
+        &mut self,
+        name: &Arc<str>,
+        part: Part<'_>,
+        resolve: &mut dyn FnMut(&Arc<str>) -> C,
+    ) -> ClusterChoice<C> {
+        ClusterChoice {
+            cluster: resolve(name),
+            name: name.clone(),
+            weight: part.weighted.map_or(1, |weighted| weighted.weight),
+            faults: self
+                .faults([part.weighted.map(|weighted| &weighted.filter_overrides), Some(&part.route.filter_overrides)]),
+            edits: self.edits(part),
+        }
+    }
+
+    fn known(&mut self) -> &BTreeSet<Arc<str>> {
+        self.known.get_or_insert_with(|| self.vhost.cluster_names())
+    }
+
+    fn edits(&mut self, part: Part<'_>) -> Option<Box<Edits>> {
+        let Part { route, forward, weighted } = part;
+        let own = weighted.map(|weighted| &weighted.edits);
+        let literal = weighted.and_then(|weighted| weighted.host_rewrite.clone()).map(HostRewrite::Literal);
+        let edits = Edits {
+            request: self.levels(route, own, |edits| &edits.request),
+            response: self.levels(route, own, |edits| &edits.response),
+            path: forward.path_rewrite.clone().map(|rewrite| (rewrite, matched_length(&route.matches.path))),
+            host: literal.or_else(|| forward.host_rewrite.clone()),
+            forwarded_host: forward.append_x_forwarded_host,
+        };
+        (!edits.is_empty()).then(|| Box::new(edits))
+    }
+
+    /// The most specific level first, or last where it is to win.
+    fn levels(
+        &mut self,
+        route: &Route,
+        cluster: Option<&HeaderEdits>,
+        side: impl Fn(&HeaderEdits) -> &HeaderOps,
+    ) -> Box<[Arc<Ops>]> {
+        let levels = [cluster, Some(&route.edits), Some(&self.vhost.edits), Some(&self.scope.routes.edits)];
+        let levels = levels.into_iter().flatten().map(side).filter(|ops| !ops.is_empty());
+        let compiled = levels
+            .map(|ops| self.ops.entry(std::ptr::from_ref(ops)).or_insert_with(|| Arc::new(Ops::compile(ops))).clone());
+        let mut compiled: Vec<_> = compiled.collect();
+        if self.scope.routes.most_specific_edits_win {
+            compiled.reverse();
+        }
+        compiled.into()
+    }
+
+    /// gRFC A39: the most specific override wins, nothing is merged; `disabled` can be lifted by an override.
+    fn faults(&mut self, overrides: [Option<&BTreeMap<Arc<str>, FilterOverride>>; 2]) -> Box<[Arc<Fault>]> {
+        let mut faults = Vec::new();
+        for filter in self.scope.filters {
+            let HttpFilterConfig::Fault(config) = &filter.config else { continue };
+            let levels = overrides.into_iter().flatten().chain([&self.vhost.filter_overrides]);
+            let (config, disabled) = match levels.into_iter().find_map(|level| level.get(&filter.name)) {
+                Some(specific) => (specific.fault.as_ref().unwrap_or(config), specific.disabled),
+                None => (config, filter.disabled),
+            };
+            if disabled || (config.delay.is_none() && config.abort.is_none()) {
+                continue;
+            }
+            let Scope { profile, active_faults, .. } = self.scope;
+            let compile = || Arc::new(Fault::compile(config, profile, active_faults.clone()));
+            faults.push(self.faults.entry(Arc::as_ptr(config)).or_insert_with(compile).clone());
+        }
+        faults.into()
+    }
+
+    fn policy(&mut self, policy: &Arc<RetryPolicy>) -> Option<Arc<Policy>> {
+        let profile = self.scope.profile;
+        let compile = || Policy::compile(policy, profile).map(Arc::new);
+        self.policies.entry(Arc::as_ptr(policy)).or_insert_with(compile).clone()
+    }
+}

@@ -1,0 +1,92 @@
+//! What a route does: rewrites, header edits, redirects, answers of its own, a cluster that the request names.
+
+use crate::support::{
+    CLUSTER, World, assert_says,
+    echo::{Echo, Way, get, joined},
+    edit, hello, routes, rule, service, to,
+};
+use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, route, route_action::ClusterSpecifier};
+use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
+use tonic::Code;
+
+async fn world(http: &str) -> (World, Echo) {
+    let backend = Echo::start("v1").await;
+    let yaml = service(&[("v1", backend.addr())]) + &routes(http) + &rule("{}", &["v1"]);
+    (World::new(&yaml).await, backend)
+}
+
+#[tokio::test]
+async fn paths_authorities_and_headers_are_changed_on_the_way() {
+    let http = format!(
+        "[{{match: [{{uri: {{prefix: /old}}}}], rewrite: {{uri: /new, authority: other.example}}, headers: {{request: \
+         {{set: {{x-set: mesh}}, add: {{x-add: \"%REQ(x-set)%-%PROTOCOL%\"}}, remove: [x-gone]}}, response: {{set: \
+         {{x-from: \"%UPSTREAM_CLUSTER%\"}}, remove: [server]}}}}, route: [{{destination: {}}}]}}, {{match: [{{uri: \
+         {{prefix: /split/}}}}], rewrite: {{uriRegexRewrite: {{match: \"^/split/([a-z]+)/(.*)$\", rewrite: \
+         '/\\2/\\1'}}}}, route: [{{destination: {}}}]}}]",
+        to("v1"),
+        to("v1")
+    );
+    let (world, backend) = world(&http).await;
+    for way in Way::BOTH {
+        let request = get("/old/a?b=c").header("x-set", "caller").header("x-gone", "1").header("x-add", "0");
+        let response = way.send(&world.mesh, request, "").await.unwrap();
+        let seen = backend.last();
+        assert_eq!((seen.path(), seen.authority().as_str()), ("/new/a?b=c", "other.example"), "{way:?}");
+        assert_eq!((seen.header("x-set").as_str(), seen.header("x-gone").as_str()), ("mesh", ""));
+        assert_eq!(seen.header("x-add"), "0,caller-HTTP/1.1", "values are made of what was there before");
+        assert_eq!(seen.header("x-envoy-original-path"), "/old/a?b=c");
+        assert_eq!(joined(response.headers(), "x-from"), CLUSTER.replace("||", "|v1|"));
+        assert_eq!(joined(response.headers(), "server"), "");
+        way.send(&world.mesh, get("/split/one/two?q"), "").await.unwrap();
+        assert_eq!(backend.last().path(), "/two/one?q");
+    }
+}
+
+#[tokio::test]
+async fn redirects_and_answers_are_given_here() {
+    let http = "[{match: [{uri: {exact: /away}}], redirect: {uri: /there, authority: there.example, scheme: https, \
+                redirectCode: 308}}, {match: [{uri: {prefix: /}}], directResponse: {status: 403, body: {string: \
+                \"not you\"}}, headers: {response: {add: {x-why: policy}}}}]";
+    let (world, backend) = world(http).await;
+    for way in Way::BOTH {
+        let response = way.send(&world.mesh, get("/away?a=b"), "").await.unwrap();
+        assert_eq!(response.status(), 308);
+        assert_eq!(joined(response.headers(), "location"), "https://there.example/there?a=b");
+        let response = way.send(&world.mesh, get("/x"), "").await.unwrap();
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (403, &b"not you"[..]));
+        assert_eq!(joined(response.headers(), "x-why"), "policy");
+    }
+    // A gRPC call gets the code that the HTTP status stands for.
+    let status = hello(&world.channel).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "not you"));
+    assert_says(&world.explain(), &["answered here with 403"]);
+    assert_eq!(backend.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_header_names_the_cluster_among_those_that_are_known() {
+    let backends = [Echo::start("v1").await, Echo::start("v2").await];
+    let endpoints = [("v1", backends[0].addr()), ("v2", backends[1].addr())];
+    let http = format!(
+        "[{{match: [{{uri: {{exact: /a}}}}], route: [{{destination: {}}}]}}, {{match: [{{uri: {{exact: /b}}}}], route: \
+         [{{destination: {}}}]}}, {{route: [{{destination: {}}}]}}]",
+        to("v1"),
+        to("v2"),
+        to("v1")
+    );
+    let yaml = service(&endpoints) + &routes(&http) + &rule("{}", &["v1", "v2"]);
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    edit::<RouteConfiguration>(&cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
+        let Some(route::Action::Route(action)) = &mut config.virtual_hosts[0].routes[2].action else { panic!() };
+        action.cluster_specifier = Some(ClusterSpecifier::ClusterHeader("x-cluster".into()));
+    });
+    let world = World::on(cp).await;
+    for way in Way::BOTH {
+        let named = |name: &str| get("/c").header("x-cluster", CLUSTER.replace("||", &format!("|{name}|")));
+        assert_eq!(way.backend(&world.mesh, named("v1")).await, "v1");
+        assert_eq!(way.backend(&world.mesh, named("v2")).await, "v2");
+        assert_says(&way.backend(&world.mesh, named("v3")).await, &["x-cluster names cluster", "|v3|"]);
+        assert_says(&way.backend(&world.mesh, get("/c")).await, &["the request has no header x-cluster"]);
+    }
+}

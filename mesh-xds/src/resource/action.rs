@@ -1,0 +1,166 @@
+//! What a route does: forward, redirect, or answer at once.
+
+use super::{FilterOverride, Format, HeaderEdits, PathTemplate, RegexRewrite, RetryPolicy, TemplateRewrite};
+use bytes::Bytes;
+use http::HeaderName;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// What a matching route does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Forward to a cluster.
+    Forward(Arc<Forward>),
+    /// Answer with another place to go to.
+    Redirect(Arc<Redirect>),
+    /// Answer at once.
+    Direct(Arc<DirectResponse>),
+    /// The route matches and the request fails UNAVAILABLE with this reason (gRFC A28: non-forwarding actions).
+    Unsupported(Arc<str>),
+}
+
+/// `RouteAction`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// `timeout`: `None` when unset (Envoy: 15 s), zero disables. Ignored in the gRPC profile (gRFC A31).
+    pub timeout: Option<Duration>,
+    /// gRFC A31.
+    pub max_stream_duration: MaxStreamDuration,
+    /// Replaces the virtual host's policy entirely.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// What the path becomes.
+    pub path_rewrite: Option<PathRewrite>,
+    /// What the authority becomes. A weighted cluster's own wins.
+    pub host_rewrite: Option<HostRewrite>,
+    /// A rewrite of the authority keeps the original one in `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+}
+
+/// `max_stream_duration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// Zero is no limit.
+    pub max_stream_duration: Option<Duration>,
+    /// Wins over the other when set, zero is no limit.
+    pub grpc_timeout_header_max: Option<Duration>,
+    /// Taken off the caller's `grpc-timeout` in the Envoy profile, unless nothing would be left.
+    pub grpc_timeout_header_offset: Option<Duration>,
+}
+
+/// One cluster, a weighted set, or what the request says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClusterSpecifier {
+    /// A cluster's name.
+    Cluster(Arc<str>),
+    /// Weights are positive; their sum fits u32.
+    Weighted(Vec<WeightedCluster>),
+    /// The request header that holds the name of a cluster; one that the virtual host names somewhere.
+    Header(HeaderName),
+}
+
+/// One part of a weighted split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedCluster {
+    /// The cluster.
+    pub name: Arc<str>,
+    /// Greater than zero.
+    pub weight: u32,
+    /// `typed_per_filter_config`: beats the route's and the virtual host's.
+    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
+    /// Header edits: the most specific level.
+    pub edits: HeaderEdits,
+    /// `host_rewrite_literal`: wins over the route's.
+    pub host_rewrite: Option<Arc<str>>,
+}
+
+/// What the path of a forwarded request becomes; the query stays.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PathRewrite {
+    /// Instead of the prefix that matched, or of the whole path where none did (`prefix_rewrite`).
+    Prefix(String),
+    /// Matches are replaced (`regex_rewrite`).
+    Regex(RegexRewrite),
+    /// Made of what the route's path template caught (`path_rewrite_policy` with a `UriTemplateRewriteConfig`).
+    Template(Arc<PathTemplate>, TemplateRewrite),
+    /// The whole path; not if it comes out empty (`path_rewrite`).
+    Whole(Format),
+}
+
+/// What the authority of a forwarded request becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostRewrite {
+    /// `host_rewrite_literal`
+    Literal(Arc<str>),
+    /// The first value of this header, unless absent or empty (`host_rewrite_header`).
+    Header(HeaderName),
+    /// Made of the path (`host_rewrite_path_regex`).
+    PathRegex(RegexRewrite),
+    /// Not if it comes out empty (`host_rewrite`).
+    Format(Format),
+}
+
+/// `RedirectAction`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// Another scheme.
+    pub scheme: Option<String>,
+    /// Another host; the port of the original goes with it.
+    pub host: Option<String>,
+    /// Another port.
+    pub port: Option<u16>,
+    /// Another path.
+    pub path: Option<RedirectPath>,
+    /// The query is dropped.
+    pub strip_query: bool,
+}
+
+/// The path of a redirect.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RedirectPath {
+    /// The whole path; with a `?` the query too (`path_redirect`).
+    Whole(String),
+    /// Instead of the prefix that matched (`prefix_rewrite`).
+    Prefix(String),
+    /// Matches are replaced (`regex_rewrite`).
+    Regex(RegexRewrite),
+}
+
+/// `DirectResponseAction`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DirectResponse {
+    /// HTTP status, 200..=599.
+    pub status: u16,
+    /// May be empty.
+    pub body: Bytes,
+}
+
+impl Forward {
+    /// Forwards, and nothing else.
+    pub fn to(cluster: ClusterSpecifier) -> Self {
+        Self {
+            cluster,
+            timeout: None,
+            max_stream_duration: MaxStreamDuration::default(),
+            retry_policy: None,
+            path_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+        }
+    }
+}
+
+impl WeightedCluster {
+    /// A part without edits and overrides.
+    pub fn new(name: impl Into<Arc<str>>, weight: u32) -> Self {
+        Self {
+            name: name.into(),
+            weight,
+            filter_overrides: BTreeMap::new(),
+            edits: HeaderEdits::default(),
+            host_rewrite: None,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! `RouteAction`: clusters, limits, rewrites and mirrors.
+
+use super::{Decoder, Valid, u32_or};
+use crate::resource::{
+    ClusterSpecifier, Format, Forward, HostRewrite, MaxStreamDuration, PathMatcher, PathRewrite, RegexRewrite,
+    TemplateRewrite, WeightedCluster,
+};
+use envoy_types::pb::envoy::{
+    config::route::v3::{
+        RouteAction, WeightedCluster as ProtoWeighted,
+        route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier},
+        weighted_cluster::cluster_weight,
+    },
+    extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
+    r#type::matcher::v3::RegexMatchAndSubstitute,
+};
+use http::HeaderName;
+use std::sync::Arc;
+
+/// What a route takes from the levels above it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surroundings<'a> {
+    /// Optional cluster specifier plugins that were declared.
+    pub(super) plugins: &'a [String],
+    /// Of direct responses, in bytes.
+    pub(super) max_body: usize,
+}
+
+impl Decoder<'_> {
+    /// `None`: the route is skipped, with a note.
+    pub(super) fn forward(
+        &mut self,
+        proto: RouteAction,
+        path: &PathMatcher,
+        around: Surroundings<'_>,
+    ) -> Valid<Option<Forward>> {
+        let Some(cluster) = self.cluster_specifier(proto.cluster_specifier.as_ref(), around.plugins)? else {
+            return Ok(None);
+        };
+        self.ignored(&[
+            ("cluster_not_found_response_code", proto.cluster_not_found_response_code != 0),
+            ("metadata_match", proto.metadata_match.is_some()),
+            ("flush_timeout", proto.flush_timeout.is_some()),
+            ("early_data_policy", proto.early_data_policy.is_some()),
+            ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
+            ("priority", proto.priority != 0),
+            ("rate_limits", !proto.rate_limits.is_empty()),
+            ("idle_timeout", proto.idle_timeout.is_some()),
+            ("request_mirror_policies", !proto.request_mirror_policies.is_empty()),
+            ("hash_policy", !proto.hash_policy.is_empty()),
+            ("cors", proto.cors.is_some()),
+            ("max_grpc_timeout", proto.max_grpc_timeout.is_some()),
+            ("grpc_timeout_offset", proto.grpc_timeout_offset.is_some()),
+            ("upgrade_configs", !proto.upgrade_configs.is_empty()),
+            ("internal_redirect_policy", proto.internal_redirect_policy.is_some()),
+            ("internal_redirect_action", proto.internal_redirect_action != 0),
+            ("hedge_policy", proto.hedge_policy.is_some()),
+        ]);
+        let path_rewrite = self.path_rewrite(&proto, path)?;
+        let host_rewrite = self.host_rewrite(proto.host_rewrite_specifier)?;
+        let timeout = self.duration("timeout", proto.timeout)?;
+        let max_stream_duration = match proto.max_stream_duration {
+            None => MaxStreamDuration::default(),
+            Some(proto) => self.at("max_stream_duration", |cx| {
+                Ok(MaxStreamDuration {
+                    max_stream_duration: cx.duration("max_stream_duration", proto.max_stream_duration)?,
+                    grpc_timeout_header_max: cx.duration("grpc_timeout_header_max", proto.grpc_timeout_header_max)?,
+                    grpc_timeout_header_offset: cx
+                        .duration("grpc_timeout_header_offset", proto.grpc_timeout_header_offset)?,
+                })
+            })?,
+        };
+        let retry_policy = match proto.retry_policy {
+            Some(policy) => Some(self.at("retry_policy", |cx| cx.retry_policy(policy))?),
+            None => None,
+        };
+        Ok(Some(Forward {
+            cluster,
+            timeout,
+            max_stream_duration,
+            retry_policy,
+            path_rewrite,
+            host_rewrite,
+            append_x_forwarded_host: proto.append_x_forwarded_host,
+        }))
+    }
+
+    fn cluster_specifier(
+        &mut self,
+        proto: Option<&ProtoSpecifier>,
+        plugins: &[String],
+    ) -> Valid<Option<ClusterSpecifier>> {
+        Ok(match proto {
+            Some(ProtoSpecifier::Cluster(name)) if name.is_empty() => {
+                return Err(self.invalid_at("cluster", "must not be empty"));
+            }
+            Some(ProtoSpecifier::Cluster(name)) => Some(ClusterSpecifier::Cluster(name.as_str().into())),
+            Some(ProtoSpecifier::WeightedClusters(weighted)) => {
+                Some(self.at("weighted_clusters", |cx| cx.weighted_clusters(weighted.clone()))?)
+            }
+            Some(ProtoSpecifier::ClusterHeader(name)) => {
+                Some(ClusterSpecifier::Header(self.header_or_authority("cluster_header", name)?))
+            }
+            Some(ProtoSpecifier::ClusterSpecifierPlugin(name)) => {
+                if !plugins.contains(name) {
+                    return Err(self.invalid_at("cluster_specifier_plugin", format!("\"{name}\" is not declared")));
+                }
+                self.note("cluster_specifier_plugin", "not supported, optional, the route is skipped");
+                None
+            }
+            Some(ProtoSpecifier::InlineClusterSpecifierPlugin(_)) => {
+                self.note("inline_cluster_specifier_plugin", "not supported, the route is skipped");
+                None
+            }
+            None => {
+                self.note("cluster_specifier", "is missing, the route is skipped");
+                None
+            }
+        })
+    }
+
+    fn weighted_clusters(&mut self, proto: ProtoWeighted) -> Valid<ClusterSpecifier> {
+        let mut total: u64 = 0;
+        let mut clusters = Vec::with_capacity(proto.clusters.len());
+        for (index, entry) in proto.clusters.into_iter().enumerate() {
+            let weight = u32_or(entry.weight, 0);
+            total += u64::from(weight);
+            let cluster = self.at_index("clusters", index, |cx| {
+                if !entry.cluster_header.is_empty() {
+                    return Err(cx.invalid_at("cluster_header", "not supported in a weighted cluster"));
+                }
+                if entry.name.is_empty() {
+                    return Err(cx.invalid_at("name", "must not be empty"));
+                }
+                cx.ignored(&[("metadata_match", entry.metadata_match.is_some())]);
+                let edits = cx.header_edits(
+                    (entry.request_headers_to_add, entry.request_headers_to_remove),
+                    (entry.response_headers_to_add, entry.response_headers_to_remove),
+                )?;
+                let host_rewrite = match entry.host_rewrite_specifier {
+                    Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) if !host.is_empty() => {
+                        Some(cx.authority("host_rewrite_literal", &host)?)
+                    }
+                    _ => None,
+                };
+                let filter_overrides = cx.filter_overrides(entry.typed_per_filter_config)?;
+                Ok(WeightedCluster { name: entry.name.into(), weight, filter_overrides, edits, host_rewrite })
+            })?;
+            if weight > 0 {
+                clusters.push(cluster);
+            }
+        }
+        if total == 0 {
+            return Err(self.invalid("the weights add up to zero"));
+        }
+        if total > u64::from(u32::MAX) {
+            return Err(self.invalid(format!("the weights add up to {total}, more than {}", u32::MAX)));
+        }
+        Ok(ClusterSpecifier::Weighted(clusters))
+    }
+
+    /// At most one of four fields (Envoy).
+    fn path_rewrite(&mut self, proto: &RouteAction, path: &PathMatcher) -> Valid<Option<PathRewrite>> {
+        let set = [
+            ("prefix_rewrite", !proto.prefix_rewrite.is_empty()),
+            ("regex_rewrite", proto.regex_rewrite.is_some()),
+            ("path_rewrite_policy", proto.path_rewrite_policy.is_some()),
+            ("path_rewrite", !proto.path_rewrite.is_empty()),
+        ];
+        let set: Vec<_> = set.into_iter().filter(|(_, set)| *set).map(|(field, _)| field).collect();
+        if let [_, second, ..] = set[..] {
+            return Err(self.invalid_at(second, format!("{} is set too: only one rewrite of the path may be", set[0])));
+        }
+        if !proto.prefix_rewrite.is_empty() {
+            return Ok(Some(PathRewrite::Prefix(proto.prefix_rewrite.clone())));
+        }
+        if let Some(rewrite) = &proto.regex_rewrite {
+            return Ok(Some(PathRewrite::Regex(self.at("regex_rewrite", |cx| cx.regex_rewrite(rewrite))?)));
+        }
+        if !proto.path_rewrite.is_empty() {
+            return Ok(Some(PathRewrite::Whole(self.format("path_rewrite", &proto.path_rewrite)?)));
+        }
+        let Some(policy) = &proto.path_rewrite_policy else { return Ok(None) };
+        self.at("path_rewrite_policy", |cx| {
+            let PathMatcher::Template(template) = path else {
+                return Err(cx.invalid("a template rewrite needs a match by path template (path_match_policy)"));
+            };
+            let Some(config) = &policy.typed_config else { return Err(cx.invalid_at("typed_config", "is missing")) };
+            let config: UriTemplateRewriteConfig = cx.at("typed_config", |cx| cx.any(config))?;
+            let rewrite = TemplateRewrite::new(&config.path_template_rewrite, template)
+                .map_err(|reason| cx.invalid_at("typed_config.path_template_rewrite", reason))?;
+            Ok(Some(PathRewrite::Template(template.clone(), rewrite)))
+        })
+    }
+
+    fn host_rewrite(&mut self, proto: Option<HostRewriteSpecifier>) -> Valid<Option<HostRewrite>> {
+        Ok(match proto {
+            None => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) if host.is_empty() => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                Some(HostRewrite::Literal(self.authority("host_rewrite_literal", &host)?))
+            }
+            Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => {
+                self.ignored(&[("auto_host_rewrite", auto.value)]);
+                None
+            }
+            Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+                Some(HostRewrite::Header(self.header_name("host_rewrite_header", &name)?))
+            }
+            Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
+                Some(HostRewrite::PathRegex(self.at("host_rewrite_path_regex", |cx| cx.regex_rewrite(&rewrite))?))
+            }
+            Some(HostRewriteSpecifier::HostRewrite(format)) => {
+                Some(HostRewrite::Format(self.format("host_rewrite", &format)?))
+            }
+        })
+    }
+
+    pub(super) fn regex_rewrite(&mut self, proto: &RegexMatchAndSubstitute) -> Valid<RegexRewrite> {
+        let Some(pattern) = &proto.pattern else { return Err(self.invalid_at("pattern", "is missing")) };
+        RegexRewrite::new(&pattern.regex, &proto.substitution).map_err(|reason| self.invalid(reason))
+    }
+
+    fn format(&mut self, field: &'static str, text: &str) -> Valid<Format> {
+        let format = Format::parse(text).map_err(|reason| self.invalid_at(field, reason))?;
+        if format.has_unknowable() {
+            self.note(field, format!("\"{text}\" has an operator that a client knows no value of: it stays empty"));
+        }
+        Ok(format)
+    }
+
+    pub(super) fn header_name(&mut self, field: &'static str, name: &str) -> Valid<HeaderName> {
+        HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes())
+            .map_err(|_| self.invalid_at(field, format!("\"{name}\" is not a header name")))
+    }
+
+    /// `:authority` is what `host` is to HTTP/1.1.
+    fn header_or_authority(&mut self, field: &'static str, name: &str) -> Valid<HeaderName> {
+        if name == ":authority" { Ok(http::header::HOST) } else { self.header_name(field, name) }
+    }
+
+    fn authority(&mut self, field: &'static str, host: &str) -> Valid<Arc<str>> {
+        match host.parse::<http::uri::Authority>() {
+            Ok(_) => Ok(host.into()),
+            Err(error) => Err(self.invalid_at(field, format!("\"{host}\" is not an authority: {error}"))),
+        }
+    }
+}
