@@ -259,13 +259,13 @@ fn values_out_of_range_are_refused() {
 #[test]
 fn what_mesh_client_would_ignore_or_refuse_is_said_at_its_place() {
     let text = virtual_service(
-        "hosts: [greeter]\nhttp:\n- match: [{uri: {prefix: /a}}, {uri: {prefix: /b}}]\n  rewrite: {uriRegexRewrite: {match: x, rewrite: y}}\n  route: [{destination: {host: greeter}}]\n- redirect: {uri: /there}\n",
+        "hosts: [greeter]\nhttp:\n- match: [{uri: {prefix: /a}}, {uri: {prefix: /b}}]\n  rewrite: {uriRegexRewrite: {match: x, rewrite: y}}\n  mirrors: [{destination: {host: greeter}}]\n  route: [{destination: {host: greeter}}]\n- headers: {request: {set: {x: \"%NOPE%\"}}}\n  redirect: {uri: /there}\n",
     );
     assert_findings(
         &text,
         &[
-            "b.yaml:7:5: warning: mesh-client: route.regex_rewrite: not supported, ignored",
-            "b.yaml:10:5: warning: mesh-client: action: route action redirect is not supported: requests on this route fail",
+            "b.yaml:7:5: warning: mesh-client: route.request_mirror_policies: not supported, ignored",
+            "b.yaml:11:5: warning: mesh-client: request_headers_to_add[0].header.value: \"%NOPE%\": unknown operator %NOPE%: the RouteConfiguration is refused",
         ],
     );
     let text = destination_rule(
