@@ -66,11 +66,10 @@ enum Stage<B> {
         sending: Sending<Outgoing<B>>,
         limit: Option<Limit>,
     },
-    /// The attempt ended; what follows is for the general road.
+    /// The attempt ended; what follows is for the general road. Boxed: rare, and every call holds room for it.
     Ended {
         resend: Resend<B>,
-        attempt: Attempt,
-        outcome: Outcome,
+        ended: Box<(Attempt, Outcome)>,
     },
     Done,
 }
@@ -131,7 +130,7 @@ where
                 Next::Response(response)
             }
             attempt => {
-                *stage = Stage::Ended { resend, attempt, outcome };
+                *stage = Stage::Ended { resend, ended: Box::new((attempt, outcome)) };
                 Next::GoOn
             }
         }
@@ -182,9 +181,7 @@ where
         let Self { call, stage } = *self;
         match stage.into_inner() {
             Stage::Start { head, body } => Box::pin(general::begin(call, head, body)),
-            Stage::Ended { resend, attempt, outcome } => {
-                Box::pin(general::resume(call, resend, Some((attempt, outcome)), None))
-            }
+            Stage::Ended { resend, ended } => Box::pin(general::resume(call, resend, Some(*ended), None)),
             Stage::Sent { .. } | Stage::Done => unreachable!("called after `Next::GoOn` only"),
         }
     }

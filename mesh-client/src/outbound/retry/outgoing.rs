@@ -33,7 +33,7 @@ pub(crate) enum Outgoing<B> {
 pub(crate) struct Whole {
     frames: Frames,
     /// Frames already yielded.
-    at: usize,
+    at: u32,
     /// The original said its length in advance.
     sized: bool,
 }
@@ -112,7 +112,7 @@ where
         match &mut *self {
             Self::Live(body) => Pin::new(body).poll_frame(cx),
             Self::Whole(whole) => {
-                let frame = whole.frames.get_mut(whole.at).map(std::mem::take);
+                let frame = whole.frames.get_mut(whole.at as usize).map(std::mem::take);
                 whole.at += 1;
                 Poll::Ready(frame.map(|data| Ok(Frame::data(data))))
             }
@@ -122,7 +122,7 @@ where
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Live(body) => body.is_end_stream(),
-            Self::Whole(whole) => whole.at >= whole.frames.len(),
+            Self::Whole(whole) => whole.at as usize >= whole.frames.len(),
         }
     }
 
@@ -131,7 +131,7 @@ where
             Self::Live(body) => body.size_hint(),
             Self::Whole(Whole { sized: false, .. }) => SizeHint::default(),
             Self::Whole(whole) => {
-                SizeHint::with_exact(whole.frames.iter().skip(whole.at).map(|data| data.len() as u64).sum())
+                SizeHint::with_exact(whole.frames.iter().skip(whole.at as usize).map(|data| data.len() as u64).sum())
             }
         }
     }
