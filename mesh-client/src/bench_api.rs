@@ -109,6 +109,8 @@ impl Link for Connected {
     }
 
     fn drain(&self) {}
+
+    fn unhealthy(&self, _: bool) {}
 }
 
 fn runtime() -> Runtime {

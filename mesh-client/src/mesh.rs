@@ -6,6 +6,7 @@ use crate::{
     error::BoxError,
     outbound::{
         call::Settings,
+        connect::DRAIN_TIMEOUT,
         identity::Identities,
         narrate,
         resolve::{Facts, Resolver, State, Target, TargetError},
@@ -65,6 +66,7 @@ pub struct MeshBuilder {
     settings: Settings,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     keepalive: Option<Keepalive>,
+    drain_timeout: Duration,
 }
 
 /// A mesh that cannot be built.
@@ -308,6 +310,14 @@ impl MeshBuilder {
         self
     }
 
+    /// How long requests to an endpoint that was removed, or is unhealthy, may go on; then they are cut. Default 10 min.
+    /// [`Duration::MAX`]: for ever.
+    #[must_use]
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
     /// Builds the mesh. Does not wait for the control plane.
     ///
     /// # Errors
@@ -321,7 +331,7 @@ impl MeshBuilder {
         let xds = bootstrap.map(|b| XdsClient::new(b, identities.ads_connector()));
         let inner = Inner {
             xds,
-            upstreams: Arc::new(Upstreams::new(identities, self.keepalive, runtime.clone())),
+            upstreams: Arc::new(Upstreams::new(identities, self.keepalive, self.drain_timeout, runtime.clone())),
             settings: Arc::new(self.settings),
             profile: self.profile,
             policy: self.policy,
@@ -344,6 +354,7 @@ impl Default for MeshBuilder {
             settings: Settings::default(),
             crypto: None,
             keepalive: Some(Keepalive::default()),
+            drain_timeout: DRAIN_TIMEOUT,
         }
     }
 }

@@ -10,13 +10,14 @@ use crate::{
         route::Profile,
     },
     telemetry::metrics::RequestMetrics,
-    transport::{Keepalive, Protocol, TransportConfig},
+    transport::{Keepalive, Protocol},
 };
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, TransportSocket};
 use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 use tokio::sync::Semaphore;
 
@@ -46,6 +47,7 @@ struct Shared {
     runtime: tokio::runtime::Handle,
     handshakes: Arc<Semaphore>,
     keepalive: Option<Keepalive>,
+    drain_timeout: Duration,
 }
 
 /// TLS and HTTP handshakes at the same time: enough to keep every core busy while peers answer.
@@ -55,9 +57,11 @@ impl Upstreams {
     pub(crate) fn new(
         identities: Arc<Identities>,
         keepalive: Option<Keepalive>,
+        drain_timeout: Duration,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        let shared = Arc::new(Shared { runtime, handshakes: Arc::new(Semaphore::new(HANDSHAKES)), keepalive });
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout });
         Self { clusters: Mutex::default(), identities, shared, active_faults: ActiveFaults::default() }
     }
 
@@ -122,23 +126,7 @@ fn connector(
             Err(error) => Security::Broken(error.into()),
         },
     };
-    let settings = ConnectorSettings {
-        protocol,
-        connect_timeout: cluster.connect_timeout,
-        idle_timeout: cluster.idle_timeout,
-        max_connections_per_host: match protocol {
-            // One per request in flight: only the breaker limits them, all endpoints together.
-            Protocol::Http1 => u32::MAX,
-            Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
-        },
-        transport: TransportConfig {
-            max_requests: cluster.max_requests_per_connection,
-            keepalive: shared.keepalive,
-            ..TransportConfig::default()
-        },
-        security,
-        ..ConnectorSettings::default()
-    };
+    let settings = ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout);
     Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())
 }
 

@@ -24,6 +24,8 @@ pub struct Keepalive {
     pub repeat: Duration,
     /// The connection is closed if nothing at all arrives for this long after a PING. Default 10 s.
     pub timeout: Duration,
+    /// Every interval is up to this much longer, drawn anew each time. Default zero.
+    pub jitter: Duration,
     /// Also while no stream is open. Servers may answer that with GOAWAY (`too_many_pings`). Default off.
     pub while_idle: bool,
 }
@@ -41,6 +43,8 @@ pub(crate) struct TransportConfig {
     pub(crate) keepalive: Option<Keepalive>,
     /// Requests one connection serves before it is drained; `None`: any number.
     pub(crate) max_requests: Option<u32>,
+    /// Streams we open at once, beside the peer's own limit; `None`: that alone.
+    pub(crate) max_concurrent_streams: Option<u32>,
 }
 
 /// What a connection leads to, where the request does not say.
@@ -60,6 +64,7 @@ impl Default for Keepalive {
             interval: Duration::from_secs(30),
             repeat: Duration::from_secs(301),
             timeout: Duration::from_secs(10),
+            jitter: Duration::ZERO,
             while_idle: false,
         }
     }
@@ -73,6 +78,7 @@ impl Default for TransportConfig {
             max_header_list_size: 64 << 10,
             keepalive: Some(Keepalive::default()),
             max_requests: None,
+            max_concurrent_streams: None,
         }
     }
 }

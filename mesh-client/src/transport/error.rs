@@ -32,6 +32,10 @@ pub enum Kind {
     Io,
     /// The peer did not answer a keepalive PING in time.
     KeepaliveTimeout,
+    /// The endpoint was removed, and the stream was still open when the time to drain was over.
+    DrainTimeout,
+    /// The endpoint was found unhealthy, and its connections are to be closed then.
+    Unhealthy,
     /// The body of the request failed; its error is the source.
     RequestBody,
     /// The request cannot be sent over this protocol.
@@ -84,7 +88,16 @@ impl TransportError {
 
     /// True if the stream or the connection was cut: closed, reset, refused, gone away or silent.
     pub fn is_connection(&self) -> bool {
-        matches!(self.0.kind, Kind::Closed | Kind::GoAway | Kind::Io | Kind::KeepaliveTimeout | Kind::NotSent)
+        matches!(
+            self.0.kind,
+            Kind::Closed
+                | Kind::GoAway
+                | Kind::Io
+                | Kind::KeepaliveTimeout
+                | Kind::DrainTimeout
+                | Kind::Unhealthy
+                | Kind::NotSent
+        )
     }
 }
 
@@ -119,6 +132,8 @@ impl fmt::Display for TransportError {
             Kind::Reset(reason) => write!(f, "stream reset: {reason}"),
             Kind::Io => f.write_str("connection failed"),
             Kind::KeepaliveTimeout => f.write_str("peer did not answer a keepalive PING"),
+            Kind::DrainTimeout => f.write_str("endpoint was removed, and its time to drain is over"),
+            Kind::Unhealthy => f.write_str("connection was closed because its endpoint is unhealthy"),
             Kind::RequestBody => f.write_str("request body failed"),
             Kind::InvalidRequest => f.write_str("request cannot be sent"),
             Kind::Protocol => f.write_str("peer broke the protocol"),

@@ -80,6 +80,8 @@ struct Shared {
     load: Load,
     /// Streams the peer allows; HTTP/1.1: 1.
     limit: AtomicU32,
+    /// Streams we open at once, whatever the peer allows.
+    cap: u32,
     /// Someone waits for a stream of this connection.
     starved: AtomicBool,
     ended: AtomicBool,
@@ -134,6 +136,12 @@ impl Connection {
         !now.is_closed() && now.in_flight() < self.0.limit.load(Ordering::SeqCst)
     }
 
+    /// Streams that can be opened now; 0 when it is not usable.
+    pub(crate) fn room(&self) -> u32 {
+        let now = self.0.load.snapshot();
+        if now.is_closed() { 0 } else { self.0.limit.load(Ordering::SeqCst).saturating_sub(now.in_flight()) }
+    }
+
     /// Streams in flight: reserved, and not yet ended.
     pub(crate) fn in_flight(&self) -> u32 {
         self.0.load.snapshot().in_flight()
@@ -165,10 +173,9 @@ impl Connection {
         self.0.close();
     }
 
-    /// Closes now; streams in flight fail.
-    #[cfg(test)]
-    pub(crate) fn abort(&self) {
-        self.0.abort(Kind::Closed);
+    /// Closes now; streams in flight fail for this reason.
+    pub(crate) fn abort(&self, reason: Kind) {
+        self.0.abort(reason);
     }
 
     /// Waits until the connection is closed and its task is over.
@@ -252,6 +259,7 @@ impl Shared {
         Self {
             load: Load::default(),
             limit: AtomicU32::new(limit),
+            cap: config.max_concurrent_streams.unwrap_or(u32::MAX),
             starved: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             ending: Notify::new(),
@@ -287,7 +295,7 @@ impl Shared {
     }
 
     fn set_limit(&self, limit: usize) {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(i32::MAX as u32).min(self.cap);
         if self.limit.swap(limit, Ordering::SeqCst) < limit
             && self.starved.load(Ordering::SeqCst)
             && let Some(events) = &self.events

@@ -3,7 +3,7 @@
 pub(crate) mod echo;
 mod h2_server;
 
-pub(crate) use h2_server::{H2Server, Then};
+pub(crate) use h2_server::{H2Server, Served, Then};
 
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,

@@ -1,6 +1,6 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
-use super::{ClusterLoadAssignment, StringMatcher};
+use super::{ClusterLoadAssignment, ConnectionOptions, StringMatcher};
 use std::{sync::Arc, time::Duration};
 
 /// A validated cluster.
@@ -26,6 +26,8 @@ pub struct Cluster {
     pub idle_timeout: Duration,
     /// `max_requests_per_connection`.
     pub max_requests_per_connection: Option<u32>,
+    /// How else connections are made and end.
+    pub connections: ConnectionOptions,
 }
 
 /// Cluster discovery types.
@@ -210,6 +212,7 @@ impl Cluster {
             http_protocol: None,
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: None,
+            connections: ConnectionOptions::default(),
         }
     }
 }

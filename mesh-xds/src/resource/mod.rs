@@ -2,6 +2,7 @@
 
 mod action;
 mod cluster;
+mod connection;
 mod decode;
 mod edit;
 mod endpoint;
@@ -20,6 +21,7 @@ pub use cluster::{
     CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, OutlierDetection, RetryBudget,
     TransportSocket, UpstreamTls,
 };
+pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 pub(crate) use decode::peek_name;
 pub use decode::{Decoder, Invalid};
 pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};

@@ -114,7 +114,11 @@ impl<L: Link> Endpoint<L> {
     }
 
     pub(super) fn set_placement(&self, placement: Placement) {
-        self.placement.store(Arc::new(placement));
+        let failed = matches!(placement.health, HealthStatus::Unhealthy | HealthStatus::Timeout);
+        let before = self.placement.swap(Arc::new(placement));
+        if failed && !matches!(before.health, HealthStatus::Unhealthy | HealthStatus::Timeout) {
+            self.link.unhealthy(true);
+        }
     }
 
     /// Whether outlier detection holds it out of the rotation.
@@ -149,7 +153,10 @@ impl<L: Link> Endpoint<L> {
 
     pub(super) fn set_ejection(&self, ejection: Ejection) {
         *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
-        self.ejected.store(ejection.is_ejected(), Relaxed);
+        let before = self.ejected.swap(ejection.is_ejected(), Relaxed);
+        if ejection.is_ejected() && !before {
+            self.link.unhealthy(false);
+        }
     }
 
     /// Takes it out of the cluster: what still runs ends, nothing new starts.

@@ -35,6 +35,10 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// No new requests come: connections close when those in flight end. Idempotent.
     fn drain(&self);
+
+    /// The endpoint was found unhealthy: connections close now, if the cluster says so; or, if `drain`, when their requests end.
+    /// The next request connects again.
+    fn unhealthy(&self, drain: bool);
 }
 
 impl Link for Subchannel {
@@ -58,5 +62,9 @@ impl Link for Subchannel {
 
     fn drain(&self) {
         Self::drain(self);
+    }
+
+    fn unhealthy(&self, drain: bool) {
+        Self::unhealthy(self, drain);
     }
 }

@@ -332,6 +332,7 @@ fn same_transport(a: &Cluster, b: &Cluster) -> bool {
         && a.http_protocol == b.http_protocol
         && a.idle_timeout == b.idle_timeout
         && a.max_requests_per_connection == b.max_requests_per_connection
+        && a.connections == b.connections
         && a.circuit_breakers.max_connections_per_host == b.circuit_breakers.max_connections_per_host
 }
 

@@ -1,17 +1,18 @@
 //! How the endpoints of one cluster are connected to.
 
-use super::{Backoff, ConnectError, error::Shown};
+use super::{Backoff, ConnectError, error::Shown, socket::TcpOptions};
 use crate::{
     outbound::cluster::Breaker,
-    transport::{Connection, Events, Origin, Protocol, Stream, TransportConfig},
+    transport::{Connection, Events, Keepalive, Origin, Protocol, Stream, TransportConfig},
 };
 use http::uri::Authority;
 use mesh_tls::{ClientTls, PeerIdentity};
+use mesh_xds::resource::Cluster;
 use std::{error::Error, fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpStream,
     runtime::Handle,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -24,6 +25,16 @@ pub(crate) struct ConnectorSettings {
     pub(crate) connect_timeout: Duration,
     /// A connection without a stream for this long (up to a quarter longer) is closed. Zero: never.
     pub(crate) idle_timeout: Duration,
+    /// A connection this old takes no new streams; `None`: any age.
+    pub(crate) max_duration: Option<Duration>,
+    /// Up to this share of `max_duration` longer, drawn for each connection.
+    pub(crate) max_duration_jitter: f64,
+    /// What is still open so long after its endpoint was removed is cut.
+    pub(crate) drain_timeout: Duration,
+    /// Connections are made for so many times the streams in flight; 1: when they are needed.
+    pub(crate) preconnect_ratio: f64,
+    /// An endpoint that is found unhealthy loses its connections at once.
+    pub(crate) close_on_health_failure: bool,
     /// Connections per endpoint: HTTP/2 grows up to it when streams run out (gRFC A105: cap 10); HTTP/1.1 needs one per
     /// request in flight.
     pub(crate) max_connections_per_host: u32,
@@ -33,6 +44,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) renewal_bound: Duration,
     /// Of each connection.
     pub(crate) transport: TransportConfig,
+    /// Of its socket.
+    pub(crate) tcp: TcpOptions,
     /// TLS or not.
     pub(crate) security: Security,
 }
@@ -53,11 +66,18 @@ pub(crate) struct Connector {
     pub(super) settings: ConnectorSettings,
     /// TLS and HTTP handshakes at the same time, in the whole process.
     handshakes: Arc<Semaphore>,
+    /// And with the endpoints of this cluster, so that it leaves some to the others.
+    own_handshakes: Semaphore,
     /// Counts connections (`max_connections`).
     pub(super) breaker: Option<Arc<Breaker>>,
     pub(super) changes: watch::Sender<u64>,
     pub(super) runtime: Handle,
 }
+
+/// TLS and HTTP handshakes of one cluster at the same time.
+pub(crate) const CLUSTER_HANDSHAKES: usize = 64;
+/// How long the streams of a removed endpoint may go on, unless the mesh says otherwise. Envoy drains listeners so long.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A new connection, and what it was made with.
 pub(super) struct Opened {
@@ -72,11 +92,72 @@ impl Default for ConnectorSettings {
             protocol: Protocol::Http2,
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(3600),
+            max_duration: None,
+            max_duration_jitter: 0.0,
+            drain_timeout: DRAIN_TIMEOUT,
+            preconnect_ratio: 1.0,
+            close_on_health_failure: false,
             max_connections_per_host: 1,
             backoff: Backoff::default(),
             renewal_bound: Duration::from_secs(10),
             transport: TransportConfig::default(),
+            tcp: TcpOptions::default(),
             security: Security::Plaintext,
+        }
+    }
+}
+
+impl ConnectorSettings {
+    /// Those of `cluster`, spoken to in `protocol`; `keepalive` is what the mesh was built with.
+    pub(crate) fn of(
+        cluster: &Cluster,
+        protocol: Protocol,
+        security: Security,
+        keepalive: Option<Keepalive>,
+        drain_timeout: Duration,
+    ) -> Self {
+        let options = &cluster.connections;
+        let defaults = TransportConfig::default();
+        let keepalive = match options.http2_keepalive {
+            None => keepalive,
+            // Envoy sends a PING each interval, streams or not.
+            Some(own) => Some(Keepalive {
+                interval: own.interval,
+                repeat: own.interval,
+                timeout: own.timeout,
+                jitter: own.interval.mul_f64(own.jitter / 100.0),
+                while_idle: true,
+            }),
+        };
+        Self {
+            protocol,
+            connect_timeout: cluster.connect_timeout,
+            idle_timeout: cluster.idle_timeout,
+            max_duration: options.max_duration,
+            max_duration_jitter: options.max_duration_jitter / 100.0,
+            drain_timeout,
+            preconnect_ratio: options.preconnect_ratio,
+            close_on_health_failure: options.close_on_health_failure,
+            max_connections_per_host: match protocol {
+                // One per request in flight: only the breaker limits them, all endpoints together.
+                Protocol::Http1 => u32::MAX,
+                Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
+            },
+            transport: TransportConfig {
+                max_requests: cluster.max_requests_per_connection,
+                max_concurrent_streams: options.max_concurrent_streams,
+                stream_window: options.stream_window.unwrap_or(defaults.stream_window),
+                connection_window: options.connection_window.unwrap_or(defaults.connection_window),
+                keepalive,
+                ..defaults
+            },
+            tcp: TcpOptions {
+                keepalive: options.tcp_keepalive,
+                // gRFC A18: what PINGs notice, the system notices too when it has data to send.
+                user_timeout: keepalive.filter(|_| protocol == Protocol::Http2).map(|keepalive| keepalive.timeout),
+            },
+            security,
+            ..Self::default()
         }
     }
 }
@@ -88,7 +169,14 @@ impl Connector {
         breaker: Option<Arc<Breaker>>,
         runtime: Handle,
     ) -> Arc<Self> {
-        Arc::new(Self { settings, handshakes, breaker, changes: watch::Sender::new(0), runtime })
+        Arc::new(Self {
+            settings,
+            handshakes,
+            own_handshakes: Semaphore::new(CLUSTER_HANDSHAKES),
+            breaker,
+            changes: watch::Sender::new(0),
+            runtime,
+        })
     }
 
     /// Changes after the state of one of its subchannels did.
@@ -103,23 +191,17 @@ impl Connector {
     /// TCP, TLS, HTTP, within the connect timeout. The wait for a handshake slot is not the endpoint's fault and has a
     /// bound of its own, as long again.
     pub(super) async fn open(&self, address: SocketAddr, events: Arc<dyn Events>) -> Result<Opened, ConnectError> {
+        let protocol = self.settings.protocol;
         let limit = self.settings.connect_timeout;
         let timed_out = |stage| ConnectError::Timeout { address, stage, limit };
-        if let Security::Broken(cause) = &self.settings.security {
-            return Err(ConnectError::Settings { address, source: Shown(Arc::clone(cause)) });
-        }
         let begun = Instant::now();
-        let tcp = timeout_at(begun + limit, TcpStream::connect(address));
-        let tcp = tcp.await.map_err(|_| timed_out("TCP"))?.map_err(|source| ConnectError::Tcp { address, source })?;
-        // Without it small writes wait for the peer's ACK; a failure costs only that.
-        let _ = tcp.set_nodelay(true);
+        let tcp = timeout_at(begun + limit, self.tcp(address));
+        let tcp = tcp.await.map_err(|_| timed_out("TCP"))??;
         let spent = begun.elapsed();
-        // Never closed; and if it were, nothing would bound the handshakes, which still work.
-        let slot = timeout(limit, self.handshakes.acquire()).await;
-        let _slot = slot.map_err(|_| timed_out("the wait for a handshake slot"))?.ok();
+        let _slots = timeout(limit, self.slots()).await.map_err(|_| timed_out("the wait for a handshake slot"))?;
         let deadline = Instant::now() + limit.saturating_sub(spent);
         let Security::Tls(tls) = &self.settings.security else {
-            let connection = timeout_at(deadline, self.speak(tcp, self.settings.protocol, address, None, events));
+            let connection = timeout_at(deadline, self.speak(tcp, protocol, address, None, events));
             let connection = connection.await.map_err(|_| timed_out("the HTTP handshake"))??;
             return Ok(Opened { connection, generation: 0 });
         };
@@ -130,11 +212,26 @@ impl Connector {
         let protocol = match stream.alpn() {
             Some(b"h2") => Protocol::Http2,
             Some(b"http/1.1") => Protocol::Http1,
-            _ => self.settings.protocol,
+            _ => protocol,
         };
         let connection = timeout_at(deadline, self.speak(stream, protocol, address, Some(peer), events));
         let connection = connection.await.map_err(|_| timed_out("the HTTP handshake"))??;
         Ok(Opened { connection, generation })
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
+        if let Security::Broken(cause) = &self.settings.security {
+            return Err(ConnectError::Settings { address, source: Shown(Arc::clone(cause)) });
+        }
+        let tcp = TcpStream::connect(address).await.map_err(|source| ConnectError::Tcp { address, source })?;
+        self.settings.tcp.apply(&tcp);
+        Ok(tcp)
+    }
+
+    /// A turn among the handshakes of the cluster, then of the process.
+    async fn slots(&self) -> [Option<SemaphorePermit<'_>>; 2] {
+        // Never closed; and if one were, nothing would bound the handshakes, which still work.
+        [self.own_handshakes.acquire().await.ok(), self.handshakes.acquire().await.ok()]
     }
 
     async fn speak(

@@ -3,11 +3,13 @@
 mod backoff;
 mod connector;
 mod error;
+mod preconnect;
+mod socket;
 mod subchannel;
 mod supervisor;
 
 pub(crate) use backoff::Backoff;
-pub(crate) use connector::{Connector, ConnectorSettings, Security};
+pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security};
 pub(crate) use error::ConnectError;
 pub(crate) use subchannel::Subchannel;
 

@@ -3,11 +3,12 @@
 use super::{
     ConnectError, Connectivity, Connector,
     connector::Opened,
+    preconnect::{AT_ONCE, Demand},
     supervisor::{self, Supervised},
 };
 use crate::{
     outbound::cluster::{Permit, Resource},
-    transport::{Connection, Events, Lease, Protocol},
+    transport::{Connection, Events, Kind, Lease, Protocol},
 };
 use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
@@ -31,6 +32,8 @@ use tokio::{
 pub(crate) struct Subchannel {
     address: SocketAddr,
     state: AtomicU8,
+    /// Connections are made ahead of requests.
+    preconnects: bool,
     /// What [`ready`](Self::ready) looks at; `None` without a usable connection.
     pool: ArcSwapOption<Pool>,
     core: Mutex<Option<Box<Core>>>,
@@ -59,8 +62,10 @@ struct Core {
     notify: Arc<Notify>,
     /// Those who wait are to look again, once the change is published.
     wake: bool,
-    /// Tasks end when it is dropped.
+    /// Attempts and timers end when it is dropped.
     stop: watch::Sender<()>,
+    /// Supervisors see their connections off when it is dropped.
+    retire: watch::Sender<()>,
 }
 
 /// What a waiting caller is to do.
@@ -87,6 +92,7 @@ impl Subchannel {
         Arc::new_cyclic(|me| Self {
             address,
             state: AtomicU8::new(Connectivity::Idle as u8),
+            preconnects: connector.settings.preconnect_ratio > 1.0,
             pool: ArcSwapOption::empty(),
             core: Mutex::new(None),
             connector,
@@ -106,6 +112,14 @@ impl Subchannel {
 
     /// A stream on a usable connection, if one has capacity now: no lock, no wait.
     pub(crate) fn ready(&self) -> Option<Lease> {
+        let lease = self.take()?;
+        if self.preconnects {
+            self.preconnect();
+        }
+        Some(lease)
+    }
+
+    fn take(&self) -> Option<Lease> {
         let pool = self.pool.load();
         match pool.as_ref()?.as_slice() {
             [only] => only.lease(),
@@ -127,17 +141,23 @@ impl Subchannel {
             return Ok(lease);
         }
         let waiter = Waiter::new(self);
-        loop {
+        let lease = loop {
             let mut notified = std::pin::pin!(waiter.notify.notified());
             notified.as_mut().enable();
-            if let Some(lease) = self.ready() {
-                return Ok(lease);
+            if let Some(lease) = self.take() {
+                break lease;
             }
             match self.next() {
                 Next::Wait => notified.await,
                 Next::Fail(error) => return Err(error),
             }
+        };
+        // It waits no longer, and is not counted twice.
+        drop(waiter);
+        if self.preconnects {
+            self.preconnect();
         }
+        Ok(lease)
     }
 
     /// Why the last attempt failed; `None` once one succeeded.
@@ -150,13 +170,14 @@ impl Subchannel {
         self.pool.load().as_ref().map_or(0, |pool| pool.iter().map(Connection::in_flight).sum())
     }
 
-    /// The endpoint was removed: no new stream; connections close when their last stream ends. Idempotent.
+    /// The endpoint was removed: no new stream; connections close when their last stream ends, at the latest after the drain
+    /// time. Idempotent.
     pub(crate) fn drain(&self) {
         let connections = self.with_core(|core| {
             core.removed = true;
             core.end_backoff();
-            // Attempts and timers end; supervisors only see their connections off.
             core.stop = watch::Sender::new(());
+            core.retire = watch::Sender::new(());
             core.attempts = 0;
             core.wake = true;
             std::mem::take(&mut core.connections)
@@ -164,6 +185,65 @@ impl Subchannel {
         for connection in connections {
             connection.drain();
         }
+    }
+
+    /// The endpoint is unhealthy. Its connections close now, if the cluster says so (`close_connections_on_host_health_failure`);
+    /// or, if `drain`, they take no new streams, and close when their last stream ends, at the latest after the drain time. The next
+    /// request connects again.
+    pub(crate) fn unhealthy(&self, drain: bool) {
+        let cut = self.connector.settings.close_on_health_failure;
+        if !(cut || drain) || self.lock().is_none() {
+            return;
+        }
+        let connections = self.with_core(|core| {
+            core.retire = watch::Sender::new(());
+            core.wake = true;
+            std::mem::take(&mut core.connections)
+        });
+        for connection in connections {
+            if cut {
+                connection.abort(Kind::Unhealthy);
+            } else {
+                connection.drain();
+            }
+        }
+    }
+
+    /// Makes connections for requests that are to be expected.
+    #[cold]
+    fn preconnect(&self) {
+        self.with_core(|core| {
+            for _ in 0..AT_ONCE {
+                let demand = Demand {
+                    waiting: core.waiters,
+                    active: core.connections.iter().map(|c| c.in_flight() as usize).sum(),
+                    room: core.connections.iter().map(|c| c.room() as usize).sum::<usize>()
+                        + core.attempts * self.streams_expected(),
+                };
+                if core.removed || core.in_backoff || !demand.exceeds(self.connector.settings.preconnect_ratio) {
+                    return;
+                }
+                if self.room(core) == 0 {
+                    return;
+                }
+                self.attempt(core);
+            }
+        });
+    }
+
+    /// Streams that a connection will have room for.
+    fn streams_expected(&self) -> usize {
+        match self.connector.settings.protocol {
+            Protocol::Http1 => 1,
+            // RFC 9113 section 6.5.2 recommends no less.
+            Protocol::Http2 => self.connector.settings.transport.max_concurrent_streams.map_or(100, |max| max as usize),
+        }
+    }
+
+    /// How many more connections there may be.
+    fn room(&self, core: &Core) -> usize {
+        (self.connector.settings.max_connections_per_host as usize)
+            .saturating_sub(core.connections.len() + core.attempts)
     }
 
     /// What a caller without a stream does now; starts an attempt where one helps.
@@ -181,9 +261,7 @@ impl Subchannel {
                 Protocol::Http1 => core.waiters,
                 Protocol::Http2 => 1,
             };
-            let room = (self.connector.settings.max_connections_per_host as usize)
-                .saturating_sub(core.connections.len() + core.attempts);
-            if !core.in_backoff && core.attempts < wanted && room > 0 {
+            if !core.in_backoff && core.attempts < wanted && self.room(core) > 0 {
                 self.attempt(core);
             }
             Next::Wait
@@ -263,7 +341,7 @@ impl Subchannel {
     /// Takes a new connection in, unless the endpoint was removed meanwhile. `attempted`: it came from an attempt.
     pub(super) fn add(&self, opened: Opened, permit: Option<Permit>, attempted: bool) {
         let Opened { connection, generation } = opened;
-        let stop = self.with_core(|core| {
+        let retired = self.with_core(|core| {
             if core.removed {
                 return None;
             }
@@ -274,10 +352,10 @@ impl Subchannel {
             connection.set_starved(core.waiters > 0);
             core.connections.push(connection.clone());
             core.wake = true;
-            Some(core.stop.subscribe())
+            Some(core.retire.subscribe())
         });
-        match stop {
-            Some(stop) => {
+        match retired {
+            Some(retired) => {
                 if !connection.is_usable() {
                     // It closed before anyone listened.
                     self.remove_unusable();
@@ -289,7 +367,7 @@ impl Subchannel {
                     generation,
                     address: self.address,
                 };
-                self.connector.runtime.spawn(supervisor::run(supervised, permit, stop));
+                self.connector.runtime.spawn(supervisor::run(supervised, permit, retired));
             }
             None => connection.drain(),
         }
@@ -379,6 +457,7 @@ impl Default for Core {
             notify: Arc::new(Notify::new()),
             wake: false,
             stop: watch::Sender::new(()),
+            retire: watch::Sender::new(()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Connector, Security, Subchannel};
 use crate::{
     outbound::cluster::{Permit, Resource},
-    transport::Connection,
+    transport::{Connection, Kind},
 };
 use std::{
     net::SocketAddr,
@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// Between two attempts to replace a connection whose certificates changed.
@@ -29,20 +29,28 @@ pub(super) struct Supervised {
     pub(super) address: SocketAddr,
 }
 
-/// Ends with the connection. Holds its `permit` so long.
-pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut stop: watch::Receiver<()>) {
+/// Ends with the connection. Holds its `permit` so long. `retired` changes when the connection was drained because its endpoint is
+/// not used any more: what is still open after the drain time is cut.
+pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut retired: watch::Receiver<()>) {
     let connection = &this.connection;
     tokio::select! {
         () = connection.closed() => {}
-        _ = stop.changed() => {}
+        _ = retired.changed() => {}
         () = this.idle() => connection.drain(),
+        () = this.expired() => connection.drain(),
         () = this.outdated() => {
             // Boxed: the state of a handshake is large, and this task lives as long as its connection.
             Box::pin(this.renew()).await;
             connection.drain();
         }
     }
-    connection.closed().await;
+    tokio::select! {
+        () = connection.closed() => {}
+        () = this.drained_too_long(retired) => {
+            connection.abort(Kind::DrainTimeout);
+            connection.closed().await;
+        }
+    }
     drop(permit);
 }
 
@@ -63,6 +71,24 @@ impl Supervised {
             before = now;
             sleep(limit / LOOKS).await;
         }
+    }
+
+    /// Returns when the connection is as old as it may become.
+    async fn expired(&self) {
+        let settings = &self.connector.settings;
+        match settings.max_duration {
+            None => std::future::pending().await,
+            Some(max) => sleep(max + max.mul_f64(settings.max_duration_jitter * fastrand::f64())).await,
+        }
+    }
+
+    /// Returns when the drain time is over since the connection was retired.
+    async fn drained_too_long(&self, mut retired: watch::Receiver<()>) {
+        // An error says so too: the sender is gone.
+        let _ = retired.changed().await;
+        let never = std::future::pending::<()>();
+        // The longest sleep is as good as none.
+        let _ = timeout(self.connector.settings.drain_timeout, never).await;
     }
 
     /// Returns when there are newer certificates than the connection's.

@@ -34,7 +34,7 @@ async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) -> Verdi
     let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos());
     let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
     loop {
-        sleep(step).await;
+        sleep(step + config.jitter.mul_f64(fastrand::f64()) / 2).await;
         let reads = activity.reads();
         if reads != seen || (!config.while_idle && shared.load.snapshot().in_flight() == 0) {
             (seen, quiet, pinged) = (reads, 0, false);

@@ -175,7 +175,7 @@ async fn drain_and_abort_close() {
     let (connection, io, _) = connect().await;
     let call = tokio::spawn(lease(&connection).send(post("x")));
     tokio::task::yield_now().await;
-    connection.abort();
+    connection.abort(Kind::Closed);
     let error = within(call).await.expect("task").expect_err("cut");
     assert!(matches!(error.kind(), Kind::Closed | Kind::NotSent), "{error:?}");
     within(connection.closed()).await;

@@ -26,7 +26,7 @@ fn get() -> Request<Empty<Bytes>> {
 
 fn keepalive(while_idle: bool) -> Keepalive {
     let second = Duration::from_secs(1);
-    Keepalive { interval: 10 * second, repeat: 60 * second, timeout: 5 * second, while_idle }
+    Keepalive { interval: 10 * second, repeat: 60 * second, timeout: 5 * second, while_idle, ..Keepalive::default() }
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn an_idle_connection_drains_at_once_and_an_abort_cuts() {
     });
     let call = tokio::spawn(lease(&connection).send(get()));
     tokio::task::yield_now().await;
-    connection.abort();
+    connection.abort(Kind::Closed);
     let error = within(call).await.expect("task").expect_err("cut");
     assert_eq!(error.kind(), Kind::Closed);
     within(connection.closed()).await;
@@ -299,7 +299,13 @@ async fn a_connection_that_ends_under_a_ping_was_not_silent() {
 #[tokio::test(start_paused = true)]
 async fn an_interval_of_zero_is_a_second() {
     let second = Duration::from_secs(1);
-    let keepalive = Keepalive { interval: Duration::ZERO, repeat: Duration::ZERO, timeout: second, while_idle: true };
+    let keepalive = Keepalive {
+        interval: Duration::ZERO,
+        repeat: Duration::ZERO,
+        timeout: second,
+        while_idle: true,
+        ..Keepalive::default()
+    };
     let config = TransportConfig { keepalive: Some(keepalive), ..Default::default() };
     let (connection, server) = pair(config, &server()).await;
     let begun = tokio::time::Instant::now();

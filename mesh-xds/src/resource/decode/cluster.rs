@@ -1,30 +1,21 @@
 //! CDS validation (gRFC A27, A32, A50, A105 and Envoy's thresholds).
 
 use super::{Decoder, Invalid, Valid, type_name, u32_or};
-use crate::resource::{
-    CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, HttpProtocol, OutlierDetection, RetryBudget,
-};
+use crate::resource::{CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, OutlierDetection, RetryBudget};
 use envoy_types::pb::{
-    envoy::{
-        config::{
-            cluster::v3::{
-                CircuitBreakers as ProtoBreakers, Cluster as Proto, OutlierDetection as ProtoOutlier,
-                circuit_breakers::Thresholds,
-                cluster::{ClusterDiscoveryType, DiscoveryType},
-            },
-            core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
+    envoy::config::{
+        cluster::v3::{
+            CircuitBreakers as ProtoBreakers, Cluster as Proto, OutlierDetection as ProtoOutlier,
+            circuit_breakers::Thresholds,
+            cluster::{ClusterDiscoveryType, DiscoveryType},
         },
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
-        },
+        core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
     },
     google::protobuf::{Duration as ProtoDuration, UInt32Value},
 };
 use prost::Message as _;
 use std::{sync::Arc, time::Duration};
 
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// gRFC A105.
 const MAX_CONNECTIONS_PER_HOST: u32 = 10;
 
@@ -67,14 +58,12 @@ impl Decoder<'_> {
             Some(outlier) => Some(Arc::new(self.at("outlier_detection", |cx| cx.outlier_detection(outlier))?)),
             None => None,
         };
-        let http = self.http_options(&mut proto)?;
+        let options = self.protocol_options(&mut proto)?;
         self.ignored(&[
             ("health_checks", !proto.health_checks.is_empty()),
             ("lb_subset_config", proto.lb_subset_config.is_some()),
             ("upstream_bind_config", proto.upstream_bind_config.is_some()),
             ("filters", !proto.filters.is_empty()),
-            ("upstream_connection_options", proto.upstream_connection_options.is_some()),
-            ("preconnect_policy", proto.preconnect_policy.is_some()),
         ]);
         Ok(Cluster {
             name,
@@ -84,9 +73,10 @@ impl Decoder<'_> {
             circuit_breakers,
             outlier_detection,
             transport_socket,
-            http_protocol: http.protocol,
-            idle_timeout: http.idle_timeout.unwrap_or(Duration::from_secs(3600)),
-            max_requests_per_connection: http.max_requests_per_connection,
+            http_protocol: options.protocol,
+            idle_timeout: options.idle_timeout.unwrap_or(Duration::from_secs(3600)),
+            max_requests_per_connection: options.max_requests_per_connection,
+            connections: options.connections,
         })
     }
 
@@ -259,62 +249,4 @@ impl Decoder<'_> {
             ),
         })
     }
-
-    /// `typed_extension_protocol_options` win over the deprecated fields of the cluster.
-    fn http_options(&mut self, proto: &mut Proto) -> Valid<HttpOptions> {
-        let mut options = HttpOptions {
-            protocol: proto.http2_protocol_options.take().map(|_| HttpProtocol::Http2),
-            idle_timeout: None,
-            max_requests_per_connection: proto.max_requests_per_connection.map(|value| value.value),
-        };
-        let mut common = proto.common_http_protocol_options.take();
-        if let Some(any) = proto.typed_extension_protocol_options.remove(HTTP_OPTIONS) {
-            let typed = self.at_key("typed_extension_protocol_options", HTTP_OPTIONS, |cx| {
-                let typed: HttpProtocolOptions = cx.any(&any)?;
-                cx.ignored(&[
-                    ("http_filters", typed.http_filters.len() > 1),
-                    ("retry_policy", typed.retry_policy.is_some()),
-                    ("hash_policy", !typed.hash_policy.is_empty()),
-                    ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
-                ]);
-                match &typed.upstream_protocol_options {
-                    Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => match config.protocol_config {
-                        Some(ProtocolConfig::HttpProtocolOptions(_)) => options.protocol = Some(HttpProtocol::Http1),
-                        Some(ProtocolConfig::Http2ProtocolOptions(_)) => options.protocol = Some(HttpProtocol::Http2),
-                        Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
-                            cx.note("explicit_http_config.http3_protocol_options", "not supported, ignored");
-                        }
-                        None => return Err(cx.invalid_at("explicit_http_config", "has no protocol")),
-                    },
-                    Some(UpstreamProtocolOptions::AutoConfig(_)) => options.protocol = None,
-                    Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => options.protocol = None,
-                    None => {}
-                }
-                Ok(typed)
-            })?;
-            common = typed.common_http_protocol_options.or(common);
-        }
-        for (name, _) in proto.typed_extension_protocol_options.drain() {
-            self.note("typed_extension_protocol_options", format!("unknown \"{name}\", ignored"));
-        }
-        if let Some(common) = common {
-            options.idle_timeout = self.duration("common_http_protocol_options.idle_timeout", common.idle_timeout)?;
-            if let Some(max) = common.max_requests_per_connection {
-                options.max_requests_per_connection = Some(max.value);
-            }
-            self.ignored(&[(
-                "common_http_protocol_options.max_connection_duration",
-                common.max_connection_duration.is_some(),
-            )]);
-        }
-        // Zero is Envoy's word for unlimited.
-        options.max_requests_per_connection = options.max_requests_per_connection.filter(|max| *max > 0);
-        Ok(options)
-    }
-}
-
-struct HttpOptions {
-    protocol: Option<HttpProtocol>,
-    idle_timeout: Option<Duration>,
-    max_requests_per_connection: Option<u32>,
 }

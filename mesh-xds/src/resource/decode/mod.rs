@@ -11,6 +11,7 @@ mod filter;
 mod lb;
 mod listener;
 mod matcher;
+mod protocol_options;
 mod retry;
 mod route;
 mod route_match;

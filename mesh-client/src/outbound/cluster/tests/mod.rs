@@ -19,6 +19,7 @@ pub(super) struct FakeLink {
     address: SocketAddr,
     state: AtomicU8,
     drained: AtomicBool,
+    unhealthy: Mutex<Vec<bool>>,
     changes: watch::Sender<u64>,
 }
 
@@ -43,7 +44,13 @@ impl Link for FakeLink {
 
     fn open(address: SocketAddr, connector: &Arc<FakeConnector>) -> Arc<Self> {
         let changes = connector.changes.clone();
-        let link = Self { address, state: AtomicU8::new(0), drained: AtomicBool::new(false), changes };
+        let link = Self {
+            address,
+            state: AtomicU8::new(0),
+            drained: AtomicBool::new(false),
+            unhealthy: Mutex::default(),
+            changes,
+        };
         let link = Arc::new(link);
         connector.opened.lock().unwrap().push(link.clone());
         link
@@ -64,6 +71,10 @@ impl Link for FakeLink {
 
     fn drain(&self) {
         self.drained.store(true, SeqCst);
+    }
+
+    fn unhealthy(&self, drain: bool) {
+        self.unhealthy.lock().unwrap().push(drain);
     }
 }
 

@@ -1,5 +1,6 @@
 //! CDS (gRFC A27, A29, A32, A48, A50, A52, A82, A105).
 
+mod connections;
 mod tls;
 
 use super::*;
@@ -388,12 +389,12 @@ fn upstream(proto: &Proto) -> UpstreamTls {
 #[test]
 fn what_is_not_honoured_is_noted() {
     let proto = with(|c| {
-        c.health_checks = vec![Default::default()];
+        c.filters = vec![Default::default()];
         c.lb_subset_config = Some(Default::default());
         c.outlier_detection = outlier(|o| o.split_external_local_origin_errors = true);
     });
     assert_eq!(
         note_paths(&accepted(&proto).1),
-        ["outlier_detection.split_external_local_origin_errors", "health_checks", "lb_subset_config"]
+        ["outlier_detection.split_external_local_origin_errors", "lb_subset_config", "filters"]
     );
 }

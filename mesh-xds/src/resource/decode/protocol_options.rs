@@ -1,0 +1,216 @@
+//! What a cluster says of its connections: `HttpProtocolOptions`, `upstream_connection_options`, `preconnect_policy`.
+
+use super::{Decoder, Valid};
+use crate::resource::{ConnectionOptions, Http2Keepalive, HttpProtocol, TcpKeepalive};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{Cluster as Proto, UpstreamConnectionOptions, cluster::PreconnectPolicy},
+            core::v3::{Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings},
+        },
+        extensions::upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
+        },
+        r#type::v3::Percent,
+    },
+    google::protobuf::{DoubleValue, UInt32Value},
+};
+use std::time::Duration;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Envoy's, in percent.
+const KEEPALIVE_JITTER: f64 = 15.0;
+const WINDOWS: std::ops::RangeInclusive<u32> = 65_535..=(1 << 31) - 1;
+
+/// All of it.
+pub(super) struct ProtocolOptions {
+    pub(super) protocol: Option<HttpProtocol>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_requests_per_connection: Option<u32>,
+    pub(super) connections: ConnectionOptions,
+}
+
+impl Decoder<'_> {
+    /// `typed_extension_protocol_options` win over the deprecated fields of the cluster.
+    pub(super) fn protocol_options(&mut self, proto: &mut Proto) -> Valid<ProtocolOptions> {
+        let mut options = ProtocolOptions {
+            protocol: None,
+            idle_timeout: None,
+            max_requests_per_connection: proto.max_requests_per_connection.map(|value| value.value),
+            connections: ConnectionOptions {
+                close_on_health_failure: proto.close_connections_on_host_health_failure,
+                ..ConnectionOptions::default()
+            },
+        };
+        if let Some(http2) = proto.http2_protocol_options.take() {
+            options.protocol = Some(HttpProtocol::Http2);
+            self.at("http2_protocol_options", |cx| cx.http2_options(http2, &mut options.connections))?;
+        }
+        if let Some(common) = proto.common_http_protocol_options.take() {
+            self.at("common_http_protocol_options", |cx| cx.common_options(common, &mut options))?;
+        }
+        if let Some(any) = proto.typed_extension_protocol_options.remove(HTTP_OPTIONS) {
+            self.at_key("typed_extension_protocol_options", HTTP_OPTIONS, |cx| {
+                let typed: HttpProtocolOptions = cx.any(&any)?;
+                cx.typed_options(typed, &mut options)
+            })?;
+        }
+        for (name, _) in proto.typed_extension_protocol_options.drain() {
+            self.note("typed_extension_protocol_options", format!("unknown \"{name}\", ignored"));
+        }
+        if let Some(upstream) = proto.upstream_connection_options.take() {
+            self.at("upstream_connection_options", |cx| {
+                cx.upstream_options(upstream, &mut options.connections);
+                Ok(())
+            })?;
+        }
+        if let Some(preconnect) = proto.preconnect_policy.take() {
+            options.connections.preconnect_ratio = self.at("preconnect_policy", |cx| cx.preconnect(&preconnect))?;
+        }
+        // Zero is Envoy's word for unlimited.
+        options.max_requests_per_connection = options.max_requests_per_connection.filter(|max| *max > 0);
+        Ok(options)
+    }
+
+    fn typed_options(&mut self, typed: HttpProtocolOptions, options: &mut ProtocolOptions) -> Valid<()> {
+        self.ignored(&[
+            ("http_filters", typed.http_filters.len() > 1),
+            ("retry_policy", typed.retry_policy.is_some()),
+            ("hash_policy", !typed.hash_policy.is_empty()),
+            ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
+        ]);
+        match typed.upstream_protocol_options {
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => {
+                self.at("explicit_http_config", |cx| match config.protocol_config {
+                    Some(ProtocolConfig::HttpProtocolOptions(_)) => {
+                        options.protocol = Some(HttpProtocol::Http1);
+                        Ok(())
+                    }
+                    Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                        options.protocol = Some(HttpProtocol::Http2);
+                        cx.at("http2_protocol_options", |cx| cx.http2_options(http2, &mut options.connections))
+                    }
+                    Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                        cx.note("http3_protocol_options", "not supported, ignored");
+                        Ok(())
+                    }
+                    None => Err(cx.invalid("has no protocol")),
+                })?;
+            }
+            Some(UpstreamProtocolOptions::AutoConfig(config)) => {
+                options.protocol = None;
+                if let Some(http2) = config.http2_protocol_options {
+                    self.at("auto_config.http2_protocol_options", |cx| {
+                        cx.http2_options(http2, &mut options.connections)
+                    })?;
+                }
+            }
+            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+                options.protocol = None;
+                if let Some(http2) = config.http2_protocol_options {
+                    self.at("use_downstream_protocol_config.http2_protocol_options", |cx| {
+                        cx.http2_options(http2, &mut options.connections)
+                    })?;
+                }
+            }
+            None => {}
+        }
+        match typed.common_http_protocol_options {
+            Some(common) => self.at("common_http_protocol_options", |cx| cx.common_options(common, options)),
+            None => Ok(()),
+        }
+    }
+
+    fn common_options(&mut self, common: CommonOptions, options: &mut ProtocolOptions) -> Valid<()> {
+        options.idle_timeout = self.duration("idle_timeout", common.idle_timeout)?;
+        if let Some(max) = common.max_requests_per_connection {
+            options.max_requests_per_connection = Some(max.value);
+        }
+        let connections = &mut options.connections;
+        // Zero is Envoy's word for no limit.
+        connections.max_duration = self
+            .duration("max_connection_duration", common.max_connection_duration)?
+            .filter(|duration| !duration.is_zero());
+        connections.max_duration_jitter =
+            self.share("max_connection_duration_jitter", common.max_connection_duration_jitter.as_ref(), 0.0)?;
+        self.ignored(&[
+            ("max_stream_duration", common.max_stream_duration.is_some()),
+            ("max_headers_count", common.max_headers_count.is_some()),
+        ]);
+        Ok(())
+    }
+
+    fn http2_options(&mut self, http2: Http2ProtocolOptions, connections: &mut ConnectionOptions) -> Valid<()> {
+        if let Some(max) = http2.max_concurrent_streams {
+            match max.value {
+                0 => return Err(self.invalid_at("max_concurrent_streams", "must be greater than zero")),
+                max => connections.max_concurrent_streams = Some(max),
+            }
+        }
+        connections.stream_window = self.window("initial_stream_window_size", http2.initial_stream_window_size)?;
+        connections.connection_window =
+            self.window("initial_connection_window_size", http2.initial_connection_window_size)?;
+        if let Some(keepalive) = http2.connection_keepalive {
+            connections.http2_keepalive = self.at("connection_keepalive", |cx| cx.keepalive(keepalive))?;
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, field: &'static str, size: Option<UInt32Value>) -> Valid<Option<u32>> {
+        match size.map(|size| size.value) {
+            Some(size) if !WINDOWS.contains(&size) => {
+                Err(self.invalid_at(field, format!("{size} is not between 65535 and 2147483647")))
+            }
+            size => Ok(size),
+        }
+    }
+
+    /// Without an interval no PING is sent by the clock.
+    fn keepalive(&mut self, proto: KeepaliveSettings) -> Valid<Option<Http2Keepalive>> {
+        self.ignored(&[("connection_idle_interval", proto.connection_idle_interval.is_some())]);
+        let Some(timeout) = self.positive("timeout", proto.timeout)? else {
+            return Err(self.invalid_at("timeout", "is missing"));
+        };
+        let jitter = self.share("interval_jitter", proto.interval_jitter.as_ref(), KEEPALIVE_JITTER)?;
+        let interval = self.positive("interval", proto.interval)?;
+        Ok(interval.map(|interval| Http2Keepalive { interval, timeout, jitter }))
+    }
+
+    fn upstream_options(&mut self, upstream: UpstreamConnectionOptions, connections: &mut ConnectionOptions) {
+        self.ignored(&[
+            (
+                "set_local_interface_name_on_upstream_connections",
+                upstream.set_local_interface_name_on_upstream_connections,
+            ),
+            ("happy_eyeballs_config", upstream.happy_eyeballs_config.is_some()),
+        ]);
+        let seconds = |value: Option<UInt32Value>| value.map(|value| Duration::from_secs(value.value.into()));
+        connections.tcp_keepalive = upstream.tcp_keepalive.map(|keepalive| TcpKeepalive {
+            probes: keepalive.keepalive_probes.map(|probes| probes.value),
+            time: seconds(keepalive.keepalive_time),
+            interval: seconds(keepalive.keepalive_interval),
+        });
+    }
+
+    fn preconnect(&mut self, policy: &PreconnectPolicy) -> Valid<f64> {
+        let ratio = |cx: &mut Self, field, value: Option<&DoubleValue>| match value.map_or(1.0, |value| value.value) {
+            ratio if (1.0..=3.0).contains(&ratio) => Ok(ratio),
+            other => Err(cx.invalid_at(field, format!("{other} is not between 1 and 3"))),
+        };
+        let predictive = ratio(self, "predictive_preconnect_ratio", policy.predictive_preconnect_ratio.as_ref())?;
+        self.ignored(&[
+            ("predictive_preconnect_ratio", predictive > 1.0),
+            ("preconnect_enabled_metadata", policy.preconnect_enabled_metadata.is_some()),
+        ]);
+        ratio(self, "per_upstream_preconnect_ratio", policy.per_upstream_preconnect_ratio.as_ref())
+    }
+
+    /// A percentage that need not be whole.
+    fn share(&mut self, field: &'static str, value: Option<&Percent>, default: f64) -> Valid<f64> {
+        match value.map_or(default, |percent| percent.value) {
+            percent if (0.0..=100.0).contains(&percent) => Ok(percent),
+            other => Err(self.invalid_at(field, format!("{other} is not between 0 and 100"))),
+        }
+    }
+}
