@@ -54,6 +54,10 @@ pub(super) struct First<B> {
     stage: SyncWrapper<Stage<B>>,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is what a call is: boxing it would cost an allocation per call"
+)]
 enum Stage<B> {
     /// Nothing was done.
     Start {

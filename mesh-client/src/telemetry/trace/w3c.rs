@@ -48,8 +48,8 @@ thread_local! {
     static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// Headers that share one allocation: just under a kilobyte, above which allocators take a slower road.
-const PER_BLOCK: usize = 16;
+/// Headers that share one allocation.
+const PER_BLOCK: usize = 64;
 
 /// The header, hidden from HPACK's table (RFC 7541 section 7.1.3): a value that never comes again would only push out those
 /// that do, and every lookup would compare it with all earlier ones.
