@@ -26,6 +26,12 @@ pub(crate) enum Flag {
     /// Nothing to say.
     #[default]
     None,
+    /// A fault filter aborted it.
+    FaultInjected,
+    /// No route, or one that does not forward.
+    NoRoute,
+    /// The route's cluster cannot be used.
+    NoCluster,
     /// The caller gave up.
     DownstreamDisconnect,
     /// The control plane's `drop_overload`.
@@ -77,17 +83,28 @@ impl RequestMetrics {
 
     #[cold]
     fn counter(&self, outcome: Outcome) -> Counter {
-        counter!(
-            "istio_requests_total",
-            "reporter" => "source",
-            "destination_service" => self.service.to_string(),
-            "cluster" => self.cluster.to_string(),
-            "request_protocol" => if outcome.grpc.is_some() { "grpc" } else { "http" },
-            "response_code" => outcome.status.to_string(),
-            "grpc_response_status" => outcome.grpc.map(|c| c.to_string()).unwrap_or_default(),
-            "response_flags" => outcome.flag.as_str()
-        )
+        requests_total(&self.service, &self.cluster, outcome)
     }
+}
+
+/// Counts a request that ended before it came to a cluster that serves: `cluster` is the one it was for, if it got that far. Without
+/// one the service is `unknown`, as in Istio.
+#[cold]
+pub(crate) fn unserved(cluster: Option<&str>, outcome: Outcome) {
+    requests_total(cluster.map_or("unknown", service_of), cluster.unwrap_or_default(), outcome).increment(1);
+}
+
+fn requests_total(service: &str, cluster: &str, outcome: Outcome) -> Counter {
+    counter!(
+        "istio_requests_total",
+        "reporter" => "source",
+        "destination_service" => service.to_owned(),
+        "cluster" => cluster.to_owned(),
+        "request_protocol" => if outcome.grpc.is_some() { "grpc" } else { "http" },
+        "response_code" => outcome.status.to_string(),
+        "grpc_response_status" => outcome.grpc.map(|c| c.to_string()).unwrap_or_default(),
+        "response_flags" => outcome.flag.as_str()
+    )
 }
 
 impl Flag {
@@ -95,6 +112,9 @@ impl Flag {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::None => "-",
+            Self::FaultInjected => "FI",
+            Self::NoRoute => "NR",
+            Self::NoCluster => "NC",
             Self::DownstreamDisconnect => "DC",
             Self::DropOverload => "DO",
             Self::ConnectionTermination => "UC",

@@ -19,6 +19,7 @@ mod layers;
 mod matching;
 mod mesh_layer;
 mod mtls;
+mod numbers;
 mod policy;
 mod retries;
 mod routing;

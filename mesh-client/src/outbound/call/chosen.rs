@@ -14,7 +14,7 @@ use crate::{
     },
     telemetry::{
         explain::Explain,
-        metrics::{Flag, Outcome},
+        metrics::{self, Flag, Outcome},
     },
 };
 use http::{Response, request::Parts};
@@ -60,12 +60,14 @@ impl Chosen {
             Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
         })?;
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+        let unserved = |flag, status| metrics::unserved(None, Outcome { status, grpc: grpc.then_some(14), flag });
         let table = routing.table.as_deref().ok_or_else(|| {
             let snapshot = &routing.snapshot;
             let message = format!(
                 "no virtual host of route configuration `{}` answers for `{}`",
                 snapshot.routes.name, snapshot.host
             );
+            unserved(Flag::NoRoute, 404);
             refused(&routing, Kind::NoRoute, message, None, None)
         })?;
         let request = RequestHead::new(&head.method, &head.uri, &head.headers);
@@ -80,6 +82,7 @@ impl Chosen {
         };
         let entry = found.map_err(|e| {
             let message = format!("{e} {} {}", head.method, head.uri.path());
+            unserved(Flag::NoRoute, 404);
             refused(&routing, Kind::NoRoute, message, None, None)
         })?;
         let forward = match &entry.action {
@@ -89,12 +92,14 @@ impl Chosen {
             }
             RouteAction::Unsupported(reason) => {
                 let message = format!("the route does not forward: {reason}");
+                unserved(Flag::NoRoute, 404);
                 return Err(refused(&routing, Kind::NoRoute, message, Some(entry), None));
             }
         };
-        let choice = forward
-            .draw(&request, &mut rng)
-            .map_err(|e| refused(&routing, Kind::NoRoute, e.to_string(), Some(entry), None))?;
+        let choice = forward.draw(&request, &mut rng).map_err(|e| {
+            unserved(Flag::NoCluster, 503);
+            refused(&routing, Kind::NoRoute, e.to_string(), Some(entry), None)
+        })?;
         let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
         Ok(Routed::Forward(Self { route, choice, deadline, started, grpc, explain, routing }))
@@ -111,6 +116,7 @@ impl Chosen {
             UpstreamRef::Live(upstream) => *upstream,
             UpstreamRef::Failed(cause) => {
                 let message = "the route's cluster cannot be used".into();
+                self.count(503, 14, Flag::NoCluster);
                 return Err(self.refused(Kind::NoEndpoint, message, Box::new(cause.clone())));
             }
         };
@@ -118,12 +124,8 @@ impl Chosen {
             explain.extend(narrate::cluster(self.forward(), choice));
         }
         let live = &self.routing.upstreams()[upstream];
-        let record = |flag| {
-            let outcome = Outcome { status: 503, grpc: self.grpc.then_some(14), flag };
-            live.metrics.record(outcome, self.started.elapsed());
-        };
         if let Some(category) = live.live.drop_overload(&mut fastrand::Rng::new()) {
-            record(Flag::DropOverload);
+            self.count(503, 14, Flag::DropOverload);
             let message = format!("dropped by the control plane's overload policy (category {category})");
             return Err(self.refused(Kind::Dropped, message, "drop_overload".into()));
         }
@@ -133,7 +135,7 @@ impl Chosen {
             Some(edits) => Some(edit::request(edits, &self, head)?),
         };
         if let Err(over) = live.live.begin_request() {
-            record(Flag::Overflow);
+            self.count(503, 14, Flag::Overflow);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
@@ -154,6 +156,16 @@ impl Chosen {
             grpc_status: None,
             chosen: self,
         })
+    }
+
+    /// Counts a call that ends before its first attempt.
+    pub(super) fn count(&self, status: u16, grpc: u8, flag: Flag) {
+        let outcome = Outcome { status, grpc: self.grpc.then_some(grpc), flag };
+        let choice = self.choice();
+        match &choice.cluster {
+            UpstreamRef::Live(i) => self.routing.upstreams()[*i].metrics.record(outcome, self.started.elapsed()),
+            UpstreamRef::Failed(_) => metrics::unserved(Some(&choice.name), outcome),
+        }
     }
 
     /// The route.

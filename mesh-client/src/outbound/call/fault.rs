@@ -6,6 +6,7 @@ use crate::{
     body::MeshBody,
     error::Kind,
     outbound::{filter::FaultAbortStatus, route::RequestHead},
+    telemetry::metrics::Flag,
 };
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
@@ -30,6 +31,7 @@ pub(super) async fn inject(chosen: &Chosen, head: &Parts) -> Result<Option<Respo
                     "deadline of {:?} exceeded in an injected delay of {delay:?} ({})",
                     deadline.limit, deadline.source
                 );
+                chosen.count(504, 4, Flag::Timeout);
                 return Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None));
             }
         }
@@ -37,6 +39,8 @@ pub(super) async fn inject(chosen: &Chosen, head: &Parts) -> Result<Option<Respo
             if let Some(explain) = explain {
                 explain.add("fault", format!("aborted with gRPC status {} / HTTP {}", abort.grpc, abort.http));
             }
+            let code = u8::try_from(abort.grpc).unwrap_or(2);
+            chosen.count(if chosen.grpc { 200 } else { abort.http }, code, Flag::FaultInjected);
             return Ok(Some(abort_response(abort, chosen.grpc)));
         }
     }

@@ -1,0 +1,54 @@
+//! What is counted, under Istio's names.
+
+use crate::support::{CLUSTER, TARGET, greeter, hello, mesh_on, routes, service, to};
+use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+
+/// Requests with this response flag and gRPC status, for this cluster.
+fn requests(snapshotter: &Snapshotter, wanted: [(&str, &str); 3]) -> u64 {
+    let all = snapshotter.snapshot().into_vec().into_iter();
+    all.filter_map(|(key, _, _, value)| {
+        let has = |(name, value)| key.key().labels().any(|l| l.key() == name && l.value() == value);
+        match value {
+            DebugValue::Counter(n) if key.key().name() == "istio_requests_total" && wanted.into_iter().all(has) => {
+                Some(n)
+            }
+            _ => None,
+        }
+    })
+    .sum()
+}
+
+#[tokio::test]
+async fn requests_that_reach_no_endpoint_are_counted_with_their_flag() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let backend = greeter("one").await;
+    let greeter = service(&[("one", backend.addr())]);
+    let route =
+        |fields: &str| greeter.clone() + &routes(&format!("[{{route: [{{destination: {}}}], {fields}}}]", to("")));
+
+    let cp = ControlPlane::builder().yaml(route("match: [{uri: {prefix: /nothing}}]")).start().await.unwrap();
+    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
+    let no_route = [("response_flags", "NR"), ("destination_service", "unknown"), ("response_code", "404")];
+    assert_eq!(requests(&snapshotter, no_route), 1);
+
+    let cp = ControlPlane::builder().yaml(route("name: r")).start().await.unwrap();
+    cp.cache().remove(ResourceType::Cluster, CLUSTER);
+    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
+    assert_eq!(
+        requests(&snapshotter, [("response_flags", "NC"), ("cluster", CLUSTER), ("grpc_response_status", "14")]),
+        1
+    );
+
+    let abort = "fault: {abort: {grpcStatus: ABORTED, percentage: {value: 100}}}";
+    let cp = ControlPlane::builder().yaml(route(abort)).start().await.unwrap();
+    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
+    assert_eq!(
+        requests(&snapshotter, [("response_flags", "FI"), ("cluster", CLUSTER), ("grpc_response_status", "10")]),
+        1
+    );
+    assert_eq!(backend.state().calls(), 0);
+}
