@@ -24,9 +24,13 @@ use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
+use tokio::{net::TcpListener, task::JoinSet};
 use tower::{Layer, ServiceExt, service_fn};
 
 /// The greeter on these endpoints with this connection pool, as flow map.
@@ -264,6 +268,45 @@ async fn connections_are_made_ahead_of_requests() {
         .await;
     }
     requests.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_cluster_makes_so_many_handshakes_at_once_and_no_more() {
+    const ENDPOINTS: usize = 160;
+    const CALLS: usize = 320;
+    // Endpoints that take connections and, for now, say nothing: each handshake begun stays.
+    let mut listeners = Vec::new();
+    for _ in 0..ENDPOINTS {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let (begun, go) = (begun.clone(), go.clone());
+        servers.spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            // The preface says that the handshake has begun. To be told that there may be something to read is not enough.
+            assert!(tcp.peek(&mut [0]).await.unwrap() > 0);
+            begun.fetch_add(1, SeqCst);
+            go.acquire().await.unwrap().forget();
+            let mut h2: h2::server::Connection<_, Bytes> = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((_, mut respond))) = h2.accept().await {
+                let head = http::Response::builder().header("content-type", "application/grpc");
+                respond.send_response(head.header("grpc-status", "0").body(()).unwrap(), true).unwrap();
+            }
+        });
+    }
+    let world = World::new(&pooled(&addresses, "{tcp: {connectTimeout: 20s}}")).await;
+    let calls: Vec<_> = (0..CALLS).map(|_| spawn_hello(&world.channel)).collect();
+    until("as many as may be have begun", async || begun.load(SeqCst) == 64).await;
+    until("all others wait", async || world.channel.load().pending as usize == CALLS).await;
+    assert_eq!(begun.load(SeqCst), 64);
+    go.add_permits(ENDPOINTS);
+    for call in calls {
+        // An empty response: only that it came counts.
+        let _ = tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap();
+    }
 }
 
 #[tokio::test]
