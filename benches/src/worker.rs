@@ -5,10 +5,11 @@
 
 use std::io::BufRead;
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -81,11 +82,22 @@ pub enum Answer {
     Failed(String),
 }
 
+/// The hidden command of a program that starts itself again as its workers.
+#[derive(Debug, Subcommand)]
+pub enum Internal {
+    /// Be one of the processes of a run.
+    #[command(hide = true)]
+    Play {
+        /// The role, as JSON.
+        role: String,
+    },
+}
+
 /// Runs `role` in this process until standard input is closed.
 ///
 /// # Errors
 /// When the runtime cannot be built, or the role cannot be taken.
-pub fn play(role: &str) -> Result<()> {
+pub fn play(role: &str) -> Result<ExitCode> {
     let role: Role = serde_json::from_str(role).context("the role is not what this version writes")?;
     let mut builder = match role {
         Role::Client { flavor: Flavor::CurrentThread, .. } => tokio::runtime::Builder::new_current_thread(),
@@ -106,7 +118,8 @@ pub fn play(role: &str) -> Result<()> {
             Role::Client { kind, addresses, control_plane, .. } => call(kind, &addresses, control_plane, lines).await,
             Role::Follower { kind, control_plane } => apply::follow(kind, control_plane, lines).await,
         }
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(backends: usize, mut lines: mpsc::Receiver<String>) -> Result<()> {

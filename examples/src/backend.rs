@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::greeter::greeter_server::{Greeter, GreeterServer};
 use crate::greeter::{HelloReply, HelloRequest};
-use crate::server::{self, Accept, Peer, Server};
+use crate::server::{self, Accept, BoxError, Peer, Server};
 
 /// How a backend starts. Each value but `accept` can be changed later by a switch.
 #[derive(Clone)]
@@ -29,19 +29,15 @@ pub struct Options {
     pub accept: Accept,
 }
 
-/// A greeter on one address, served over gRPC. Dropping it cuts every connection.
+/// A greeter on one address, served over gRPC unless it is a [`HttpBackend`]. Dropping it cuts every connection.
 #[derive(Debug)]
-pub struct Backend {
-    server: Server<Routes>,
+pub struct Backend<S = Routes> {
+    server: Server<S>,
     state: Arc<State>,
 }
 
 /// The same switches on a plain HTTP backend, which answers every path with `hello from NAME`.
-#[derive(Debug)]
-pub struct HttpBackend {
-    server: Server<HttpGreeter>,
-    state: Arc<State>,
-}
+pub type HttpBackend = Backend<HttpGreeter>;
 
 /// What the service of a backend and its handle share.
 #[derive(Debug)]
@@ -88,37 +84,7 @@ impl Backend {
     /// # Errors
     /// The address cannot be bound.
     pub async fn start(name: &str, addr: SocketAddr, options: Options) -> io::Result<Self> {
-        let state = State::new(name, &options);
-        let routes = Routes::new(GreeterServer::new(GreeterService(Arc::clone(&state))));
-        Ok(Self { server: Server::start(addr, options.accept, routes).await?, state })
-    }
-
-    /// Closes the port and cuts every connection, calls in flight included.
-    pub async fn kill(&mut self) {
-        self.server.kill().await;
-    }
-
-    /// Listens again on the same address.
-    ///
-    /// # Errors
-    /// The address was taken by another process meanwhile.
-    pub async fn restart(&mut self) -> io::Result<()> {
-        self.server.restart().await
-    }
-
-    /// The address served.
-    pub fn addr(&self) -> SocketAddr {
-        self.server.addr()
-    }
-
-    /// How many connections were accepted, over all restarts.
-    pub fn connections(&self) -> u64 {
-        self.server.connections()
-    }
-
-    /// The switches and counters, which outlive the handle.
-    pub fn state(&self) -> &Arc<State> {
-        &self.state
+        Self::serve(name, addr, options, |state| Routes::new(GreeterServer::new(GreeterService(state)))).await
     }
 }
 
@@ -127,13 +93,31 @@ impl HttpBackend {
     ///
     /// # Errors
     /// The address cannot be bound.
-    pub async fn start(name: &str, addr: SocketAddr, options: Options) -> io::Result<Self> {
+    pub async fn http(name: &str, addr: SocketAddr, options: Options) -> io::Result<Self> {
+        Self::serve(name, addr, options, HttpGreeter).await
+    }
+}
+
+impl<S, B> Backend<S>
+where
+    S: tower::Service<http::Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError>,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    async fn serve(
+        name: &str,
+        addr: SocketAddr,
+        options: Options,
+        service: impl FnOnce(Arc<State>) -> S,
+    ) -> io::Result<Self> {
         let state = State::new(name, &options);
-        let service = HttpGreeter(Arc::clone(&state));
-        Ok(Self { server: Server::start(addr, options.accept, service).await?, state })
+        Ok(Self { server: Server::start(addr, options.accept, service(Arc::clone(&state))).await?, state })
     }
 
-    /// Closes the port and cuts every connection, requests in flight included.
+    /// Closes the port and cuts every connection, calls in flight included.
     pub async fn kill(&mut self) {
         self.server.kill().await;
     }

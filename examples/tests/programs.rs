@@ -25,7 +25,7 @@ impl Running {
     async fn start() -> Self {
         let greeter = async |name| Backend::start(name, ANY, Options::default()).await.unwrap();
         let greeters = [greeter("v1-a").await, greeter("v1-b").await, greeter("v2-a").await];
-        let reviews = HttpBackend::start("reviews", ANY, Options::default()).await.unwrap();
+        let reviews = Backend::http("reviews", ANY, Options::default()).await.unwrap();
         let ports = greeters.iter().map(Backend::addr).chain([reviews.addr()]).map(|addr| addr.port().to_string());
         let yaml = ["6001", "6002", "6003", "6080"]
             .iter()

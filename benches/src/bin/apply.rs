@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use benches::apply::{self, Applied, Plan};
 use benches::client::Kind;
 use benches::report::median;
-use benches::worker;
-use clap::{Parser, Subcommand};
+use benches::worker::{self, Internal};
+use clap::Parser;
 use mesh_client::bench_api::ApplyBench;
 use tokio::time::Instant;
 
@@ -40,21 +40,10 @@ struct Options {
     command: Option<Internal>,
 }
 
-#[derive(Debug, Subcommand)]
-enum Internal {
-    /// Be one of the processes of a run.
-    #[command(hide = true)]
-    Play {
-        /// The role, as JSON.
-        role: String,
-    },
-}
-
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     if let Some(Internal::Play { role }) = &options.command {
-        worker::play(role)?;
-        return Ok(ExitCode::SUCCESS);
+        return worker::play(role);
     }
     if !(2..=25_000).contains(&options.endpoints) || !(1..=1_000).contains(&options.updates) {
         bail!("--endpoints is between 2 and 25000 and --updates between 1 and 1000");

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use benches::client::Kind;
+use benches::envoy;
 use benches::report;
 use benches::suite::{self, Cell, Extent, Plan};
-use benches::{envoy, worker};
-use clap::{Parser, Subcommand};
+use benches::worker::{self, Internal};
+use clap::Parser;
 
 /// Measure mesh beside its peers: unary gRPC echo over loopback, closed loop, the server in a process of its own, each
 /// client in a process of its own, and all clients in turns, so that noise hits all alike.
@@ -49,21 +50,10 @@ struct Options {
     command: Option<Internal>,
 }
 
-#[derive(Debug, Subcommand)]
-enum Internal {
-    /// Be one of the processes of a run.
-    #[command(hide = true)]
-    Play {
-        /// The role, as JSON.
-        role: String,
-    },
-}
-
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     if let Some(Internal::Play { role }) = &options.command {
-        worker::play(role)?;
-        return Ok(ExitCode::SUCCESS);
+        return worker::play(role);
     }
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(run(options))
 }

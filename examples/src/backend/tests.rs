@@ -75,7 +75,7 @@ async fn a_killed_backend_cuts_calls_in_flight_and_comes_back_on_its_port() {
 
 #[tokio::test]
 async fn an_http_backend_answers_over_http1() {
-    let backend = HttpBackend::start("web", ANY, Options::default()).await.unwrap();
+    let backend = Backend::http("web", ANY, Options::default()).await.unwrap();
     let http =
         hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http::<Full<Bytes>>();
     let uri: http::Uri = format!("http://{}/reviews/1", backend.addr()).parse().unwrap();

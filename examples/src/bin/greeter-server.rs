@@ -78,7 +78,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options { fail_rate: args.fail_rate, delay: Duration::from_millis(args.delay), accept };
     let started = match args.http {
         false => Backend::start(&args.name, args.listen, options).await.map(Serving::Grpc),
-        true => HttpBackend::start(&args.name, args.listen, options).await.map(Serving::Http),
+        true => Backend::http(&args.name, args.listen, options).await.map(Serving::Http),
     };
     let serving = started.with_context(|| format!("--listen {}: cannot listen there", args.listen))?;
     println!("greeter {} listens on {}", args.name, serving.addr());

@@ -1,7 +1,7 @@
 //! Single policies as plain tower layers around a hyper client: no mesh, no control plane, nothing else to run.
 
 use bytes::Bytes;
-use examples::backend::{HttpBackend, Options};
+use examples::backend::{Backend, Options};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -16,7 +16,7 @@ const REQUESTS: u32 = 200;
 #[allow(clippy::print_stdout, reason = "the program's output")]
 async fn main() -> anyhow::Result<()> {
     let options = Options { fail_rate: 0.3, ..Options::default() };
-    let backend = HttpBackend::start("flaky", "127.0.0.1:0".parse()?, options).await?;
+    let backend = Backend::http("flaky", "127.0.0.1:0".parse()?, options).await?;
 
     let policy = Policy::http().on(Condition::Http5xx).max_retries(10).build();
     let mut client = ServiceBuilder::new()

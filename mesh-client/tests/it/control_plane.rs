@@ -9,6 +9,7 @@ use envoy_types::{
     pb::google::protobuf::UInt32Value,
     util::pack_any,
 };
+use examples::backend::Backend;
 use mesh_client::Mesh;
 use mesh_control::{ControlPlane, Event};
 use mesh_xds::{
@@ -39,6 +40,17 @@ fn changed(
 fn status_of(mesh: &Mesh, name: &str, kind: &str) -> Option<ResourceStatus> {
     let resources = mesh.status().unwrap().resources;
     resources.into_iter().find(|r| &*r.name == name && r.type_url.ends_with(kind))
+}
+
+/// A service of two versions; requests with `x-two: 1` go to the second, all others to the first.
+fn v2_by_header(one: &Backend, two: &Backend) -> String {
+    service(&[("v1", one.addr()), ("v2", two.addr())])
+        + &routes(&format!(
+            "[{{match: [{{headers: {{x-two: {{exact: \"1\"}}}}}}], route: [{{destination: {}}}]}}, {{route: [{{destination: {}}}]}}]",
+            to("v2"),
+            to("v1")
+        ))
+        + &rule("{}", &["v1", "v2"])
 }
 
 #[tokio::test]
@@ -86,13 +98,7 @@ async fn a_control_plane_that_accepts_and_says_nothing_is_named() {
 #[tokio::test]
 async fn a_bad_resource_is_refused_by_itself_and_its_last_good_version_stays() {
     let (one, two) = (greeter("v1").await, greeter("v2").await);
-    let yaml = service(&[("v1", one.addr()), ("v2", two.addr())])
-        + &routes(&format!(
-            "[{{match: [{{headers: {{x-two: {{exact: \"1\"}}}}}}], route: [{{destination: {}}}]}}, {{route: [{{destination: {}}}]}}]",
-            to("v2"),
-            to("v1")
-        ))
-        + &rule("{}", &["v1", "v2"]);
+    let yaml = v2_by_header(&one, &two);
     let world = World::new(&yaml).await;
     assert_eq!(hello(&world.channel).await.unwrap().backend, "v1");
     let before = status_of(&world.mesh, V1, "Cluster").unwrap();
@@ -167,13 +173,7 @@ async fn a_listener_that_does_not_exist_fails_calls_at_once() {
 #[tokio::test]
 async fn a_route_to_a_cluster_that_does_not_exist_fails_calls_at_once() {
     let (one, two) = (greeter("v1").await, greeter("v2").await);
-    let yaml = service(&[("v1", one.addr()), ("v2", two.addr())])
-        + &routes(&format!(
-            "[{{match: [{{headers: {{x-two: {{exact: \"1\"}}}}}}], route: [{{destination: {}}}]}}, {{route: [{{destination: {}}}]}}]",
-            to("v2"),
-            to("v1")
-        ))
-        + &rule("{}", &["v1", "v2"]);
+    let yaml = v2_by_header(&one, &two);
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     cp.cache().remove(ResourceType::Cluster, V2);
     let channel = mesh_on(&cp).await.channel(TARGET).unwrap();

@@ -94,7 +94,7 @@ pub(crate) async fn greeter(name: &str) -> Backend {
 
 /// A plain HTTP server of this name.
 pub(crate) async fn http_backend(name: &str) -> HttpBackend {
-    HttpBackend::start(name, ANY, Options::default()).await.expect("a free port")
+    Backend::http(name, ANY, Options::default()).await.expect("a free port")
 }
 
 /// A mesh without a control plane.

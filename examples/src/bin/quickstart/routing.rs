@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use examples::backend::{HttpBackend, Options};
+use examples::backend::{Backend, Options};
 use examples::greeter::HelloRequest;
 use examples::greeter::greeter_client::GreeterClient;
 use http_body_util::Empty;
@@ -104,7 +104,7 @@ pub(crate) async fn plain_http(world: &World, report: &mut Report) -> anyhow::Re
     }
     let failed = world.reviews.state().failed();
 
-    let stranger = HttpBackend::start("stranger", ([127, 0, 0, 1], 0).into(), Options::default()).await?;
+    let stranger = Backend::http("stranger", ([127, 0, 0, 1], 0).into(), Options::default()).await?;
     let request = get(format!("http://{}/", stranger.addr()))?;
     let response = client.ready().await.map_err(anyhow::Error::from_boxed)?.call(request).await;
     let response = response.map_err(anyhow::Error::from_boxed)?;

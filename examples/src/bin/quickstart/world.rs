@@ -49,7 +49,7 @@ impl World {
             let options = Options { accept: tls(acceptor.clone()), ..Options::default() };
             greeters.push(Backend::start(name, ANY, options).await?);
         }
-        let reviews = HttpBackend::start("reviews", ANY, Options::default()).await?;
+        let reviews = Backend::http("reviews", ANY, Options::default()).await?;
 
         let ports = [
             (6001, greeters[0].addr()),
