@@ -119,7 +119,7 @@ fn runtime() -> Runtime {
 
 fn deps(runtime: &Runtime) -> ClusterDeps<Connected> {
     let connector = |_: &Cluster, _: &Arc<Breaker>| Arc::new(NoConnector(watch::Sender::new(0)));
-    ClusterDeps { connector: Arc::new(connector), runtime: runtime.handle().clone() }
+    ClusterDeps { connector: Arc::new(connector), runtime: runtime.handle().clone(), profile: crate::Profile::Grpc }
 }
 
 fn assignment(n: usize) -> Arc<ClusterLoadAssignment> {

@@ -88,7 +88,7 @@ impl Upstreams {
         let connector = move |cluster: &Cluster, breaker: &Arc<Breaker>| {
             connector(cluster, protocol, breaker, &identities, &shared)
         };
-        let deps = ClusterDeps { connector: Arc::new(connector), runtime };
+        let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile };
         let upstream = Arc::new(Upstream {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),

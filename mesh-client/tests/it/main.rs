@@ -20,6 +20,7 @@ mod matching;
 mod mesh_layer;
 mod mtls;
 mod numbers;
+mod outliers;
 mod policy;
 mod retries;
 mod routing;

@@ -1,6 +1,6 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
-use super::{ClusterLoadAssignment, ConnectionOptions, StringMatcher};
+use super::{ClusterLoadAssignment, ConnectionOptions, OutlierDetection, StringMatcher};
 use std::{sync::Arc, time::Duration};
 
 /// A validated cluster.
@@ -91,43 +91,6 @@ pub struct CircuitBreakers {
     pub max_connections_per_host: u32,
 }
 
-/// `outlier_detection` (gRFC A50 and Envoy's consecutive counters).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutlierDetection {
-    /// Sweep interval; default 10 s.
-    pub interval: Duration,
-    /// Default 30 s.
-    pub base_ejection_time: Duration,
-    /// Default 300 s (or `base_ejection_time` if larger).
-    pub max_ejection_time: Duration,
-    /// 0..=100, default 10.
-    pub max_ejection_percent: u32,
-    /// `consecutive_5xx`: `None` when off. Envoy's default is 5 when outlier detection is configured with it.
-    pub consecutive_5xx: Option<u32>,
-    /// Percent of ejections enforced; default 100.
-    pub enforcing_consecutive_5xx: u32,
-    /// `consecutive_gateway_failure` (502, 503, 504, UNAVAILABLE and local failures).
-    pub consecutive_gateway_failure: Option<u32>,
-    /// Default 0.
-    pub enforcing_consecutive_gateway_failure: u32,
-    /// Success rate: factor/1000 standard deviations; default 1900.
-    pub success_rate_stdev_factor: u32,
-    /// Default 100 (0 turns success rate off).
-    pub enforcing_success_rate: u32,
-    /// Default 5.
-    pub success_rate_minimum_hosts: u32,
-    /// Default 100 requests an interval.
-    pub success_rate_request_volume: u32,
-    /// Failure percentage: default 85.
-    pub failure_percentage_threshold: u32,
-    /// Default 0: off.
-    pub enforcing_failure_percentage: u32,
-    /// Default 5.
-    pub failure_percentage_minimum_hosts: u32,
-    /// Default 50.
-    pub failure_percentage_request_volume: u32,
-}
-
 /// Transport to the endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum TransportSocket {
@@ -171,29 +134,6 @@ impl Default for CircuitBreakers {
             max_retries: 3,
             retry_budget: None,
             max_connections_per_host: 1,
-        }
-    }
-}
-
-impl Default for OutlierDetection {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(10),
-            base_ejection_time: Duration::from_secs(30),
-            max_ejection_time: Duration::from_secs(300),
-            max_ejection_percent: 10,
-            consecutive_5xx: Some(5),
-            enforcing_consecutive_5xx: 100,
-            consecutive_gateway_failure: Some(5),
-            enforcing_consecutive_gateway_failure: 0,
-            success_rate_stdev_factor: 1900,
-            enforcing_success_rate: 100,
-            success_rate_minimum_hosts: 5,
-            success_rate_request_volume: 100,
-            failure_percentage_threshold: 85,
-            enforcing_failure_percentage: 0,
-            failure_percentage_minimum_hosts: 5,
-            failure_percentage_request_volume: 50,
         }
     }
 }

@@ -10,6 +10,7 @@ mod format;
 mod kind;
 mod listener;
 mod matcher;
+mod outlier;
 mod route;
 mod template;
 
@@ -18,8 +19,8 @@ pub use action::{
     RedirectPath, WeightedCluster,
 };
 pub use cluster::{
-    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, OutlierDetection, RetryBudget,
-    TransportSocket, UpstreamTls,
+    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, RetryBudget, TransportSocket,
+    UpstreamTls,
 };
 pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 pub(crate) use decode::peek_name;
@@ -35,6 +36,7 @@ pub use matcher::{
     CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
+pub use outlier::{FailureAccrual, OutlierDetection};
 pub use route::{
     BackOff, DomainPattern, FilterOverride, PathMatcher, RetryOn, RetryPolicy, Route, RouteConfiguration, RouteMatch,
     VirtualHost,

@@ -2,7 +2,7 @@
 
 use super::{
     Cause, Endpoint, Link, LiveCluster, Writer,
-    outlier::{Event, Host, Verdict, consecutive, release_due, sweep},
+    outlier::{Event, Host, Rules, Verdict, consecutive, release_due, sweep},
 };
 use mesh_xds::resource::OutlierDetection;
 use std::{
@@ -21,8 +21,8 @@ pub(super) struct Sweeper {
 
 /// Metric handles, made once.
 pub(super) struct Metrics {
-    enforced: [metrics::Counter; 4],
-    spared: [metrics::Counter; 4],
+    enforced: [metrics::Counter; Cause::ALL.len()],
+    spared: [metrics::Counter; Cause::ALL.len()],
     ejected: metrics::Gauge,
 }
 
@@ -56,7 +56,8 @@ impl<L: Link> LiveCluster<L> {
         }
         let mut ejection = endpoint.ejection();
         let share = (writer.ejected, writer.set.usable_len());
-        let verdict = consecutive(cause, &mut ejection, share, &config, Instant::now(), &mut fastrand::Rng::new());
+        let rules = Rules { config: &config, profile: self.deps.profile };
+        let verdict = consecutive(cause, &mut ejection, share, rules, Instant::now(), &mut fastrand::Rng::new());
         if verdict != Verdict::Already {
             self.note(endpoint, cause, verdict, writer.ejected + usize::from(verdict == Verdict::Ejected));
         }
@@ -70,14 +71,44 @@ impl<L: Link> LiveCluster<L> {
         }
     }
 
+    /// The request to an endpoint on probation has ended.
+    #[cold]
+    pub(super) fn probed(&self, endpoint: &Endpoint<L>, well: bool) {
+        let mut writer = self.writer();
+        let mut ejection = endpoint.ejection();
+        let Some(config) = writer.cluster.outlier_detection.clone() else { return };
+        if !ejection.is_on_probation() || endpoint.is_retired() {
+            return;
+        }
+        if well {
+            ejection.acquit();
+        } else {
+            let (rules, rng) = (Rules { config: &config, profile: self.deps.profile }, &mut fastrand::Rng::new());
+            let verdict = consecutive(Cause::FailureAccrual, &mut ejection, (0, 1), rules, Instant::now(), rng);
+            self.note(endpoint, Cause::FailureAccrual, verdict, writer.ejected + 1);
+        }
+        endpoint.set_ejection(ejection);
+        if well {
+            self.welcome(endpoint);
+        }
+        self.count_ejected(&mut writer);
+        if let Some(sweeper) = &writer.sweeper {
+            sweeper.wake.notify_one();
+        }
+        self.stale.notify_one();
+    }
+
     /// The end of an interval.
     fn sweep(&self, now: Instant, rng: &mut fastrand::Rng) {
         let mut writer = self.writer();
         let Some(config) = writer.cluster.outlier_detection.clone() else { return };
         let endpoints: Vec<_> = writer.set.usable().cloned().collect();
-        let mut hosts: Vec<Host> =
-            endpoints.iter().map(|e| Host { ejection: e.ejection(), tally: e.counters().take() }).collect();
-        let events = sweep(&mut hosts, &config, now, rng);
+        let host = |endpoint: &Arc<Endpoint<L>>| {
+            let [tally, local] = endpoint.counters().take();
+            Host { ejection: endpoint.ejection(), tally, local }
+        };
+        let mut hosts: Vec<Host> = endpoints.iter().map(host).collect();
+        let events = sweep(&mut hosts, Rules { config: &config, profile: self.deps.profile }, now, rng);
         for (endpoint, host) in endpoints.iter().zip(&hosts) {
             endpoint.set_ejection(host.ejection);
         }
@@ -144,7 +175,12 @@ impl<L: Link> LiveCluster<L> {
 
     fn welcome(&self, endpoint: &Endpoint<L>) {
         endpoint.counters().forgive();
-        tracing::info!(cluster = &*self.name, address = %endpoint.address(), "ejected endpoint returned");
+        let (cluster, address) = (&*self.name, endpoint.address());
+        if endpoint.ejection().is_on_probation() {
+            tracing::debug!(cluster, %address, "ejected endpoint is probed");
+        } else {
+            tracing::info!(cluster, %address, "ejected endpoint returned");
+        }
     }
 }
 

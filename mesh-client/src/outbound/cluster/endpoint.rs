@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
 };
 
@@ -28,7 +28,8 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     // First what a pick and a request touch, next to the reference count: one cache line.
     link: Arc<L>,
     in_flight: AtomicU32,
-    ejected: AtomicBool,
+    /// One of the constants below.
+    standing: AtomicU8,
     retired: AtomicBool,
     counters: Counters,
     address: SocketAddr,
@@ -37,6 +38,17 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     ejection: Mutex<Ejection>,
     cluster: Weak<LiveCluster<L>>,
 }
+
+/// In the rotation.
+const IN: u8 = 0;
+/// Ejected.
+const OUT: u8 = 1;
+/// One request may go there, to find out whether it is well.
+const PROBATION: u8 = 2;
+/// That request was picked for it,
+const CLAIMED: u8 = 3;
+/// and is under way.
+const PROBED: u8 = 4;
 
 /// What the assignment says of an endpoint besides its address.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +86,8 @@ pub(crate) enum Outcome {
 pub(crate) struct InFlight<L: Link = Subchannel> {
     endpoint: Arc<Endpoint<L>>,
     recorded: bool,
+    /// It is the one request of an endpoint on probation.
+    probe: bool,
 }
 
 impl<L: Link> Endpoint<L> {
@@ -88,7 +102,7 @@ impl<L: Link> Endpoint<L> {
             address,
             link,
             placement: ArcSwap::from_pointee(placement),
-            ejected: AtomicBool::new(false),
+            standing: AtomicU8::new(IN),
             in_flight: AtomicU32::new(0),
             counters: Counters::default(),
             thresholds,
@@ -123,7 +137,21 @@ impl<L: Link> Endpoint<L> {
 
     /// Whether outlier detection holds it out of the rotation.
     pub(crate) fn is_ejected(&self) -> bool {
-        self.ejected.load(Relaxed)
+        self.standing.load(Relaxed) == OUT
+    }
+
+    /// Whether a request that was picked for it may go there: an endpoint on probation takes one.
+    #[inline]
+    pub(super) fn admits(&self) -> bool {
+        match self.standing.load(Relaxed) {
+            PROBATION => self.standing.compare_exchange(PROBATION, CLAIMED, Relaxed, Relaxed).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// Whether it is on probation, or the request that decides is under way.
+    pub(crate) fn is_on_probation(&self) -> bool {
+        self.standing.load(Relaxed) >= PROBATION
     }
 
     /// Requests started and not yet ended.
@@ -153,8 +181,14 @@ impl<L: Link> Endpoint<L> {
 
     pub(super) fn set_ejection(&self, ejection: Ejection) {
         *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
-        let before = self.ejected.swap(ejection.is_ejected(), Relaxed);
-        if ejection.is_ejected() && !before {
+        let standing = match ejection {
+            _ if ejection.is_ejected() => OUT,
+            // A probe that is under way goes on.
+            _ if ejection.is_on_probation() && self.is_on_probation() => return,
+            _ if ejection.is_on_probation() => PROBATION,
+            _ => IN,
+        };
+        if self.standing.swap(standing, Relaxed) != OUT && standing == OUT {
             self.link.unhealthy(false);
         }
     }
@@ -171,7 +205,13 @@ impl<L: Link> Endpoint<L> {
     }
 
     fn record(&self, outcome: Outcome) {
-        for cause in self.counters.record(outcome, &self.thresholds).into_iter().flatten() {
+        let causes = self.counters.record(outcome, &self.thresholds);
+        if self.is_on_probation()
+            && let Some(cluster) = self.cluster.upgrade()
+        {
+            return cluster.probed(self, !outcome.is_failure());
+        }
+        for cause in causes.into_iter().flatten() {
             if let Some(cluster) = self.cluster.upgrade() {
                 cluster.offended(self, cause);
             }
@@ -183,7 +223,7 @@ impl<L: Link> Candidate for Endpoint<L> {
     fn standing(&self, panic: bool) -> Standing {
         match self.link.connectivity() {
             Connectivity::TransientFailure => Standing::Unavailable,
-            _ if self.is_ejected() && !panic => Standing::Unavailable,
+            _ if !panic && matches!(self.standing.load(Relaxed), OUT | CLAIMED | PROBED) => Standing::Unavailable,
             Connectivity::Connecting => Standing::Connecting,
             Connectivity::Idle | Connectivity::Ready => Standing::Available,
         }
@@ -226,7 +266,10 @@ impl<L: Link> InFlight<L> {
     /// Starts a request to `endpoint`.
     pub(crate) fn of(endpoint: Arc<Endpoint<L>>) -> Self {
         endpoint.in_flight.fetch_add(1, Relaxed);
-        Self { endpoint, recorded: false }
+        let standing = &endpoint.standing;
+        let probe =
+            standing.load(Relaxed) == CLAIMED && standing.compare_exchange(CLAIMED, PROBED, Relaxed, Relaxed).is_ok();
+        Self { endpoint, recorded: false, probe }
     }
 
     /// The endpoint.
@@ -246,6 +289,10 @@ impl<L: Link> InFlight<L> {
 impl<L: Link> Drop for InFlight<L> {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Relaxed);
+        if self.probe {
+            // It was given up before it told anything; another may find out. Nothing to do if it did tell.
+            let _ = self.endpoint.standing.compare_exchange(PROBED, PROBATION, Relaxed, Relaxed);
+        }
     }
 }
 
@@ -254,7 +301,7 @@ impl<L: Link> fmt::Debug for Endpoint<L> {
         f.debug_struct("Endpoint")
             .field("address", &self.address)
             .field("link", &self.link)
-            .field("ejected", &self.ejected)
+            .field("ejected", &self.is_ejected())
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()
     }

@@ -27,6 +27,7 @@ use crate::outbound::{
     connect::Subchannel,
     pick::{Picker, Turn},
     retry::Budget,
+    route::Profile,
 };
 use arc_swap::ArcSwap;
 use eject::{Metrics, Sweeper};
@@ -50,6 +51,8 @@ pub(crate) struct ClusterDeps<L: Link = Subchannel> {
     pub(crate) connector: ConnectorFactory<L>,
     /// Runs its tasks.
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Whose rules hold for what concerns no single request: outlier detection.
+    pub(crate) profile: Profile,
 }
 
 /// One cluster. Dropping it stops its task and drains its connections.
@@ -231,7 +234,12 @@ impl<L: Link> LiveCluster<L> {
     pub(crate) fn pick(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
         let view = self.view.load();
         match view.pick(exclude, rng) {
-            Ok(Some(endpoint)) => Pick::Endpoint(endpoint),
+            Ok(Some(endpoint)) if endpoint.admits() => Pick::Endpoint(endpoint),
+            // Somebody else's request was quicker to be the one that an endpoint on probation takes: it is not picked again.
+            Ok(Some(_)) => {
+                drop(view);
+                self.pick(exclude, rng)
+            }
             Ok(None) => {
                 drop(view);
                 self.pick_anew(exclude, rng)
@@ -245,8 +253,8 @@ impl<L: Link> LiveCluster<L> {
     fn pick_anew(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
         self.rebuild();
         match self.view.load().pick(exclude, rng) {
-            Ok(Some(endpoint)) => Pick::Endpoint(endpoint),
-            Ok(None) => Pick::Fail(Arc::new(unavailable(&self.name, &self.writer().set))),
+            Ok(Some(endpoint)) if endpoint.admits() => Pick::Endpoint(endpoint),
+            Ok(_) => Pick::Fail(Arc::new(unavailable(&self.name, &self.writer().set))),
             Err(cause) => Pick::Fail(cause),
         }
     }
@@ -367,7 +375,7 @@ impl<L: Link> fmt::Debug for ClusterDeps<L> {
 
 impl<L: Link> Clone for ClusterDeps<L> {
     fn clone(&self) -> Self {
-        Self { connector: self.connector.clone(), runtime: self.runtime.clone() }
+        Self { connector: self.connector.clone(), runtime: self.runtime.clone(), profile: self.profile }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a cluster says of itself, for `explain` and for dumps.
 
-use super::{Connectivity, Link, LiveCluster, Resource};
+use super::{Cause, Connectivity, Link, LiveCluster, Resource};
 use mesh_xds::resource::{HealthStatus, LocalityId};
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -37,6 +37,10 @@ pub(crate) struct EndpointStatus {
     pub(crate) state: Connectivity,
     /// For how long it is still held out by outlier detection; `None`: it is not.
     pub(crate) ejected_for: Option<Duration>,
+    /// And why.
+    pub(crate) cause: Option<Cause>,
+    /// One request is to find out whether it is well again.
+    pub(crate) on_probation: bool,
     /// Requests.
     pub(crate) in_flight: u32,
     /// Why it last failed to connect, in words, with its causes.
@@ -61,6 +65,8 @@ impl<L: Link> LiveCluster<L> {
                 health: placement.health,
                 state: endpoint.link().connectivity(),
                 ejected_for: until.map(|until| until.saturating_duration_since(now)),
+                cause: endpoint.ejection().cause(),
+                on_probation: endpoint.is_on_probation(),
                 in_flight: endpoint.in_flight(),
                 last_error: endpoint.last_error().map(|error| in_words(&*error)),
             }
@@ -109,6 +115,12 @@ impl fmt::Display for EndpointStatus {
         }
         if let Some(left) = self.ejected_for {
             write!(f, ", ejected for {left:?} more")?;
+        }
+        if let Some(cause) = self.cause {
+            write!(f, " by {cause}")?;
+        }
+        if self.on_probation {
+            f.write_str(", on probation: one request at a time")?;
         }
         if let Some(error) = &self.last_error {
             write!(f, ", last error: {error}")?;

@@ -30,7 +30,11 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | header matching | application metadata only, `-bin` is absent, `content-type` defaults to `application/grpc` (gRFC A28) | every header |
 /// | query parameters of a match | compared, where gRFC A28 would skip the route: a gRPC request has none, so it does not match either | compared |
 /// | redirects, direct responses | answered, as an error of the mapped code to gRPC calls, where gRFC A28 would fail with UNAVAILABLE | the same |
+/// | failure percentage of outlier detection | above the threshold (gRFC A50) | at it or above |
+/// | `max_ejection_percent` | one endpoint can always be ejected, unless it is 0 (gRFC A50) | never exceeded, but for `always_eject_one_host` |
 /// | header of a retry | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count` |
+///
+/// A cluster that channels and the layer of one mesh share detects outliers by the rules of whoever used it first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Profile {
     /// As gRPC's own xDS clients: the default of a channel.

@@ -1,17 +1,14 @@
 //! CDS validation (gRFC A27, A32, A50, A105 and Envoy's thresholds).
 
 use super::{Decoder, Invalid, Valid, type_name, u32_or};
-use crate::resource::{CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, OutlierDetection, RetryBudget};
-use envoy_types::pb::{
-    envoy::config::{
-        cluster::v3::{
-            CircuitBreakers as ProtoBreakers, Cluster as Proto, OutlierDetection as ProtoOutlier,
-            circuit_breakers::Thresholds,
-            cluster::{ClusterDiscoveryType, DiscoveryType},
-        },
-        core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
+use crate::resource::{CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, RetryBudget};
+use envoy_types::pb::envoy::config::{
+    cluster::v3::{
+        CircuitBreakers as ProtoBreakers, Cluster as Proto,
+        circuit_breakers::Thresholds,
+        cluster::{ClusterDiscoveryType, DiscoveryType},
     },
-    google::protobuf::{Duration as ProtoDuration, UInt32Value},
+    core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
 };
 use prost::Message as _;
 use std::{sync::Arc, time::Duration};
@@ -169,84 +166,5 @@ impl Decoder<'_> {
                 Some(RetryBudget { percent, min_concurrency: u32_or(budget.min_retry_concurrency, 3) });
         }
         Ok(())
-    }
-
-    /// gRFC A50: percentages up to 100, durations not negative.
-    fn outlier_detection(&mut self, proto: ProtoOutlier) -> Valid<OutlierDetection> {
-        self.ignored(&[
-            ("split_external_local_origin_errors", proto.split_external_local_origin_errors),
-            ("max_ejection_time_jitter", proto.max_ejection_time_jitter.is_some()),
-            ("monitors", !proto.monitors.is_empty()),
-            ("always_eject_one_host", proto.always_eject_one_host.is_some_and(|value| value.value)),
-            ("detect_degraded_hosts", proto.detect_degraded_hosts.is_some_and(|value| value.value)),
-        ]);
-        let default = OutlierDetection::default();
-        let counter = |value: Option<UInt32Value>, default: Option<u32>| match value {
-            Some(value) => (value.value > 0).then_some(value.value),
-            None => default,
-        };
-        let duration = |cx: &mut Self, field, value: Option<ProtoDuration>, default: Duration| {
-            cx.duration(field, value).map(|value| value.unwrap_or(default))
-        };
-        let interval = self.positive("interval", proto.interval)?.unwrap_or(default.interval);
-        let base_ejection_time =
-            duration(self, "base_ejection_time", proto.base_ejection_time, default.base_ejection_time)?;
-        let max_ejection_time = duration(
-            self,
-            "max_ejection_time",
-            proto.max_ejection_time,
-            default.max_ejection_time.max(base_ejection_time),
-        )?;
-        Ok(OutlierDetection {
-            interval,
-            base_ejection_time,
-            max_ejection_time,
-            max_ejection_percent: self.percent(
-                "max_ejection_percent",
-                proto.max_ejection_percent,
-                default.max_ejection_percent,
-            )?,
-            consecutive_5xx: counter(proto.consecutive_5xx, default.consecutive_5xx),
-            enforcing_consecutive_5xx: self.percent(
-                "enforcing_consecutive_5xx",
-                proto.enforcing_consecutive_5xx,
-                default.enforcing_consecutive_5xx,
-            )?,
-            consecutive_gateway_failure: counter(
-                proto.consecutive_gateway_failure,
-                default.consecutive_gateway_failure,
-            ),
-            enforcing_consecutive_gateway_failure: self.percent(
-                "enforcing_consecutive_gateway_failure",
-                proto.enforcing_consecutive_gateway_failure,
-                default.enforcing_consecutive_gateway_failure,
-            )?,
-            success_rate_stdev_factor: u32_or(proto.success_rate_stdev_factor, default.success_rate_stdev_factor),
-            enforcing_success_rate: self.percent(
-                "enforcing_success_rate",
-                proto.enforcing_success_rate,
-                default.enforcing_success_rate,
-            )?,
-            success_rate_minimum_hosts: u32_or(proto.success_rate_minimum_hosts, default.success_rate_minimum_hosts),
-            success_rate_request_volume: u32_or(proto.success_rate_request_volume, default.success_rate_request_volume),
-            failure_percentage_threshold: self.percent(
-                "failure_percentage_threshold",
-                proto.failure_percentage_threshold,
-                default.failure_percentage_threshold,
-            )?,
-            enforcing_failure_percentage: self.percent(
-                "enforcing_failure_percentage",
-                proto.enforcing_failure_percentage,
-                default.enforcing_failure_percentage,
-            )?,
-            failure_percentage_minimum_hosts: u32_or(
-                proto.failure_percentage_minimum_hosts,
-                default.failure_percentage_minimum_hosts,
-            ),
-            failure_percentage_request_volume: u32_or(
-                proto.failure_percentage_request_volume,
-                default.failure_percentage_request_volume,
-            ),
-        })
     }
 }

@@ -11,6 +11,7 @@ mod filter;
 mod lb;
 mod listener;
 mod matcher;
+mod outlier;
 mod protocol_options;
 mod retry;
 mod route;

@@ -1,18 +1,29 @@
 //! The decisions of outlier detection, on plain values.
 
 use super::{Cause, Ejection, Tally};
+use crate::outbound::route::Profile;
 use mesh_xds::resource::OutlierDetection;
 use tokio::time::Instant;
 
 /// A rate at the threshold is no outlier, however the sums were rounded.
 const ROUNDING: f64 = 1e-9;
 
+/// What decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules<'a> {
+    pub(crate) config: &'a OutlierDetection,
+    /// How shares are compared with their limits.
+    pub(crate) profile: Profile,
+}
+
 /// One endpoint, as a sweep sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
     pub(crate) ejection: Ejection,
-    /// Of the interval that ends.
+    /// Of the interval that ends: what it answered.
     pub(crate) tally: Tally,
+    /// And whether it answered, where that is counted apart.
+    pub(crate) local: Tally,
 }
 
 /// What came of an endpoint that is to be ejected.
@@ -42,41 +53,44 @@ pub(crate) fn consecutive(
     cause: Cause,
     ejection: &mut Ejection,
     (ejected, total): (usize, usize),
-    config: &OutlierDetection,
+    rules: Rules<'_>,
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Verdict {
     if ejection.is_ejected() {
         Verdict::Already
-    } else if is_full(ejected, total, config) {
+    } else if cause != Cause::FailureAccrual && rules.is_full(ejected, total) {
         Verdict::TooMany
-    } else if rng.u32(0..100) >= cause.enforcing(config) {
+    } else if rng.u32(0..100) >= cause.enforcing(rules.config) {
         Verdict::Spared
     } else {
-        ejection.eject(now);
+        ejection.eject(cause, rules.config, now, rng.f64());
         Verdict::Ejected
     }
 }
 
 /// The end of an interval: success rate, failure percentage, returns, decay, in the order of gRFC A50.
-pub(crate) fn sweep(
-    hosts: &mut [Host],
-    config: &OutlierDetection,
-    now: Instant,
-    rng: &mut fastrand::Rng,
-) -> Vec<Event> {
+pub(crate) fn sweep(hosts: &mut [Host], rules: Rules<'_>, now: Instant, rng: &mut fastrand::Rng) -> Vec<Event> {
+    let config = rules.config;
     let mut events = Vec::new();
     let mut outliers = Vec::new();
-    if config.enforcing_success_rate > 0 {
-        outliers.extend(below_success_rate(hosts, config).map(|i| (i, Cause::SuccessRate)));
-    }
-    if config.enforcing_failure_percentage > 0 {
-        outliers.extend(above_failure_percentage(hosts, config).map(|i| (i, Cause::FailurePercentage)));
+    let mut judge = |success_rate: Cause, failure_percentage: Cause, tally: fn(&Host) -> Tally| {
+        let tallies: Vec<Tally> = hosts.iter().map(tally).collect();
+        if success_rate.enforcing(config) > 0 {
+            outliers.extend(below_success_rate(&tallies, config).map(|i| (i, success_rate)));
+        }
+        if failure_percentage.enforcing(config) > 0 {
+            outliers.extend(above_failure_percentage(&tallies, rules).map(|i| (i, failure_percentage)));
+        }
+    };
+    judge(Cause::SuccessRate, Cause::FailurePercentage, |host| host.tally);
+    if config.split_local_origin {
+        judge(Cause::LocalOriginSuccessRate, Cause::LocalOriginFailurePercentage, |host| host.local);
     }
     let total = hosts.len();
     let mut ejected = hosts.iter().filter(|h| h.ejection.is_ejected()).count();
     for (i, cause) in outliers {
-        let verdict = consecutive(cause, &mut hosts[i].ejection, (ejected, total), config, now, rng);
+        let verdict = consecutive(cause, &mut hosts[i].ejection, (ejected, total), rules, now, rng);
         ejected += usize::from(verdict == Verdict::Ejected);
         if verdict != Verdict::Already {
             events.push(Event::Detected(i, cause, verdict));
@@ -110,14 +124,24 @@ pub(crate) fn release_due<'a>(
     }
 }
 
-/// `ejected / total >= max_ejection_percent`: with any positive percentage one endpoint can always be ejected.
-fn is_full(ejected: usize, total: usize, config: &OutlierDetection) -> bool {
-    ejected as u64 * 100 >= u64::from(config.max_ejection_percent) * total as u64
+impl Rules<'_> {
+    /// Whether no more may be ejected. gRPC (gRFC A50): when the share of the ejected has reached `max_ejection_percent`, so that with any
+    /// positive percentage one endpoint can always go. Envoy: when one more would exceed it, unless `always_eject_one_host` lets the
+    /// first one go.
+    fn is_full(self, ejected: usize, total: usize) -> bool {
+        let Self { config, profile } = self;
+        let allowed = u64::from(config.max_ejection_percent) * total as u64;
+        match profile {
+            _ if ejected == 0 && config.always_eject_one_host => false,
+            Profile::Grpc => ejected as u64 * 100 >= allowed,
+            Profile::Envoy => (ejected as u64 + 1) * 100 > allowed,
+        }
+    }
 }
 
 /// The hosts whose success rate is more than `stdev_factor / 1000` population standard deviations below the mean of
 /// the hosts that had enough requests.
-fn below_success_rate(hosts: &[Host], config: &OutlierDetection) -> impl Iterator<Item = usize> {
+fn below_success_rate(hosts: &[Tally], config: &OutlierDetection) -> impl Iterator<Item = usize> {
     let rates: Vec<(usize, f64)> = with_volume(hosts, config.success_rate_request_volume)
         .map(|(i, tally)| (i, f64::from(tally.successes) / tally.total()))
         .collect();
@@ -131,24 +155,24 @@ fn below_success_rate(hosts: &[Host], config: &OutlierDetection) -> impl Iterato
     rates.into_iter().filter(move |(_, rate)| threshold - rate > ROUNDING).map(|(i, _)| i)
 }
 
-/// The hosts that failed at least `threshold` percent of their requests (Envoy's "greater than or equal"; gRFC A50 has
-/// "greater"), among those with enough requests, if there are enough of those.
-fn above_failure_percentage(hosts: &[Host], config: &OutlierDetection) -> impl Iterator<Item = usize> {
+/// The hosts that failed more than `threshold` percent of their requests (gRFC A50), or as much (Envoy), among those with enough
+/// requests, if there are enough of those.
+fn above_failure_percentage(hosts: &[Tally], rules: Rules<'_>) -> impl Iterator<Item = usize> {
+    let Rules { config, profile } = rules;
     let tallies: Vec<_> = with_volume(hosts, config.failure_percentage_request_volume).collect();
     let enough = tallies.len() >= config.failure_percentage_minimum_hosts as usize;
     let threshold = f64::from(config.failure_percentage_threshold);
     tallies
         .into_iter()
-        .filter(move |(_, tally)| enough && f64::from(tally.failures) * 100.0 >= threshold * tally.total())
+        .filter(move |(_, tally)| {
+            let (failed, limit) = (f64::from(tally.failures) * 100.0, threshold * tally.total());
+            enough && (failed > limit || (profile == Profile::Envoy && failed >= limit))
+        })
         .map(|(i, _)| i)
 }
 
-fn with_volume(hosts: &[Host], volume: u32) -> impl Iterator<Item = (usize, Tally)> {
-    hosts
-        .iter()
-        .enumerate()
-        .map(|(i, host)| (i, host.tally))
-        .filter(move |(_, tally)| tally.total() >= f64::from(volume.max(1)))
+fn with_volume(hosts: &[Tally], volume: u32) -> impl Iterator<Item = (usize, Tally)> {
+    hosts.iter().copied().enumerate().filter(move |(_, tally)| tally.total() >= f64::from(volume.max(1)))
 }
 
 impl Tally {

@@ -1,5 +1,7 @@
 use super::*;
 use crate::outbound::cluster::Outcome;
+use crate::outbound::route::Profile;
+use mesh_xds::resource::FailureAccrual;
 use std::collections::BTreeMap;
 
 fn config() -> OutlierDetection {
@@ -7,7 +9,11 @@ fn config() -> OutlierDetection {
 }
 
 fn hosts(tallies: &[(u32, u32)]) -> Vec<Host> {
-    let host = |&(successes, failures)| Host { ejection: Ejection::default(), tally: Tally { successes, failures } };
+    let host = |&(successes, failures)| Host {
+        ejection: Ejection::default(),
+        tally: Tally { successes, failures },
+        local: Tally::default(),
+    };
     tallies.iter().map(host).collect()
 }
 
@@ -16,13 +22,26 @@ fn ejected(hosts: &[Host]) -> Vec<usize> {
 }
 
 fn swept(config: &OutlierDetection, tallies: &[(u32, u32)]) -> Vec<usize> {
+    swept_by(grpc(config), tallies)
+}
+
+fn swept_by(rules: Rules<'_>, tallies: &[(u32, u32)]) -> Vec<usize> {
     let mut hosts = hosts(tallies);
-    sweep(&mut hosts, config, Instant::now(), &mut fastrand::Rng::with_seed(1));
+    sweep(&mut hosts, rules, Instant::now(), &mut fastrand::Rng::with_seed(1));
     ejected(&hosts)
 }
 
-/// gRFC A50, written down as it reads, without a thought for speed.
+fn grpc(config: &OutlierDetection) -> Rules<'_> {
+    Rules { config, profile: Profile::Grpc }
+}
+
+fn envoy(config: &OutlierDetection) -> Rules<'_> {
+    Rules { config, profile: Profile::Envoy }
+}
+
+/// gRFC A50 and Envoy's documentation, written down as they read, without a thought for speed.
 struct Model {
+    profile: Profile,
     config: OutlierDetection,
     /// Address -> (ejected at, multiplier).
     addresses: BTreeMap<usize, (Option<Instant>, u32)>,
@@ -35,7 +54,14 @@ impl Model {
 
     fn eject(&mut self, i: usize, now: Instant) {
         let share = self.ejected().len() as f64 * 100.0 / self.addresses.len() as f64;
-        if share >= f64::from(self.config.max_ejection_percent) || self.addresses[&i].0.is_some() {
+        let with_it = (self.ejected().len() + 1) as f64 * 100.0 / self.addresses.len() as f64;
+        let max = f64::from(self.config.max_ejection_percent);
+        let first = self.config.always_eject_one_host && self.ejected().is_empty();
+        let full = match self.profile {
+            Profile::Grpc => share >= max,
+            Profile::Envoy => with_it > max,
+        };
+        if (full && !first) || self.addresses[&i].0.is_some() {
             return;
         }
         let multiplier = self.addresses[&i].1 + 1;
@@ -69,7 +95,9 @@ impl Model {
             if enough.len() >= c.failure_percentage_minimum_hosts as usize {
                 for i in enough {
                     let (s, f) = calls[i];
-                    if 100 * u64::from(f) >= u64::from(c.failure_percentage_threshold) * u64::from(s + f) {
+                    let (failed, limit) =
+                        (100 * u64::from(f), u64::from(c.failure_percentage_threshold) * u64::from(s + f));
+                    if failed > limit || (failed == limit && self.profile == Profile::Envoy) {
                         self.eject(i, now);
                     }
                 }
@@ -105,11 +133,13 @@ fn sweeps_do_what_the_model_does() {
             failure_percentage_request_volume: rng.u32(0..60),
             failure_percentage_threshold: *rng.choice(&[50, 85, 100]).unwrap(),
             enforcing_failure_percentage: *rng.choice(&[0, 100]).unwrap(),
+            always_eject_one_host: rng.bool(),
             base_ejection_time: Duration::from_secs(rng.u64(1..40)),
             max_ejection_time: Duration::from_secs(rng.u64(1..100)),
             ..config()
         };
-        let mut model = Model { config: config.clone(), addresses: (0..n).map(|i| (i, (None, 0))).collect() };
+        let profile = *rng.choice(&[Profile::Grpc, Profile::Envoy]).unwrap();
+        let mut model = Model { profile, config: config.clone(), addresses: (0..n).map(|i| (i, (None, 0))).collect() };
         let mut real = hosts(&vec![(0, 0); n]);
         for round in 1..60 {
             let now = start + Duration::from_secs(10 * round);
@@ -119,7 +149,7 @@ fn sweeps_do_what_the_model_does() {
             for (host, (successes, failures)) in real.iter_mut().zip(&calls) {
                 host.tally = Tally { successes: *successes, failures: *failures };
             }
-            sweep(&mut real, &config, now, &mut rng);
+            sweep(&mut real, Rules { config: &config, profile: model.profile }, now, &mut rng);
             model.interval(&calls, now);
             assert_eq!(ejected(&real), model.ejected(), "seed {seed}, round {round}, {calls:?}, {config:?}");
             for (host, (i, (_, multiplier))) in real.iter().zip(&model.addresses) {
@@ -149,26 +179,116 @@ fn equal_rates_are_no_outliers() {
 }
 
 #[test]
-fn failure_percentage_ejects_from_its_threshold_on() {
+fn failure_percentage_ejects_above_its_threshold_and_in_envoy_at_it() {
     let config = OutlierDetection { enforcing_failure_percentage: 100, enforcing_success_rate: 0, ..config() };
-    let tallies = [(15, 85), (16, 84), (100, 0), (100, 0), (100, 0), (0, 49)];
+    let tallies = [(14, 86), (15, 85), (16, 84), (100, 0), (100, 0), (100, 0), (0, 49)];
     assert_eq!(swept(&config, &tallies), [0]);
-    assert_eq!(swept(&OutlierDetection { enforcing_failure_percentage: 0, ..config }, &tallies), [0; 0]);
+    assert_eq!(swept_by(envoy(&config), &tallies), [0, 1]);
+    let off = OutlierDetection { enforcing_failure_percentage: 0, ..config };
+    assert_eq!(swept_by(envoy(&off), &tallies), [0; 0]);
 }
 
 #[test]
-fn one_endpoint_can_go_at_any_positive_percentage_and_none_at_zero() {
-    let config = |max_ejection_percent| OutlierDetection {
+fn the_share_of_the_ejected_is_limited_by_the_rules_of_the_profile() {
+    let config = |max_ejection_percent, always_eject_one_host| OutlierDetection {
         max_ejection_percent,
+        always_eject_one_host,
         enforcing_failure_percentage: 100,
         failure_percentage_minimum_hosts: 1,
         ..config()
     };
-    assert_eq!(swept(&config(0), &[(0, 100); 10]).len(), 0);
-    assert_eq!(swept(&config(1), &[(0, 100); 10]).len(), 1);
-    assert_eq!(swept(&config(10), &[(0, 100); 10]).len(), 1);
-    assert_eq!(swept(&config(11), &[(0, 100); 10]).len(), 2);
-    assert_eq!(swept(&config(100), &[(0, 100); 10]).len(), 10);
+    // Percentage, always one; of ten: by gRPC's rules, by Envoy's.
+    let cases = [
+        (0, false, 0, 0),
+        (0, true, 1, 1),
+        (1, false, 1, 0),
+        (1, true, 1, 1),
+        (10, false, 1, 1),
+        (11, false, 2, 1),
+        (20, true, 2, 2),
+        (100, false, 10, 10),
+    ];
+    for (percent, always, grpc, of_envoy) in cases {
+        let config = config(percent, always);
+        assert_eq!(swept(&config, &[(0, 100); 10]).len(), grpc, "{percent} {always}");
+        assert_eq!(swept_by(envoy(&config), &[(0, 100); 10]).len(), of_envoy, "{percent} {always}");
+    }
+}
+
+#[test]
+fn whether_there_was_an_answer_is_judged_apart_when_split() {
+    let config = OutlierDetection {
+        split_local_origin: true,
+        enforcing_success_rate: 0,
+        enforcing_failure_percentage_local_origin: 100,
+        enforcing_local_origin_success_rate: 0,
+        ..config()
+    };
+    let mut all = hosts(&[(100, 0); 5]);
+    all[2].local = Tally { successes: 0, failures: 100 };
+    (0..5).filter(|i| *i != 2).for_each(|i| all[i].local = Tally { successes: 100, failures: 0 });
+    let mut rng = fastrand::Rng::with_seed(1);
+    for (config, cause) in [
+        (config.clone(), Cause::LocalOriginFailurePercentage),
+        (
+            OutlierDetection {
+                enforcing_local_origin_success_rate: 100,
+                enforcing_failure_percentage_local_origin: 0,
+                ..config
+            },
+            Cause::LocalOriginSuccessRate,
+        ),
+    ] {
+        let mut hosts = all.clone();
+        let events = sweep(&mut hosts, grpc(&config), Instant::now(), &mut rng);
+        assert_eq!(events, [Event::Detected(2, cause, Verdict::Ejected)]);
+        assert_eq!(hosts[2].ejection.cause(), Some(cause));
+        let joint = OutlierDetection { split_local_origin: false, ..config };
+        assert_eq!(sweep(&mut all.clone(), grpc(&joint), Instant::now(), &mut rng), []);
+    }
+}
+
+#[test]
+fn jitter_makes_ejections_longer_by_up_to_its_length() {
+    let second = Duration::from_secs(1);
+    let config = OutlierDetection { max_ejection_time_jitter: 10 * second, ..config() };
+    let (mut rng, now) = (fastrand::Rng::with_seed(5), Instant::now());
+    let mut lengths: Vec<Duration> = (0..200)
+        .map(|_| {
+            let mut ejection = Ejection::default();
+            consecutive(Cause::Consecutive5xx, &mut ejection, (0, 1), grpc(&config), now, &mut rng);
+            ejection.until(&config).unwrap() - now
+        })
+        .collect();
+    lengths.sort();
+    assert!(lengths[0] >= 30 * second && lengths[0] < 31 * second && lengths[199] > 39 * second, "{lengths:?}");
+    assert!(lengths[199] <= 40 * second);
+}
+
+#[test]
+fn pauses_of_failure_accrual_double_until_a_probe_succeeds() {
+    let second = Duration::from_secs(1);
+    let accrual = FailureAccrual { min_pause: second, max_pause: 5 * second, jitter: 0.0, ..FailureAccrual::default() };
+    let config = OutlierDetection { max_ejection_percent: 0, ..OutlierDetection::accrual(accrual) };
+    let (mut rng, now) = (fastrand::Rng::with_seed(5), Instant::now());
+    let mut ejection = Ejection::default();
+    for seconds in [1, 2, 4, 5, 5] {
+        let verdict = consecutive(Cause::FailureAccrual, &mut ejection, (9, 10), grpc(&config), now, &mut rng);
+        assert_eq!(verdict, Verdict::Ejected, "no share is spared");
+        assert_eq!(ejection.until(&config), Some(now + seconds * second));
+        ejection.release();
+        assert!(ejection.is_on_probation() && !ejection.is_ejected());
+    }
+    ejection.acquit();
+    assert!(!ejection.is_on_probation());
+    consecutive(Cause::FailureAccrual, &mut ejection, (0, 1), grpc(&config), now, &mut rng);
+    assert_eq!(ejection.until(&config), Some(now + second));
+    let jittered = FailureAccrual { jitter: 0.5, ..accrual };
+    let config = OutlierDetection::accrual(jittered);
+    let mut ejection = Ejection::default();
+    consecutive(Cause::FailureAccrual, &mut ejection, (0, 1), grpc(&config), now, &mut rng);
+    let length = ejection.until(&config).unwrap() - now;
+    assert!(length > second && length < second * 3 / 2, "{length:?}");
 }
 
 #[test]
@@ -178,7 +298,7 @@ fn an_ejection_lasts_longer_each_time_up_to_the_maximum_and_shorter_after_clean_
     let mut now = Instant::now();
     let mut ejection = Ejection::default();
     for seconds in [30, 60, 70, 70] {
-        let verdict = consecutive(Cause::Consecutive5xx, &mut ejection, (0, 1), &config, now, &mut rng);
+        let verdict = consecutive(Cause::Consecutive5xx, &mut ejection, (0, 1), grpc(&config), now, &mut rng);
         assert_eq!(verdict, Verdict::Ejected);
         assert_eq!(ejection.until(&config), Some(now + Duration::from_secs(seconds)));
         now += Duration::from_secs(seconds);
@@ -188,12 +308,12 @@ fn an_ejection_lasts_longer_each_time_up_to_the_maximum_and_shorter_after_clean_
         release_due([&mut ejection].into_iter(), &config, now, |_| {});
         assert!(!ejection.is_ejected());
     }
-    let mut hosts = [Host { ejection, tally: Tally::default() }];
+    let mut hosts = [Host { ejection, tally: Tally::default(), local: Tally::default() }];
     // The interval in which it came back does not count as clean, the three after it do.
     for _ in 0..4 {
-        sweep(&mut hosts, &config, now, &mut rng);
+        sweep(&mut hosts, grpc(&config), now, &mut rng);
     }
-    consecutive(Cause::Consecutive5xx, &mut hosts[0].ejection, (0, 1), &config, now, &mut rng);
+    consecutive(Cause::Consecutive5xx, &mut hosts[0].ejection, (0, 1), grpc(&config), now, &mut rng);
     assert_eq!(hosts[0].ejection.until(&config), Some(now + Duration::from_secs(60)));
 }
 
@@ -204,7 +324,8 @@ fn enforcing_is_a_share_of_the_ejections() {
     let now = Instant::now();
     let ejected = (0..10_000)
         .filter(|_| {
-            let verdict = consecutive(Cause::Consecutive5xx, &mut Ejection::default(), (0, 1), &config, now, &mut rng);
+            let verdict =
+                consecutive(Cause::Consecutive5xx, &mut Ejection::default(), (0, 1), grpc(&config), now, &mut rng);
             verdict == Verdict::Ejected
         })
         .count();
@@ -223,33 +344,33 @@ fn rows_of_failures_are_counted_apart() {
     let any = Some(Cause::Consecutive5xx);
     let gateway = Some(Cause::ConsecutiveGatewayFailure);
     let steps = [
-        (Outcome::GatewayFailure, [None, None]),
-        (Outcome::ServerError, [None, None]),
-        (Outcome::LocalOrigin, [any, None]),
-        (Outcome::GatewayFailure, [None, gateway]),
-        (Outcome::GatewayFailure, [None, None]),
-        (Outcome::GatewayFailure, [any, gateway]),
-        (Outcome::ServerError, [None, None]),
-        (Outcome::ServerError, [None, None]),
-        (Outcome::Success, [None, None]),
-        (Outcome::ServerError, [None, None]),
-        (Outcome::ServerError, [None, None]),
-        (Outcome::ServerError, [any, None]),
+        (Outcome::GatewayFailure, [None, None, None]),
+        (Outcome::ServerError, [None, None, None]),
+        (Outcome::LocalOrigin, [any, None, None]),
+        (Outcome::GatewayFailure, [None, gateway, None]),
+        (Outcome::GatewayFailure, [None, None, None]),
+        (Outcome::GatewayFailure, [any, gateway, None]),
+        (Outcome::ServerError, [None, None, None]),
+        (Outcome::ServerError, [None, None, None]),
+        (Outcome::Success, [None, None, None]),
+        (Outcome::ServerError, [None, None, None]),
+        (Outcome::ServerError, [None, None, None]),
+        (Outcome::ServerError, [any, None, None]),
     ];
     for (i, (outcome, expected)) in steps.into_iter().enumerate() {
         assert_eq!(counters.record(outcome, &thresholds), expected, "step {i}");
     }
-    assert_eq!(counters.take(), Tally { successes: 1, failures: 11 });
-    assert_eq!(counters.take(), Tally::default());
+    assert_eq!(counters.take()[0], Tally { successes: 1, failures: 11 });
+    assert_eq!(counters.take(), [Tally::default(); 2]);
 }
 
 #[test]
 fn nothing_is_counted_while_it_is_off() {
     let (counters, thresholds) = (Counters::default(), Thresholds::default());
     for _ in 0..10 {
-        assert_eq!(counters.record(Outcome::ServerError, &thresholds), [None, None]);
+        assert_eq!(counters.record(Outcome::ServerError, &thresholds), [None; 3]);
     }
-    assert_eq!(counters.take(), Tally::default());
+    assert_eq!(counters.take(), [Tally::default(); 2]);
 }
 
 #[test]
@@ -269,10 +390,40 @@ fn a_tally_under_threads_loses_nothing() {
             })
             .collect();
         while writers.iter().any(|writer| !writer.is_finished()) {
-            let tally = counters.take();
+            let [tally, _] = counters.take();
             total = (total.0 + tally.successes, total.1 + tally.failures);
         }
     });
-    let tally = counters.take();
+    let [tally, _] = counters.take();
     assert_eq!((total.0 + tally.successes, total.1 + tally.failures), (40_000, 40_000));
+}
+
+#[test]
+fn failures_to_get_an_answer_are_counted_apart_when_split() {
+    let thresholds = Thresholds::default();
+    thresholds.set(Some(&OutlierDetection {
+        consecutive_5xx: Some(2),
+        consecutive_gateway_failure: Some(2),
+        consecutive_local_origin_failure: Some(2),
+        split_local_origin: true,
+        failure_accrual: Some(FailureAccrual { max_failures: 3, ..FailureAccrual::default() }),
+        ..config()
+    }));
+    let counters = Counters::default();
+    let (local, accrued) = (Some(Cause::ConsecutiveLocalOriginFailure), Some(Cause::FailureAccrual));
+    let steps = [
+        (Outcome::LocalOrigin, [None; 3]),
+        (Outcome::ServerError, [None; 3]),
+        (Outcome::LocalOrigin, [None, None, accrued]),
+        (Outcome::LocalOrigin, [local, None, None]),
+        (Outcome::ServerError, [Some(Cause::Consecutive5xx), None, None]),
+        (Outcome::Success, [None; 3]),
+        (Outcome::LocalOrigin, [None; 3]),
+        (Outcome::Success, [None; 3]),
+        (Outcome::LocalOrigin, [None; 3]),
+    ];
+    for (i, (outcome, expected)) in steps.into_iter().enumerate() {
+        assert_eq!(counters.record(outcome, &thresholds), expected, "step {i}");
+    }
+    assert_eq!(counters.take(), [Tally { successes: 2, failures: 2 }, Tally { successes: 4, failures: 5 }]);
 }

@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::OutlierDetection;
+use mesh_xds::resource::{FailureAccrual, OutlierDetection};
 use tokio::time::{Instant, advance, sleep};
 
 fn outliers(config: OutlierDetection) -> Cluster {
@@ -216,4 +216,46 @@ fn statuses_are_counted_as_envoy_counts_them() {
     for code in [Code::Unavailable, Code::DeadlineExceeded] {
         assert_eq!(Outcome::of_grpc(code), Outcome::GatewayFailure);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_on_probation_takes_one_request_whose_end_decides() {
+    let accrual = FailureAccrual {
+        max_failures: 3,
+        min_pause: Duration::from_secs(2),
+        max_pause: Duration::from_secs(60),
+        jitter: 0.0,
+    };
+    let mut bed = Bed::new(outliers(OutlierDetection::accrual(accrual)), assignment(2));
+    answer(&bed.endpoint(1), Outcome::LocalOrigin, 3);
+    assert_eq!((ejected(&bed), bed.picked()), (vec![1], vec![2]));
+    sleep(Duration::from_millis(2_010)).await;
+    assert_eq!(ejected(&bed), [0; 0]);
+
+    // Of many requests at once one is let through.
+    let probe = |bed: &mut Bed| {
+        let mut in_flight: Vec<InFlight<FakeLink>> = (0..100)
+            .map(|_| match bed.pick() {
+                Pick::Endpoint(endpoint) => InFlight::of(endpoint),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let probe = in_flight.iter().position(|request| request.endpoint().address().port() == 1);
+        let probe = in_flight.swap_remove(probe.expect("it is probed"));
+        assert!(in_flight.iter().all(|request| request.endpoint().address().port() == 2), "one at a time");
+        probe
+    };
+    // One that is given up decides nothing.
+    drop(probe(&mut bed));
+    probe(&mut bed).record(Outcome::ServerError);
+    assert_eq!((ejected(&bed), bed.picked()), (vec![1], vec![2]), "one failure is enough");
+    sleep(Duration::from_millis(3_990)).await;
+    assert_eq!(ejected(&bed), [1], "twice as long");
+    sleep(Duration::from_millis(20)).await;
+    probe(&mut bed).record(Outcome::Success);
+    settle().await;
+    assert_eq!(bed.picked(), [1, 2]);
+    assert!(!bed.endpoint(1).is_on_probation());
+    answer(&bed.endpoint(1), Outcome::ServerError, 2);
+    assert_eq!(ejected(&bed), [0; 0], "it starts clean");
 }

@@ -96,7 +96,7 @@ impl Bed {
             made.lock().unwrap().push(connector.clone());
             connector
         });
-        let deps = ClusterDeps { connector, runtime: tokio::runtime::Handle::current() };
+        let deps = ClusterDeps { connector, runtime: tokio::runtime::Handle::current(), profile: Profile::Grpc };
         let cluster = LiveCluster::new(Arc::new(cluster), Arc::new(endpoints), deps);
         Self { cluster, connectors, rng: fastrand::Rng::with_seed(11) }
     }

@@ -309,11 +309,27 @@ fn outlier_detection_has_envoys_defaults_and_zero_turns_a_counter_off() {
             o.consecutive_5xx = uint(0);
             o.consecutive_gateway_failure = uint(3);
             o.base_ejection_time = seconds(400);
+            o.max_ejection_time_jitter = seconds(7);
+            o.always_eject_one_host = Some(BoolValue { value: true });
+            o.split_external_local_origin_errors = true;
+            o.consecutive_local_origin_failure = uint(2);
+            o.enforcing_local_origin_success_rate = uint(0);
+            o.enforcing_failure_percentage_local_origin = uint(9);
+            o.successful_active_health_check_uneject_host = Some(BoolValue { value: false });
         });
     }));
     let outlier = cluster.outlier_detection.unwrap();
     assert_eq!((outlier.consecutive_5xx, outlier.consecutive_gateway_failure), (None, Some(3)));
     assert_eq!(outlier.max_ejection_time, Duration::from_secs(400), "not below the base");
+    assert_eq!(outlier.max_ejection_time_jitter, Duration::from_secs(7));
+    assert!(outlier.always_eject_one_host && outlier.split_local_origin && !outlier.health_check_unejects);
+    assert_eq!(outlier.consecutive_local_origin_failure, Some(2));
+    let enforced = (
+        outlier.enforcing_consecutive_local_origin_failure,
+        outlier.enforcing_local_origin_success_rate,
+        outlier.enforcing_failure_percentage_local_origin,
+    );
+    assert_eq!(enforced, (100, 0, 9));
 }
 
 #[test]
@@ -391,10 +407,10 @@ fn what_is_not_honoured_is_noted() {
     let proto = with(|c| {
         c.filters = vec![Default::default()];
         c.lb_subset_config = Some(Default::default());
-        c.outlier_detection = outlier(|o| o.split_external_local_origin_errors = true);
+        c.outlier_detection = outlier(|o| o.detect_degraded_hosts = Some(BoolValue { value: true }));
     });
     assert_eq!(
         note_paths(&accepted(&proto).1),
-        ["outlier_detection.split_external_local_origin_errors", "lb_subset_config", "filters"]
+        ["outlier_detection.detect_degraded_hosts", "lb_subset_config", "filters"]
     );
 }
