@@ -3,13 +3,17 @@
 use crate::{
     Error,
     error::{BoxError, Kind},
-    outbound::call::{Finished, Held},
+    outbound::{
+        call::{Finished, Held},
+        filter::{Filtered, Watching},
+    },
     transport::{RecvBody, TransportError},
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::{
     fmt,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -24,8 +28,10 @@ pub struct MeshBody(State);
 #[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
 enum State {
     Live(Live),
-    /// An answer made here: fault injection.
+    /// An answer made here, by a route or a filter.
     Local(Bytes),
+    /// Filters watch it.
+    Filtered(Box<Filtered>),
     Done,
 }
 
@@ -46,6 +52,38 @@ impl MeshBody {
 
     pub(crate) fn local(body: Bytes) -> Self {
         Self(State::Local(body))
+    }
+
+    /// The same, watched by filters.
+    pub(crate) fn watched(self, watching: Watching) -> Self {
+        Self(State::Filtered(Box::new(Filtered::new(self, watching))))
+    }
+
+    /// The endpoint that answers.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            State::Live(live) => live.held.call().endpoint(),
+            _ => None,
+        }
+    }
+
+    /// When the call ends at the latest.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match &self.0 {
+            State::Live(live) => live.held.call().deadline().map(|deadline| deadline.at),
+            _ => None,
+        }
+    }
+
+    /// Ends the call if its deadline passed.
+    pub(crate) fn expired(&mut self) -> Option<Error> {
+        let State::Live(live) = &mut self.0 else { return None };
+        let call = live.held.call();
+        let deadline = call.deadline().filter(|deadline| deadline.at <= Instant::now())?;
+        let error = call.timed_out(deadline);
+        live.held.call_mut().finish(Finished::TimedOut);
+        self.0 = State::Done;
+        Some(error)
     }
 }
 
@@ -87,6 +125,7 @@ impl Body for MeshBody {
                 self.0 = State::Done;
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
+            State::Filtered(filtered) => return filtered.poll_frame(cx),
             State::Done => return Poll::Ready(None),
         };
         let Poll::Ready(frame) = live.poll_frame(cx) else { return Poll::Pending };
@@ -110,6 +149,7 @@ impl Body for MeshBody {
         match &self.0 {
             State::Live(live) => live.body.is_end_stream(),
             State::Local(bytes) => bytes.is_empty(),
+            State::Filtered(filtered) => filtered.is_end_stream(),
             State::Done => true,
         }
     }
@@ -118,6 +158,7 @@ impl Body for MeshBody {
         match &self.0 {
             State::Live(live) => live.body.size_hint(),
             State::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            State::Filtered(filtered) => filtered.size_hint(),
             State::Done => SizeHint::with_exact(0),
         }
     }
@@ -128,6 +169,7 @@ impl fmt::Debug for MeshBody {
         f.write_str(match self.0 {
             State::Live(_) => "MeshBody(live)",
             State::Local(_) => "MeshBody(local)",
+            State::Filtered(_) => "MeshBody(filtered)",
             State::Done => "MeshBody(done)",
         })
     }

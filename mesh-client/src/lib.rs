@@ -40,6 +40,14 @@ pub use telemetry::{
 };
 pub use transport::Keepalive;
 
+/// Filters that routes configure, and your own: [`MeshBuilder::filter`].
+pub mod filter {
+    pub use crate::outbound::filter::{
+        Ended, Filter, FilterFactory, FilterRequest, FilterResponse, Outcome, Reply, Step, Verdict, Watch, filter,
+    };
+    pub use mesh_xds::resource::{FilterPayload, HttpFilter};
+}
+
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {
     pub use crate::outbound::retry::{

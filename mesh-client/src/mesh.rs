@@ -7,6 +7,7 @@ use crate::{
     outbound::{
         call::Settings,
         connect::DRAIN_TIMEOUT,
+        filter::{FilterFactory, Parser},
         identity::Identities,
         narrate,
         resolve::{Facts, Resolver, State, Target, TargetError},
@@ -19,7 +20,7 @@ use crate::{
 use mesh_xds::{
     Bootstrap, TargetWatch, XdsClient,
     bootstrap::BootstrapError,
-    resource::{ClusterLoadAssignment, Endpoint},
+    resource::{ClusterLoadAssignment, Endpoint, Extensions},
     source::{self, DnsOptions, Policy},
     status::ClientStatus,
 };
@@ -67,6 +68,7 @@ pub struct MeshBuilder {
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     keepalive: Option<Keepalive>,
     drain_timeout: Duration,
+    extensions: Extensions,
 }
 
 /// A mesh that cannot be built.
@@ -318,6 +320,15 @@ impl MeshBuilder {
         self
     }
 
+    /// Adds a filter that the control plane can configure: by the type of its configuration, a type URL or the full name of a message,
+    /// also inside a `TypedStruct` (gRFC A39). A type that is known here is not replaced. Without this, a filter of an unknown type makes
+    /// its listener rejected, unless it is optional.
+    #[must_use]
+    pub fn filter(mut self, type_url: &str, factory: impl FilterFactory) -> Self {
+        self.extensions.add_filter(type_url, Arc::new(Parser(factory)));
+        self
+    }
+
     /// Builds the mesh. Does not wait for the control plane.
     ///
     /// # Errors
@@ -328,7 +339,7 @@ impl MeshBuilder {
         let bootstrap = self.bootstrap.map(Arc::new);
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let identities = Identities::new(providers, crypto, runtime.clone());
-        let xds = bootstrap.map(|b| XdsClient::new(b, identities.ads_connector()));
+        let xds = bootstrap.map(|b| XdsClient::with_extensions(b, identities.ads_connector(), self.extensions));
         let inner = Inner {
             xds,
             upstreams: Arc::new(Upstreams::new(identities, self.keepalive, self.drain_timeout, runtime.clone())),
@@ -355,6 +366,7 @@ impl Default for MeshBuilder {
             crypto: None,
             keepalive: Some(Keepalive::default()),
             drain_timeout: DRAIN_TIMEOUT,
+            extensions: Extensions::default(),
         }
     }
 }

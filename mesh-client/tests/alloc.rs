@@ -141,7 +141,7 @@ fn everything_on() -> Policy {
         outlier_detection: Some(Arc::new(OutlierDetection::default())),
         ..Cluster::fixed("", Arc::default())
     };
-    Policy { cluster: Some(cluster), retry: Some(Arc::new(retry)), timeout: Some(Duration::ZERO) }
+    Policy { cluster: Some(cluster), retry: Some(Arc::new(retry)), timeout: Some(Duration::ZERO), ..Policy::default() }
 }
 
 fn request() -> Request<Full<Bytes>> {

@@ -4,6 +4,7 @@ use crate::{
     ads::{Connect, Driver},
     bootstrap::{Bootstrap, BootstrapError},
     graph::{Graph, TargetKey},
+    resource::Extensions,
     status::ClientStatus,
     watch::TargetWatch,
 };
@@ -34,6 +35,7 @@ struct Handle {
 pub(crate) struct Shared {
     bootstrap: Arc<Bootstrap>,
     connect: Arc<dyn Connect>,
+    extensions: Extensions,
     graph: Mutex<Graph>,
     /// One per driver, by the server's index in the graph: "your subscriptions changed".
     drivers: Mutex<Vec<Arc<Notify>>>,
@@ -53,6 +55,14 @@ impl XdsClient {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(bootstrap: Arc<Bootstrap>, connect: Arc<dyn Connect>) -> Self {
+        Self::with_extensions(bootstrap, connect, Extensions::default())
+    }
+
+    /// One that knows types of the application too.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn with_extensions(bootstrap: Arc<Bootstrap>, connect: Arc<dyn Connect>, extensions: Extensions) -> Self {
         let (stop, stopped) = watch::channel(());
         for note in bootstrap.notes() {
             tracing::warn!("xDS bootstrap: {note}");
@@ -61,6 +71,7 @@ impl XdsClient {
             graph: Mutex::new(Graph::new(bootstrap.clone())),
             bootstrap,
             connect,
+            extensions,
             drivers: Mutex::default(),
             runtime: runtime::Handle::current(),
             stop: stopped,
@@ -97,6 +108,10 @@ impl Shared {
 
     pub(crate) fn connect(&self) -> &Arc<dyn Connect> {
         &self.connect
+    }
+
+    pub(crate) fn extensions(&self) -> &Extensions {
+        &self.extensions
     }
 
     /// The only way to the graph: whatever changed in the subscriptions reaches the drivers afterwards.

@@ -147,6 +147,9 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         None => true,
     };
     for choice in forward.clusters.iter().filter(used) {
+        if let Some(filters) = &choice.filters {
+            steps.push(step("filters", filters.to_string()));
+        }
         if let Some(edits) = &choice.edits {
             steps.push(step("edits", edits.to_string()));
         }

@@ -4,7 +4,7 @@ use crate::{
     outbound::{
         cluster::{Breaker, ClusterDeps, LiveCluster, Resource},
         connect::{Connector, ConnectorSettings, Security, Subchannel},
-        filter::ActiveFaults,
+        filter::Filters,
         identity::Identities,
         retry::Permit,
         route::Profile,
@@ -36,7 +36,7 @@ pub(crate) struct Upstreams {
     clusters: Mutex<HashMap<Key, Weak<Upstream>>>,
     identities: Arc<Identities>,
     shared: Arc<Shared>,
-    pub(crate) active_faults: ActiveFaults,
+    pub(crate) filters: Filters,
 }
 
 /// A cluster's name, and the protocol its endpoints are spoken to in.
@@ -62,7 +62,7 @@ impl Upstreams {
     ) -> Self {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout });
-        Self { clusters: Mutex::default(), identities, shared, active_faults: ActiveFaults::default() }
+        Self { clusters: Mutex::default(), identities, shared, filters: Filters::default() }
     }
 
     /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which

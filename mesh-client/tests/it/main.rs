@@ -14,6 +14,7 @@ mod control_plane;
 mod docs;
 mod faults;
 mod features;
+mod filters;
 mod headers;
 mod layers;
 mod matching;

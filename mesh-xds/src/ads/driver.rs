@@ -6,7 +6,11 @@ use super::{
     state::{Action, Event, State},
     telemetry::Telemetry,
 };
-use crate::{bootstrap::ServerConfig, client::Shared, resource::ResourceType};
+use crate::{
+    bootstrap::ServerConfig,
+    client::Shared,
+    resource::{Decoder, ResourceType},
+};
 use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryResponse};
 use futures::future::BoxFuture;
 use std::{future::pending, sync::Arc, time::SystemTime};
@@ -160,7 +164,9 @@ impl Driver {
             };
             names.into_iter().map(find).collect()
         });
-        let decoded = sotw::decode(kind, response, wanted, &self.shared.bootstrap().certificate_providers);
+        let mut decoder =
+            Decoder::new(&self.shared.bootstrap().certificate_providers).with_extensions(self.shared.extensions());
+        let decoded = sotw::decode(kind, response, wanted, &mut decoder);
         let version = decoded.response.version.clone();
         tracing::debug!(
             server = &*self.config.uri,

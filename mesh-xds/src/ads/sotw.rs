@@ -2,7 +2,7 @@
 
 use super::state::{Request, Response};
 use crate::{
-    bootstrap::{CertificateProvider, Node},
+    bootstrap::Node,
     lint::Note,
     resource::{Decoder, Resource, ResourceType, peek_name},
 };
@@ -17,10 +17,7 @@ use envoy_types::pb::{
     },
 };
 use prost::Message as _;
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 /// `google.rpc.Code.INVALID_ARGUMENT`, the code of every NACK.
@@ -68,13 +65,12 @@ pub(crate) fn decode(
     kind: ResourceType,
     response: DiscoveryResponse,
     wanted: Vec<Option<Wanted>>,
-    providers: &BTreeMap<String, CertificateProvider>,
+    decoder: &mut Decoder<'_>,
 ) -> Decoded {
     let mut errors = Vec::new();
     let mut verdicts = Vec::new();
     let mut received = HashSet::new();
     let mut unnamed = false;
-    let mut decoder = Decoder::new(providers);
     for (index, (any, wanted)) in response.resources.into_iter().zip(wanted).enumerate() {
         let packed = match Packed::of(kind, &any) {
             Ok(packed) => packed,
@@ -95,7 +91,7 @@ pub(crate) fn decode(
         let verdict = match (packed.bytes(), previous) {
             (None, _) => Verdict::Heartbeat,
             (Some(bytes), Some(previous)) if previous.bytes == bytes => Verdict::Accepted(previous),
-            (Some(bytes), previous) => match Resource::decode(kind, bytes, &mut decoder) {
+            (Some(bytes), previous) => match Resource::decode(kind, bytes, decoder) {
                 Ok(resource) => {
                     let notes: Arc<[Note]> = decoder.take_notes().into();
                     // Equal in meaning: keep the pointer, so that nothing downstream is rebuilt.

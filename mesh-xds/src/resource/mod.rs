@@ -6,6 +6,7 @@ mod connection;
 mod decode;
 mod edit;
 mod endpoint;
+mod filter;
 mod format;
 mod kind;
 mod listener;
@@ -27,18 +28,19 @@ pub(crate) use decode::peek_name;
 pub use decode::{Decoder, Invalid};
 pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};
 pub use endpoint::{ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus, Locality, LocalityId, MetadataValue};
+pub use filter::{
+    CustomFilter, Extensions, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterOverride, FilterParser,
+    FilterPayload, HttpFilter, HttpFilterConfig,
+};
 pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use kind::{Resource, ResourceType};
-pub use listener::{
-    FaultAbort, FaultConfig, FaultDelay, HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource,
-};
+pub use listener::{HttpConnectionManager, Listener, RouteSource};
 pub use matcher::{
     CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
 pub use outlier::{FailureAccrual, OutlierDetection};
 pub use route::{
-    BackOff, DomainPattern, FilterOverride, PathMatcher, RetryOn, RetryPolicy, Route, RouteConfiguration, RouteMatch,
-    VirtualHost,
+    BackOff, DomainPattern, PathMatcher, RetryOn, RetryPolicy, Route, RouteConfiguration, RouteMatch, VirtualHost,
 };
 pub use template::{PathTemplate, TemplateRewrite};

@@ -1,8 +1,8 @@
 //! RDS: `envoy.config.route.v3.RouteConfiguration`.
 
 use super::{
-    Action, ClusterSpecifier, CookieMatcher, FaultConfig, FractionalPercent, HeaderEdits, HeaderMatcher, PathTemplate,
-    QueryParameterMatcher, SafeRegex,
+    Action, ClusterSpecifier, CookieMatcher, FilterOverride, FractionalPercent, HeaderEdits, HeaderMatcher,
+    PathTemplate, QueryParameterMatcher, SafeRegex,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,8 @@ pub struct RouteConfiguration {
     pub edits: HeaderEdits,
     /// The more specific a level, the later its edits are made (`most_specific_header_mutations_wins`); default: the earlier.
     pub most_specific_edits_win: bool,
+    /// `typed_per_filter_config` by filter instance name: the least specific level.
+    pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
 }
 
 /// One virtual host.
@@ -120,15 +122,6 @@ impl Default for PathMatcher {
     fn default() -> Self {
         Self::Prefix { prefix: String::new(), case_sensitive: true }
     }
-}
-
-/// An entry of `typed_per_filter_config`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FilterOverride {
-    /// `FilterConfig.disabled`.
-    pub disabled: bool,
-    /// Replaces the filter's fault config entirely; `None` keeps it.
-    pub fault: Option<Arc<FaultConfig>>,
 }
 
 /// `RetryPolicy`, gRPC (A44) and Envoy fields.

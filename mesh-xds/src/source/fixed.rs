@@ -55,7 +55,7 @@ impl Template {
             http: HttpConnectionManager {
                 routes: RouteSource::Inline(routes.clone()),
                 max_stream_duration: None,
-                http_filters: vec![router],
+                http_filters: policy.filters.iter().cloned().chain([router]).collect(),
             },
         });
         let mut cluster = policy.cluster.clone().unwrap_or_else(|| Cluster::fixed(name.clone(), Arc::default()));

@@ -7,7 +7,7 @@ pub use dns::{DnsOptions, DnsTargetError, dns};
 pub use fixed::fixed;
 pub use hickory_resolver::config::ResolverConfig;
 
-use crate::resource::{Cluster, RetryPolicy};
+use crate::resource::{Cluster, HttpFilter, RetryPolicy};
 use std::{sync::Arc, time::Duration};
 
 /// The policy of a target that has no control plane.
@@ -19,4 +19,6 @@ pub struct Policy {
     pub retry: Option<Arc<RetryPolicy>>,
     /// Timeout of its route; `None` when unset, zero disables.
     pub timeout: Option<Duration>,
+    /// Filters of its requests, in order; the router comes by itself.
+    pub filters: Vec<HttpFilter>,
 }

@@ -10,6 +10,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::Body;
+use std::net::SocketAddr;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -97,6 +98,11 @@ impl Call {
         if std::mem::replace(&mut self.admitted, false) {
             self.upstream().live.end_request();
         }
+    }
+
+    /// The endpoint of the last attempt.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
     }
 
     /// When the call ends.

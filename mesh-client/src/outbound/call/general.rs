@@ -1,10 +1,10 @@
-//! The road of a call that waits: for the first configuration, in an injected delay, for a connection, between two attempts.
+//! The road of a call that waits: for the first configuration, for a filter, for a connection, between two attempts.
 
 use super::{
     Call,
     attempts::{Attempt, Resend},
     chosen::{Chosen, Routed},
-    fault,
+    filtered,
     finish::Finished,
 };
 use crate::{
@@ -55,8 +55,8 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    if let Some(response) = fault::inject(&chosen, &head).await? {
-        return Ok(response);
+    if let Some(chain) = chosen.choice().filters.clone() {
+        return filtered::call(chain, chosen, head, body).await;
     }
     begin(chosen.admit(&mut head)?, head, body).await
 }

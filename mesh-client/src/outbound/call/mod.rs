@@ -1,4 +1,4 @@
-//! The road of one request: configuration, route, fault, deadline, then attempts: pick, connect, send, judge.
+//! The road of one request: configuration, route, filters, deadline, then attempts: pick, connect, send, judge.
 //!
 //! Nearly every call goes the [`direct`] road: its configuration is there, its endpoint is connected, its first attempt is its last. That
 //! is one state machine in one allocation, which then carries the counts of the call until the response body ends. Whatever has to
@@ -8,7 +8,7 @@ mod attempts;
 mod chosen;
 mod direct;
 mod edit;
-mod fault;
+mod filtered;
 mod finish;
 mod general;
 mod head;
@@ -115,7 +115,7 @@ where
         Err(error) => Err(error),
     };
     let admitted = routed.and_then(|chosen| {
-        if !chosen.choice().faults.is_empty() {
+        if chosen.choice().filters.is_some() {
             return Ok(Err(chosen));
         }
         chosen.admit(&mut head).map(Ok)

@@ -1,23 +1,31 @@
-//! Fault injection (gRFC A33, `envoy.extensions.filters.http.fault.v3.HTTPFault`): delay first, then abort.
+//! Fault injection (gRFC A33, `envoy.extensions.filters.http.fault.v3.HTTPFault`): delay first, then abort; and response bodies that come slowly (Envoy).
 
-use crate::outbound::{
-    retry::{grpc_from_http, http_from_grpc},
-    route::{HeaderMatchers, Profile, RequestHead},
+use super::{Filter, FilterRequest, Reply, Step, Verdict, Watch};
+use crate::{
+    outbound::{
+        retry::{grpc_from_http, http_from_grpc},
+        route::{HeaderMatchers, Profile, RequestHead},
+    },
+    telemetry::metrics::Flag,
 };
-use http::{HeaderMap, HeaderName};
-use mesh_xds::resource::{FaultAbort, FaultConfig, FaultDelay, FractionalPercent};
+use http::{HeaderMap, HeaderName, StatusCode};
+use mesh_xds::resource::{FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent};
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 const DELAY: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request");
 const DELAY_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request-percentage");
 const ABORT_HTTP: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request");
 const ABORT_GRPC: HeaderName = HeaderName::from_static("x-envoy-fault-abort-grpc-request");
+const THROUGHPUT: HeaderName = HeaderName::from_static("x-envoy-fault-throughput-response");
+const THROUGHPUT_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-throughput-response-percentage");
 const ABORT_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request-percentage");
 
 /// A compiled fault filter.
@@ -25,6 +33,7 @@ const ABORT_PERCENTAGE: HeaderName = HeaderName::from_static("x-envoy-fault-abor
 pub(crate) struct Fault {
     delay: Option<FaultDelay>,
     abort: Option<FaultAbort>,
+    rate: Option<FaultRateLimit>,
     headers: HeaderMatchers,
     max_active: Option<u32>,
     active: ActiveFaults,
@@ -41,8 +50,9 @@ pub(crate) struct FaultPlan {
     pub(crate) delay: Option<Duration>,
     /// Then answer this instead of calling.
     pub(crate) abort: Option<FaultAbortStatus>,
+    /// Or let the body of the response through at this rate, in bytes per second.
+    pub(crate) rate: Option<u64>,
     /// Held until the fault is over; `None` when nothing is injected.
-    #[allow(dead_code, reason = "held for its drop")]
     pub(crate) guard: Option<ActiveFault>,
 }
 
@@ -61,11 +71,16 @@ pub(crate) struct FaultAbortStatus {
 
 impl FaultAbortStatus {
     /// The `grpc-message` or body of the answer.
-    pub(crate) const MESSAGE: &'static str = "Fault injected";
+    const MESSAGE: &'static str = "Fault injected";
 
     /// A call to gRPC maps 200 to UNKNOWN: an answer without `grpc-status`.
     fn http(status: u16) -> Option<Self> {
         (200..600).contains(&status).then(|| Self { http: status, grpc: grpc_from_http(status) })
+    }
+
+    fn reply(self) -> Reply {
+        let status = StatusCode::from_u16(self.http).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        Reply::new(status, Self::MESSAGE).grpc_status(self.grpc).flag(Flag::FaultInjected)
     }
 
     fn grpc(code: u32) -> Self {
@@ -94,6 +109,7 @@ impl Fault {
         Self {
             delay: config.delay.clone(),
             abort: config.abort.clone(),
+            rate: config.response_rate_limit.clone(),
             headers: HeaderMatchers::compile(&config.headers, profile),
             max_active: config.max_active_faults,
             active,
@@ -126,13 +142,91 @@ impl Fault {
             };
             admits(share).then_some(status)
         });
-        if delay.is_none() && abort.is_none() {
+        let rate = self.rate.as_ref().filter(|_| abort.is_none()).and_then(|limit| {
+            let (kbps, share) = match limit.kbps {
+                Some(kbps) => (kbps, limit.percentage),
+                None => {
+                    let kbps = number(head.headers, &THROUGHPUT).filter(|kbps| *kbps > 0)?;
+                    (kbps, capped(head.headers, &THROUGHPUT_PERCENTAGE, limit.percentage))
+                }
+            };
+            admits(share).then(|| kbps.saturating_mul(1024))
+        });
+        if delay.is_none() && abort.is_none() && rate.is_none() {
             return FaultPlan::default();
         }
         match self.active.begin(self.max_active) {
-            Some(guard) => FaultPlan { delay, abort, guard: Some(guard) },
+            Some(guard) => FaultPlan { delay, abort, rate, guard: Some(guard) },
             None => FaultPlan::default(),
         }
+    }
+}
+
+impl Filter for Fault {
+    fn request<'a>(&'a self, request: &'a mut FilterRequest<'_>) -> Step<'a> {
+        let plan = {
+            let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+            let head = request.head();
+            self.decide(&RequestHead::new(&head.method, &head.uri, &head.headers), &mut rng)
+        };
+        let Some(delay) = plan.delay else { return Step::Now(plan.verdict(request)) };
+        request.explain("fault", || format!("delayed by {delay:?}"));
+        request.waits_for(format!("an injected delay of {delay:?}"));
+        Step::Later(Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            plan.verdict(request)
+        }))
+    }
+
+    fn describe(&self) -> Cow<'_, str> {
+        let parts =
+            [(self.delay.is_some(), "delay"), (self.abort.is_some(), "abort"), (self.rate.is_some(), "rate limit")];
+        let parts = parts.into_iter().filter_map(|(set, name)| set.then_some(name));
+        Cow::Owned(format!("fault ({})", parts.collect::<Vec<_>>().join(", ")))
+    }
+}
+
+impl FaultPlan {
+    /// What comes after the delay.
+    fn verdict(self, request: &FilterRequest<'_>) -> Verdict {
+        if let Some(abort) = self.abort {
+            request.explain("fault", || format!("aborted with gRPC status {} / HTTP {}", abort.grpc, abort.http));
+            return Verdict::Answer(abort.reply());
+        }
+        match (self.rate, self.guard) {
+            (Some(rate), Some(guard)) => {
+                request.explain("fault", || format!("the response is limited to {rate} bytes per second"));
+                Verdict::Watch(Box::new(Slow { rate, free: None, _guard: guard }))
+            }
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+/// A response that comes slowly.
+struct Slow {
+    /// Bytes per second.
+    rate: u64,
+    /// When what went on is paid for.
+    free: Option<Instant>,
+    _guard: ActiveFault,
+}
+
+/// Envoy hands out what a rate allows this often.
+const TICK: Duration = Duration::from_millis(63);
+
+impl Watch for Slow {
+    /// A share of the rate at each tick, and nothing for the time before the first byte.
+    fn throttle(&mut self, waiting: usize, now: Instant) -> Result<usize, Instant> {
+        let free = *self.free.get_or_insert(now);
+        if free > now {
+            return Err(free);
+        }
+        let share = u128::from(self.rate) * TICK.as_nanos() / 1_000_000_000;
+        let length = usize::try_from(share).unwrap_or(usize::MAX).clamp(1, waiting);
+        let nanos = length as u128 * 1_000_000_000 / u128::from(self.rate);
+        self.free = Some(now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        Ok(length)
     }
 }
 

@@ -91,7 +91,7 @@ impl Routing {
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,
-                    active_faults: &upstreams.active_faults,
+                    shared: &upstreams.filters,
                 };
                 Arc::new(RouteTable::compile(vhost, scope, &mut |name| {
                     clusters.get(name).cloned().unwrap_or_else(|| UpstreamRef::missing(name))

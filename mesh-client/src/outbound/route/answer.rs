@@ -114,7 +114,7 @@ fn bare(host: &str) -> Cow<'_, str> {
 }
 
 /// As gRPC wants a message in a header.
-fn percent_encoded(body: &[u8]) -> String {
+pub(crate) fn percent_encoded(body: &[u8]) -> String {
     body.iter().fold(String::with_capacity(body.len()), |mut out, byte| {
         match byte {
             b' '..=b'~' if *byte != b'%' => out.push(char::from(*byte)),

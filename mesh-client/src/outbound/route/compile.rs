@@ -6,10 +6,14 @@ use super::{
     matcher::matched_length,
     table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
 };
-use crate::outbound::{filter::Fault, retry::Policy, timeout::Rules};
+use crate::outbound::{
+    filter::{Chain, Making},
+    retry::Policy,
+    timeout::Rules,
+};
 use mesh_xds::resource::{
-    Action, ClusterSpecifier, FaultConfig, FilterOverride, Forward as Forwarding, HeaderEdits, HeaderOps, HostRewrite,
-    HttpFilterConfig, RetryPolicy, Route, VirtualHost, WeightedCluster,
+    Action, ClusterSpecifier, Forward as Forwarding, HeaderEdits, HeaderOps, HostRewrite, RetryPolicy, Route,
+    VirtualHost, WeightedCluster,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +26,8 @@ pub(super) struct Compiler<'a> {
     scope: Scope<'a>,
     /// Every cluster of the virtual host; made when a header chooses among them.
     known: Option<BTreeSet<Arc<str>>>,
-    faults: HashMap<*const FaultConfig, Arc<Fault>>,
+    /// The filters of routes that override nothing; outer `None`: not made yet.
+    chain: Option<Option<Arc<Chain>>>,
     policies: HashMap<*const RetryPolicy, Option<Arc<Policy>>>,
     ops: HashMap<*const HeaderOps, Arc<Ops>>,
 }
@@ -38,7 +43,7 @@ struct Part<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(vhost: &'a VirtualHost, scope: Scope<'a>) -> Self {
-        Self { vhost, scope, known: None, faults: HashMap::new(), policies: HashMap::new(), ops: HashMap::new() }
+        Self { vhost, scope, known: None, chain: None, policies: HashMap::new(), ops: HashMap::new() }
     }
 
     pub(super) fn action<C>(&mut self, route: &Route, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> RouteAction<C> {
@@ -103,8 +108,7 @@ impl<'a> Compiler<'a> {
             cluster: resolve(name),
             name: name.clone(),
             weight: part.weighted.map_or(1, |weighted| weighted.weight),
-            faults: self
-                .faults([part.weighted.map(|weighted| &weighted.filter_overrides), Some(&part.route.filter_overrides)]),
+            filters: self.filters(part),
             edits: self.edits(part),
         }
     }
@@ -145,24 +149,23 @@ impl<'a> Compiler<'a> {
         compiled.into()
     }
 
-    /// gRFC A39: the most specific override wins, nothing is merged; `disabled` can be lifted by an override.
-    fn faults(&mut self, overrides: [Option<&BTreeMap<Arc<str>, FilterOverride>>; 2]) -> Box<[Arc<Fault>]> {
-        let mut faults = Vec::new();
-        for filter in self.scope.filters {
-            let HttpFilterConfig::Fault(config) = &filter.config else { continue };
-            let levels = overrides.into_iter().flatten().chain([&self.vhost.filter_overrides]);
-            let (config, disabled) = match levels.into_iter().find_map(|level| level.get(&filter.name)) {
-                Some(specific) => (specific.fault.as_ref().unwrap_or(config), specific.disabled),
-                None => (config, filter.disabled),
-            };
-            if disabled || (config.delay.is_none() && config.abort.is_none()) {
-                continue;
-            }
-            let Scope { profile, active_faults, .. } = self.scope;
-            let compile = || Arc::new(Fault::compile(config, profile, active_faults.clone()));
-            faults.push(self.faults.entry(Arc::as_ptr(config)).or_insert_with(compile).clone());
+    /// The filters of a cluster; those of the virtual host where nothing more specific is said.
+    fn filters(&mut self, part: Part<'_>) -> Option<Arc<Chain>> {
+        let cluster = part.weighted.map(|weighted| &weighted.filter_overrides);
+        let general = part.route.filter_overrides.is_empty() && cluster.is_none_or(BTreeMap::is_empty);
+        if let Some(chain) = self.chain.as_ref().filter(|_| general) {
+            return chain.clone();
         }
-        faults.into()
+        let (host, routes) = (&self.vhost.filter_overrides, &self.scope.routes.filter_overrides);
+        let chain = self.scope.shared.chain(Making {
+            filters: self.scope.filters,
+            levels: [cluster, Some(&part.route.filter_overrides), Some(host), Some(routes)],
+            profile: self.scope.profile,
+        });
+        if general {
+            self.chain = Some(chain.clone());
+        }
+        chain
     }
 
     fn policy(&mut self, policy: &Arc<RetryPolicy>) -> Option<Arc<Policy>> {

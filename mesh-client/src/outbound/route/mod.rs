@@ -10,7 +10,7 @@ mod params;
 mod render;
 mod table;
 
-pub(crate) use answer::Answer;
+pub(crate) use answer::{Answer, percent_encoded};
 pub(crate) use edits::{Asked, Edits};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;

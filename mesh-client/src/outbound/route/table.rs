@@ -4,7 +4,7 @@ use super::{
     Profile, RequestHead, answer::Answer, compile::Compiler, edits::Edits, index::PathIndex, matcher::Matcher,
 };
 use crate::outbound::{
-    filter::{ActiveFaults, Fault},
+    filter::{Chain, Filters},
     retry::Policy,
     timeout::Rules,
 };
@@ -31,8 +31,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) profile: Profile,
     /// `common_http_protocol_options.max_stream_duration` of the connection manager.
     pub(crate) max_stream_duration: Option<Duration>,
-    /// Counts the faults in progress; one for the whole mesh, so that `max_active_faults` survives config changes.
-    pub(crate) active_faults: &'a ActiveFaults,
+    /// What the filters of the mesh share.
+    pub(crate) shared: &'a Filters,
 }
 
 /// What the first matching route says.
@@ -98,8 +98,8 @@ pub(crate) struct ClusterChoice<C> {
     pub(crate) name: Arc<str>,
     /// Its weight; 1 when alone.
     pub(crate) weight: u32,
-    /// The fault filters in force, in chain order, most specific override applied (gRFC A39). Nearly always empty.
-    pub(crate) faults: Box<[Arc<Fault>]>,
+    /// The filters in force. Nearly always absent.
+    pub(crate) filters: Option<Arc<Chain>>,
     /// What is changed on requests and responses. Nearly always absent.
     pub(crate) edits: Option<Box<Edits>>,
 }

@@ -1,5 +1,6 @@
 use super::{matcher::path_matches, *};
-use crate::outbound::filter::ActiveFaults;
+use crate::outbound::filter::{FilterRequest, Filters, Place, Watching};
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use mesh_xds::resource::{
     Action, ClusterSpecifier, FaultAbort, FaultConfig, FilterOverride, Forward as Forwarding, FractionalPercent,
@@ -43,9 +44,9 @@ fn compile(vhost: &VirtualHost, profile: Profile) -> RouteTable<Arc<str>> {
 }
 
 fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -> RouteTable<Arc<str>> {
-    let active_faults = ActiveFaults::default();
+    let shared = Filters::default();
     let routes = RouteConfiguration::default();
-    let scope = Scope { routes: &routes, filters, profile, max_stream_duration: None, active_faults: &active_faults };
+    let scope = Scope { routes: &routes, filters, profile, max_stream_duration: None, shared: &shared };
     RouteTable::compile(vhost, scope, &mut |name| name.clone())
 }
 
@@ -302,7 +303,10 @@ fn the_most_specific_fault_override_wins_and_nothing_is_merged() {
         })
     };
     let over = |disabled, code: Option<u32>| {
-        BTreeMap::from([(Arc::from("fault"), FilterOverride { disabled, fault: code.map(fault) })])
+        BTreeMap::from([(
+            Arc::from("fault"),
+            FilterOverride { disabled, config: code.map(|code| HttpFilterConfig::Fault(fault(code))) },
+        )])
     };
     let filters = |disabled| {
         vec![
@@ -319,10 +323,12 @@ fn the_most_specific_fault_override_wins_and_nothing_is_merged() {
         only.filter_overrides = of_route;
         let vhost = VirtualHost { filter_overrides: host, ..vhost(vec![only]) };
         let table = compile_with(&vhost, Profile::Grpc, filters);
-        let request = Owned::get("/", &[]);
-        let faults = &draw(forwarding(&table), &mut |_| 0).faults;
-        let plan = faults.first().map(|fault| fault.decide(&request.head(), &mut |_| 0));
-        plan.and_then(|plan| plan.abort).map(|abort| abort.grpc)
+        let chain = draw(forwarding(&table), &mut |_| 0).filters.as_ref()?;
+        let (mut parts, ()) = http::Request::get("http://h/").body(()).unwrap().into_parts();
+        let mut request = FilterRequest::new(&mut parts, Place { grpc: true, ..Place::default() });
+        let mut watching = Watching::new(tokio::time::Instant::now());
+        let reply = chain.request(&mut request, &mut watching).now_or_never().expect("nothing waits")?;
+        Some(reply.outcome(true).1)
     };
     let on = filters(false);
     assert_eq!(code(&on, [None, None, None]), Some(1));

@@ -1,6 +1,6 @@
 //! LDS validation (gRFC A27, A31, A39, A41).
 
-use super::{Decoder, Invalid, Valid};
+use super::{Decoder, Invalid, Valid, filter::Level};
 use crate::resource::{HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource};
 use envoy_types::pb::envoy::{
     config::listener::v3::Listener as Proto,
@@ -99,10 +99,12 @@ impl Decoder<'_> {
     /// `None`: an optional filter that is not known.
     fn http_filter(&mut self, proto: &ProtoFilter) -> Valid<Option<HttpFilterConfig>> {
         let unknown = match &proto.config_type {
-            Some(ConfigType::TypedConfig(any)) => match self.at("typed_config", |cx| cx.filter_config(any))? {
-                Ok(config) => return Ok(Some(config)),
-                Err(name) => format!("unknown filter \"{name}\""),
-            },
+            Some(ConfigType::TypedConfig(any)) => {
+                match self.at("typed_config", |cx| cx.filter_config(any, Level::Chain))? {
+                    Ok(config) => return Ok(Some(config)),
+                    Err(name) => format!("unknown filter \"{name}\""),
+                }
+            }
             Some(ConfigType::ConfigDiscovery(_)) => "config_discovery is not supported".to_owned(),
             None => "has no config".to_owned(),
         };

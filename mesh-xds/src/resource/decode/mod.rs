@@ -22,7 +22,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use crate::{bootstrap::CertificateProvider, lint::Note};
+use crate::{bootstrap::CertificateProvider, lint::Note, resource::Extensions};
 use envoy_types::pb::{
     envoy::config::core::v3::{ConfigSource, config_source::ConfigSourceSpecifier},
     google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
@@ -48,6 +48,7 @@ pub(crate) type Valid<T> = Result<T, Invalid>;
 #[derive(Debug)]
 pub struct Decoder<'a> {
     providers: &'a BTreeMap<String, CertificateProvider>,
+    extensions: Option<&'a Extensions>,
     path: Vec<Segment>,
     notes: Vec<Note>,
 }
@@ -62,7 +63,14 @@ enum Segment {
 impl<'a> Decoder<'a> {
     /// A decoder that knows these certificate provider instances.
     pub fn new(providers: &'a BTreeMap<String, CertificateProvider>) -> Self {
-        Self { providers, path: Vec::new(), notes: Vec::new() }
+        Self { providers, extensions: None, path: Vec::new(), notes: Vec::new() }
+    }
+
+    /// One that knows these extensions too.
+    #[must_use]
+    pub fn with_extensions(mut self, extensions: &'a Extensions) -> Self {
+        self.extensions = Some(extensions);
+        self
     }
 
     /// Takes the notes collected so far.

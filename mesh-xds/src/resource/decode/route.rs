@@ -29,7 +29,6 @@ impl Decoder<'_> {
             ("internal_only_headers", !proto.internal_only_headers.is_empty()),
             ("vhost_header", !proto.vhost_header.is_empty()),
             ("ignore_path_parameters_in_path_matching", proto.ignore_path_parameters_in_path_matching),
-            ("typed_per_filter_config", !proto.typed_per_filter_config.is_empty()),
             ("route_specifiers", !proto.route_specifiers.is_empty()),
         ]);
         let mut plugins = Vec::with_capacity(proto.cluster_specifier_plugins.len());
@@ -57,7 +56,14 @@ impl Decoder<'_> {
             .map(|(index, host)| self.at_index("virtual_hosts", index, |cx| cx.virtual_host(host, around)))
             .collect::<Valid<_>>()?;
         let most_specific_edits_win = proto.most_specific_header_mutations_wins;
-        Ok(RouteConfiguration { name: proto.name.into(), virtual_hosts, edits, most_specific_edits_win })
+        let filter_overrides = self.filter_overrides(proto.typed_per_filter_config)?;
+        Ok(RouteConfiguration {
+            name: proto.name.into(),
+            virtual_hosts,
+            edits,
+            most_specific_edits_win,
+            filter_overrides,
+        })
     }
 
     fn virtual_host(&mut self, proto: ProtoVirtualHost, around: Surroundings<'_>) -> Valid<VirtualHost> {

@@ -4,8 +4,8 @@ mod actions;
 
 use super::*;
 use crate::resource::{
-    Action, ClusterSpecifier, DomainPattern, Forward, FractionalPercent, HeaderMatcherKind, PathMatcher,
-    RetryPolicy as Policy, RouteConfiguration, StringPattern,
+    Action, ClusterSpecifier, DomainPattern, Forward, FractionalPercent, HeaderMatcherKind, HttpFilterConfig,
+    PathMatcher, RetryPolicy as Policy, RouteConfiguration, StringPattern,
 };
 use envoy_types::pb::{
     envoy::{
@@ -451,6 +451,7 @@ fn overrides_are_keyed_by_instance_and_may_be_wrapped() {
     let overrides = &mut route(&mut proto).typed_per_filter_config;
     overrides.insert("plain".into(), any(&HttpFault { max_active_faults: uint(3), ..HttpFault::default() }));
     overrides.insert("off".into(), wrap(FilterConfig { disabled: true, ..FilterConfig::default() }));
+    overrides.insert("on".into(), wrap(FilterConfig { config: Some(Any::default()), ..FilterConfig::default() }));
     overrides.insert(
         "wrapped".into(),
         wrap(FilterConfig { config: Some(any(&HttpFault::default())), ..FilterConfig::default() }),
@@ -461,9 +462,11 @@ fn overrides_are_keyed_by_instance_and_may_be_wrapped() {
     );
     let (routes, notes) = accepted(&proto);
     let overrides = &routes.virtual_hosts[0].routes[0].filter_overrides;
-    assert_eq!(overrides.keys().map(|name| &**name).collect::<Vec<_>>(), ["off", "plain", "wrapped"]);
-    assert_eq!(overrides["plain"].fault.as_ref().unwrap().max_active_faults, Some(3));
-    assert!(overrides["off"].disabled && overrides["off"].fault.is_none());
+    assert_eq!(overrides.keys().map(|name| &**name).collect::<Vec<_>>(), ["off", "on", "plain", "wrapped"]);
+    let Some(HttpFilterConfig::Fault(fault)) = &overrides["plain"].config else { panic!() };
+    assert_eq!(fault.max_active_faults, Some(3));
+    assert!(overrides["off"].disabled && overrides["off"].config.is_none());
+    assert!(!overrides["on"].disabled && overrides["on"].config.is_none());
     assert_eq!(note_paths(&notes), ["virtual_hosts[0].routes[0].typed_per_filter_config[\"unknown\"].config"]);
 }
 

@@ -1,0 +1,99 @@
+//! The road of a call that filters see.
+
+use super::{
+    chosen::{Chosen, refused},
+    general,
+};
+use crate::{
+    Error,
+    body::MeshBody,
+    error::{BoxError, Kind},
+    outbound::filter::{Chain, Ended, FilterRequest, FilterResponse, Outcome, Place, Reply, Watching},
+    telemetry::metrics::Flag,
+};
+use bytes::Bytes;
+use http::{Method, Response, request::Parts};
+use http_body::Body;
+use std::sync::Arc;
+
+/// A call whose cluster is drawn, through its filters and on.
+pub(super) async fn call<B>(
+    chain: Arc<Chain>,
+    chosen: Chosen,
+    mut head: Parts,
+    body: B,
+) -> Result<Response<MeshBody>, Error>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (started, grpc) = (chosen.started, chosen.grpc);
+    let mut watching = Watching::new(started);
+    let answered = match request(&chain, &chosen, &mut head, &mut watching).await {
+        Ok(None) => forward(chosen, head, body).await,
+        Ok(Some(reply)) => return Ok(answer(reply, &chosen, &head, watching)),
+        Err(error) => Err(error),
+    };
+    match answered {
+        Ok(response) if watching.is_empty() => Ok(response),
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            watching.response(&mut FilterResponse { head: &mut head, endpoint: body.endpoint(), local: false });
+            Ok(Response::from_parts(head, body.watched(watching)))
+        }
+        Err(error) => {
+            watching.end(&Outcome::of_error(&error, grpc, started.elapsed()));
+            Err(error)
+        }
+    }
+}
+
+/// The rest of a call that its filters let pass. Boxed: beside the filters' own futures it would make this one large.
+async fn forward<B>(chosen: Chosen, mut head: Parts, body: B) -> Result<Response<MeshBody>, Error>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    Box::pin(general::begin(chosen.admit(&mut head)?, head, body)).await
+}
+
+/// Runs the request through the filters, under the call's deadline.
+async fn request(
+    chain: &Chain,
+    chosen: &Chosen,
+    head: &mut Parts,
+    watching: &mut Watching,
+) -> Result<Option<Reply>, Error> {
+    let deadline = chosen.deadline.as_ref();
+    let place = Place {
+        target: &chosen.routing.facts.label,
+        route: &chosen.entry().name,
+        cluster: &chosen.choice().name,
+        grpc: chosen.grpc,
+        deadline: deadline.map(|deadline| deadline.at),
+        explain: chosen.explain.as_ref(),
+    };
+    let mut request = FilterRequest::new(head, place);
+    let Some(deadline) = deadline else { return Ok(chain.request(&mut request, watching).await) };
+    match tokio::time::timeout_at(deadline.at, chain.request(&mut request, watching)).await {
+        Ok(reply) => Ok(reply),
+        Err(_) => {
+            let filter = chain.name(request.found.position);
+            let waits = request.found.waits.map(|what| format!(", in {what}")).unwrap_or_default();
+            let message =
+                format!("deadline of {:?} exceeded in filter `{filter}`{waits} ({})", deadline.limit, deadline.source);
+            chosen.count(504, 4, Flag::Timeout);
+            Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None))
+        }
+    }
+}
+
+/// The answer of a filter, through those before it.
+fn answer(reply: Reply, chosen: &Chosen, head: &Parts, mut watching: Watching) -> Response<MeshBody> {
+    let (status, code, flag) = reply.outcome(chosen.grpc);
+    chosen.count(status, code, flag);
+    let (mut head, body) = reply.respond(chosen.grpc, head.method != Method::HEAD).into_parts();
+    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, local: true });
+    watching.ended(Ended::Answered);
+    Response::from_parts(head, MeshBody::local(body))
+}

@@ -1,0 +1,129 @@
+//! HTTP filters: their configs and their overrides (gRFC A39).
+
+mod fault;
+
+use super::{Decoder, Valid, type_name};
+use crate::resource::{CustomFilter, FilterOverride, FilterPayload, HttpFilterConfig};
+use envoy_types::pb::{
+    envoy::config::route::v3::FilterConfig,
+    google::protobuf::{Any, Struct, Value, value::Kind},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+
+/// `xds.type.v3.TypedStruct` and `udpa.type.v1.TypedStruct`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct TypedStruct {
+    /// The type of the config.
+    #[prost(string, tag = "1")]
+    pub(super) type_url: String,
+    /// The config as JSON.
+    #[prost(message, optional, tag = "2")]
+    pub(super) value: Option<Struct>,
+}
+
+/// Whether this is a TypedStruct, of either name.
+pub(super) fn is_typed_struct(name: &str) -> bool {
+    name == "xds.type.v3.TypedStruct" || name == "udpa.type.v1.TypedStruct"
+}
+
+/// Where a filter's config stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// In the filter chain.
+    Chain,
+    /// In a `typed_per_filter_config`.
+    Route,
+}
+
+impl Decoder<'_> {
+    /// The inner error is the name of a filter that is not known.
+    pub(super) fn filter_config(&mut self, any: &Any, level: Level) -> Valid<Result<HttpFilterConfig, String>> {
+        let name = type_name(&any.type_url);
+        Ok(Ok(match (name, level) {
+            (ROUTER, _) => HttpFilterConfig::Router,
+            (FAULT, _) => {
+                let fault = self.message(&any.value)?;
+                HttpFilterConfig::Fault(Arc::new(self.fault(fault)?))
+            }
+            (name, _) if is_typed_struct(name) => {
+                let typed: TypedStruct = self.message(&any.value)?;
+                return match type_name(&typed.type_url) {
+                    ROUTER => Ok(Ok(HttpFilterConfig::Router)),
+                    name => self.custom(name, FilterPayload::Json(json(typed.value.unwrap_or_default())), level),
+                };
+            }
+            (name, _) => return self.custom(name, FilterPayload::Message(any.value.clone()), level),
+        }))
+    }
+
+    fn custom(&mut self, name: &str, payload: FilterPayload, level: Level) -> Valid<Result<HttpFilterConfig, String>> {
+        let Some(parser) = self.extensions.and_then(|extensions| extensions.filter(name)) else {
+            return Ok(Err(name.to_owned()));
+        };
+        match parser.parse(&payload, level == Level::Route) {
+            Ok(made) => Ok(Ok(HttpFilterConfig::Custom(CustomFilter { type_name: name.into(), payload, made }))),
+            Err(reason) => Err(self.invalid(reason)),
+        }
+    }
+
+    /// `typed_per_filter_config`: keyed by filter instance name; a type that is not known is rejected unless optional.
+    pub(super) fn filter_overrides(
+        &mut self,
+        protos: HashMap<String, Any>,
+    ) -> Valid<BTreeMap<Arc<str>, FilterOverride>> {
+        let mut overrides = BTreeMap::new();
+        for (instance, any) in protos {
+            let entry = self.at_key("typed_per_filter_config", &instance, |cx| cx.filter_override(any))?;
+            if let Some(entry) = entry {
+                overrides.insert(instance.into(), entry);
+            }
+        }
+        Ok(overrides)
+    }
+
+    fn filter_override(&mut self, any: Any) -> Valid<Option<FilterOverride>> {
+        let wrapper = match type_name(&any.type_url) {
+            FILTER_CONFIG => self.message(&any.value)?,
+            _ => FilterConfig { config: Some(any), is_optional: false, disabled: false },
+        };
+        // Envoy: the config of a filter that is switched off is not looked at; an empty one only switches it on.
+        if wrapper.disabled {
+            return Ok(Some(FilterOverride { disabled: true, config: None }));
+        }
+        let Some(config) = wrapper.config else { return Ok(None) };
+        if config.type_url.is_empty() {
+            return Ok(Some(FilterOverride { disabled: false, config: None }));
+        }
+        match self.filter_config(&config, Level::Route)? {
+            Ok(HttpFilterConfig::Router) => Ok(None),
+            Ok(config) => Ok(Some(FilterOverride { disabled: false, config: Some(config) })),
+            Err(name) if wrapper.is_optional => {
+                self.note("config", format!("unknown filter \"{name}\", optional, ignored"));
+                Ok(None)
+            }
+            Err(name) => Err(self.invalid(format!("unknown filter \"{name}\" and not optional"))),
+        }
+    }
+}
+
+fn json(object: Struct) -> serde_json::Map<String, serde_json::Value> {
+    object.fields.into_iter().map(|(key, value)| (key, json_value(value))).collect()
+}
+
+fn json_value(value: Value) -> serde_json::Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(flag)) => flag.into(),
+        Some(Kind::NumberValue(number)) => number.into(),
+        Some(Kind::StringValue(text)) => text.into(),
+        Some(Kind::ListValue(list)) => list.values.into_iter().map(json_value).collect(),
+        Some(Kind::StructValue(object)) => json(object).into(),
+    }
+}
