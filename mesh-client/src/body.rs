@@ -6,6 +6,7 @@ use crate::{
     outbound::{
         call::{Finished, Held},
         filter::{Filtered, Watching},
+        timeout::{Idle, IdleTimer},
     },
     transport::{RecvBody, TransportError},
 };
@@ -15,6 +16,7 @@ use std::{
     fmt,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::time::{Instant, Sleep};
@@ -43,11 +45,27 @@ struct Live {
     timer: Option<Pin<Box<Sleep>>>,
     /// A data frame was read.
     read: bool,
+    /// Ends a body on which nothing moves; only where there is a limit.
+    watch: Option<Box<Watch>>,
+}
+
+struct Watch {
+    idle: Arc<Idle>,
+    timer: IdleTimer,
 }
 
 impl MeshBody {
     pub(crate) fn live(body: RecvBody, held: Box<dyn Held>) -> Self {
-        Self(State::Live(Live { body, held, timer: None, read: false }))
+        Self(State::Live(Live { body, held, timer: None, read: false, watch: None }))
+    }
+
+    /// The same, ended when nothing moves for too long.
+    pub(crate) fn ending_idle(mut self, idle: Arc<Idle>) -> Self {
+        idle.moved(Instant::now());
+        if let (State::Live(live), Some(timer)) = (&mut self.0, idle.of_body()) {
+            live.watch = Some(Box::new(Watch { idle, timer }));
+        }
+        self
     }
 
     pub(crate) fn local(body: Bytes) -> Self {
@@ -90,6 +108,9 @@ impl MeshBody {
 impl Live {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            if let Some(watch) = &self.watch {
+                watch.idle.moved(Instant::now());
+            }
             // A body that always has data must end too: from the second data frame on the clock is looked at.
             let data = frame.as_ref().is_some_and(|f| f.as_ref().is_ok_and(Frame::is_data));
             if data
@@ -99,6 +120,11 @@ impl Live {
                 return Poll::Ready(Some(Err(self.held.call().timed_out(deadline))));
             }
             return Poll::Ready(frame.map(|f| f.map_err(|e| self.failed(e))));
+        }
+        if let Some(Watch { idle, timer }) = self.watch.as_deref_mut()
+            && let Poll::Ready(still) = timer.poll(idle, cx)
+        {
+            return Poll::Ready(Some(Err(self.held.call().stood_still(still))));
         }
         let Some(deadline) = self.held.call().deadline() else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.at)));

@@ -6,7 +6,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use mesh_client::{Mesh, MeshChannel, bare::Bare};
 use mesh_xds::{
-    resource::{BackOff, CircuitBreakers, Cluster, OutlierDetection, RetryOn, RetryPolicy},
+    resource::{CircuitBreakers, Cluster, OutlierDetection, RetryOn, RetryPolicy},
     source::Policy,
 };
 use metrics_util::debugging::DebuggingRecorder;
@@ -129,13 +129,7 @@ async fn calls(client: &impl Call, tasks: u64, each: u64) -> u64 {
 /// What Istio puts on a route, and all that counts requests.
 fn everything_on() -> Policy {
     let on = RetryOn { grpc_codes: 1 << 14, connect_failure: true, refused_stream: true, ..RetryOn::default() };
-    let retry = RetryPolicy {
-        on,
-        num_retries: 2,
-        per_try_timeout: None,
-        back_off: BackOff::default(),
-        avoid_previous_hosts: true,
-    };
+    let retry = RetryPolicy { on, num_retries: 2, avoid_previous_hosts: true, ..RetryPolicy::default() };
     let cluster = Cluster {
         circuit_breakers: CircuitBreakers { max_requests: 100, ..CircuitBreakers::default() },
         outlier_detection: Some(Arc::new(OutlierDetection::default())),

@@ -126,6 +126,10 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
     if let Some(policy) = &forward.retry {
         steps.push(step("retries", format!("at most {}", policy.max_retries())));
     }
+    if let Some(idle) = forward.idle {
+        steps.push(step("timeout", format!("{idle:?} without a movement (the route's idle_timeout)")));
+    }
+    steps.extend(forward.mirrors.iter().map(|mirror| step("mirror", mirror.to_string())));
     if is_grpc(&request.headers) {
         steps.push(step("protocol", "gRPC"));
     }

@@ -16,7 +16,7 @@ use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, Transport
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicUsize},
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -28,6 +28,8 @@ pub(crate) struct Upstream {
     pub(crate) name: Arc<str>,
     pub(crate) live: Arc<LiveCluster<Subchannel>>,
     pub(crate) metrics: RequestMetrics,
+    /// Bytes of bodies that are held to be sent here as copies of requests.
+    pub(crate) mirrored: AtomicUsize,
 }
 
 /// All clusters of a mesh. A cluster lives while a configuration or a call holds it (gRFC A31), and is shared by the targets that
@@ -93,6 +95,7 @@ impl Upstreams {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),
             metrics: RequestMetrics::new(&cluster.name),
+            mirrored: AtomicUsize::new(0),
         });
         clusters.retain(|_, upstream| upstream.strong_count() > 0);
         clusters.insert(key, Arc::downgrade(&upstream));

@@ -68,6 +68,14 @@ pub async fn scope<F: Future>(context: TraceContext, future: F) -> F::Output {
     CURRENT.scope(context, future).await
 }
 
+/// Decides anew whether the trace of a request is recorded, where the request has a trace.
+pub(crate) fn resample(headers: &mut HeaderMap, sampled: bool) {
+    if let Some(mut context) = TraceContext::extract(headers) {
+        context.sampling = if sampled { Sampling::Accept } else { Sampling::Deny };
+        context.inject(headers);
+    }
+}
+
 /// The context of the surrounding [`scope`].
 pub fn current() -> Option<TraceContext> {
     CURRENT.try_with(TraceContext::clone).ok()

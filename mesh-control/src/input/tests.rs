@@ -264,7 +264,6 @@ fn what_mesh_client_would_ignore_or_refuse_is_said_at_its_place() {
     assert_findings(
         &text,
         &[
-            "b.yaml:7:5: warning: mesh-client: route.request_mirror_policies: not supported, ignored",
             "b.yaml:11:5: warning: mesh-client: request_headers_to_add[0].header.value: \"%NOPE%\": unknown operator %NOPE%: the RouteConfiguration is refused",
         ],
     );

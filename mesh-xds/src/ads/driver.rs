@@ -164,8 +164,9 @@ impl Driver {
             };
             names.into_iter().map(find).collect()
         });
-        let mut decoder =
-            Decoder::new(&self.shared.bootstrap().certificate_providers).with_extensions(self.shared.extensions());
+        let mut decoder = Decoder::new(&self.shared.bootstrap().certificate_providers)
+            .with_extensions(self.shared.extensions())
+            .trusted(self.config.features.trusted_xds_server);
         let decoded = sotw::decode(kind, response, wanted, &mut decoder);
         let version = decoded.response.version.clone();
         tracing::debug!(

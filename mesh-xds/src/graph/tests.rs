@@ -107,7 +107,12 @@ fn listener(routes: &str) -> Resource {
 }
 
 fn listener_with(routes: RouteSource) -> Resource {
-    let http = HttpConnectionManager { routes, max_stream_duration: None, http_filters: Vec::new() };
+    let http = HttpConnectionManager {
+        routes,
+        max_stream_duration: None,
+        stream_idle_timeout: None,
+        http_filters: Vec::new(),
+    };
     Resource::Listener(Arc::new(Listener { name: "t".into(), http }))
 }
 

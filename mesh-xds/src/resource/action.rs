@@ -1,6 +1,8 @@
 //! What a route does: forward, redirect, or answer at once.
 
-use super::{FilterOverride, Format, HeaderEdits, PathTemplate, RegexRewrite, RetryPolicy, TemplateRewrite};
+use super::{
+    FilterOverride, Format, FractionalPercent, HeaderEdits, PathTemplate, RegexRewrite, RetryPolicy, TemplateRewrite,
+};
 use bytes::Bytes;
 use http::HeaderName;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -35,6 +37,43 @@ pub struct Forward {
     pub host_rewrite: Option<HostRewrite>,
     /// A rewrite of the authority keeps the original one in `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
+    /// Who gets copies of the requests: the route's policies, else the virtual host's, else the configuration's.
+    pub mirrors: Arc<[Mirror]>,
+    /// `idle_timeout`: a stream on which nothing moves for so long is ended. `None` when unset, zero disables. Not gRPC's.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// `RequestMirrorPolicy`: copies of requests, whose responses are thrown away.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Where to.
+    pub cluster: MirrorCluster,
+    /// Share of the requests; `None` is all.
+    pub fraction: Option<FractionalPercent>,
+    /// Whether the copy's trace is recorded; `None`: as that of the request.
+    pub trace_sampled: Option<bool>,
+    /// The authority of the copy.
+    pub host: MirrorHost,
+}
+
+/// Where copies go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorCluster {
+    /// A cluster's name.
+    Name(Arc<str>),
+    /// The request header that holds the name of a cluster; one that the virtual host names somewhere.
+    Header(HeaderName),
+}
+
+/// The authority of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorHost {
+    /// That of the request, with `-shadow` behind the host name.
+    Shadow,
+    /// That of the request (`disable_shadow_host_suffix_append`).
+    Same,
+    /// This one (`host_rewrite_literal`).
+    Literal(Arc<str>),
 }
 
 /// `max_stream_duration`.
@@ -98,6 +137,11 @@ pub enum HostRewrite {
     PathRegex(RegexRewrite),
     /// Not if it comes out empty (`host_rewrite`).
     Format(Format),
+    /// The `hostname` of the endpoint, unless that is empty (`auto_host_rewrite`).
+    Endpoint {
+        /// The control plane is one that gRPC lets rewrite authorities (`trusted_xds_server`, gRFC A81).
+        trusted: bool,
+    },
 }
 
 /// `RedirectAction`.
@@ -148,6 +192,8 @@ impl Forward {
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
+            mirrors: Arc::default(),
+            idle_timeout: None,
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// `common_http_protocol_options.max_stream_duration` (gRFC A31); zero means no limit.
     pub max_stream_duration: Option<Duration>,
+    /// `stream_idle_timeout`, where it is set: for routes without an `idle_timeout`; zero means no limit. Not gRPC's.
+    pub stream_idle_timeout: Option<Duration>,
     /// In order; the last one is the router (gRFC A39).
     pub http_filters: Vec<HttpFilter>,
 }

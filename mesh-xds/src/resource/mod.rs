@@ -16,8 +16,8 @@ mod route;
 mod template;
 
 pub use action::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, PathRewrite, Redirect,
-    RedirectPath, WeightedCluster,
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster,
+    MirrorHost, PathRewrite, Redirect, RedirectPath, WeightedCluster,
 };
 pub use cluster::{
     CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, RetryBudget, TransportSocket,

@@ -2,7 +2,7 @@
 
 use super::{
     Action, ClusterSpecifier, CookieMatcher, FilterOverride, FractionalPercent, HeaderEdits, HeaderMatcher,
-    PathTemplate, QueryParameterMatcher, SafeRegex,
+    MirrorCluster, PathTemplate, QueryParameterMatcher, SafeRegex,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -133,6 +133,8 @@ pub struct RetryPolicy {
     pub num_retries: u32,
     /// Limit of each attempt; `None` is the call's.
     pub per_try_timeout: Option<Duration>,
+    /// How long an attempt may stand still.
+    pub per_try_idle_timeout: Option<Duration>,
     /// Exponential, jittered.
     pub back_off: BackOff,
     /// Envoy `previous_hosts`: an attempt avoids the hosts that failed before.
@@ -169,6 +171,20 @@ pub struct BackOff {
     pub base: Duration,
     /// Longest delay; default 10 x base.
     pub max: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Retries nothing.
+    fn default() -> Self {
+        Self {
+            on: RetryOn::default(),
+            num_retries: 1,
+            per_try_timeout: None,
+            per_try_idle_timeout: None,
+            back_off: BackOff::default(),
+            avoid_previous_hosts: false,
+        }
+    }
 }
 
 impl Default for BackOff {
@@ -211,7 +227,7 @@ impl RouteConfiguration {
 }
 
 impl VirtualHost {
-    /// Every cluster that its routes name: what a `cluster_header` may choose from.
+    /// Every cluster that its routes and their mirrors name: what a `cluster_header` may choose from.
     pub fn cluster_names(&self) -> BTreeSet<Arc<str>> {
         let mut names = BTreeSet::new();
         for route in &self.routes {
@@ -221,6 +237,10 @@ impl VirtualHost {
                 ClusterSpecifier::Weighted(clusters) => names.extend(clusters.iter().map(|part| part.name.clone())),
                 ClusterSpecifier::Header(_) => {}
             }
+            names.extend(forward.mirrors.iter().filter_map(|mirror| match &mirror.cluster {
+                MirrorCluster::Name(name) => Some(name.clone()),
+                MirrorCluster::Header(_) => None,
+            }));
         }
         names
     }

@@ -55,6 +55,7 @@ impl Template {
             http: HttpConnectionManager {
                 routes: RouteSource::Inline(routes.clone()),
                 max_stream_duration: None,
+                stream_idle_timeout: None,
                 http_filters: policy.filters.iter().cloned().chain([router]).collect(),
             },
         });

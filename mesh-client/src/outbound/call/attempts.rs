@@ -9,7 +9,8 @@ use crate::{
         connect::Subchannel,
         narrate,
         retry::{Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation},
-        timeout::write_grpc_timeout,
+        route::Profile,
+        timeout::{Idle, StoodStill, write_grpc_timeout},
     },
     telemetry::metrics::Flag,
     transport::{self, Lease, RecvBody, TransportError},
@@ -18,7 +19,13 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
 use http_body::Body;
 use smallvec::SmallVec;
-use std::{sync::Arc, task::Context, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Connection attempts of one call that fail before anything is sent; each makes its endpoint unavailable, so this bounds only races.
@@ -73,7 +80,7 @@ impl Call {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let policy = self.chosen.forward().retry.clone();
+        let policy = self.policy().cloned();
         let (policy, deadline) = (policy.as_deref(), self.chosen.deadline);
         let (grpc, profile) = (self.chosen.grpc, self.chosen.routing.facts.profile);
         let per_try = policy.and_then(Policy::per_try_timeout);
@@ -95,13 +102,15 @@ impl Call {
                             if grpc && (deadline.is_some() || per_try.is_some()) {
                                 write_grpc_timeout(request.headers_mut(), deadline.as_ref(), per_try, Instant::now());
                             }
-                            let mut sending = lease.send(request);
-                            match per_try {
-                                None => self.sent((&mut sending).await),
-                                Some(limit) => match tokio::time::timeout(limit, &mut sending).await {
-                                    Ok(sent) => self.sent(sent),
-                                    Err(_) => self.elapsed(limit),
-                                },
+                            self.name_endpoint(&mut request);
+                            let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
+                            match sent {
+                                Ok(sent) => self.sent(sent),
+                                Err(Over::PerTry(limit)) => self.elapsed(limit),
+                                Err(Over::Idle(still)) => {
+                                    self.flag = Flag::Timeout;
+                                    Attempt::Failed(Failure::PerTryTimeout, self.stood_still(still))
+                                }
                             }
                         }
                     };
@@ -140,6 +149,19 @@ impl Call {
             if let Some(delay) = delay {
                 tokio::time::sleep(delay).await;
             }
+        }
+    }
+
+    /// `auto_host_rewrite`: the request's authority is the name of the endpoint picked.
+    fn name_endpoint<B>(&self, request: &mut Request<B>) {
+        let Some(edits) = self.edited.as_ref().and(self.chosen.choice().edits.as_ref()) else { return };
+        let grpc = self.chosen.routing.facts.profile == Profile::Grpc;
+        let Some(in_flight) = self.in_flight.as_ref().filter(|_| edits.auto_host) else { return };
+        // gRFC A81: what the application said stands.
+        if !(grpc && self.chosen.own_authority) {
+            let mut uri = std::mem::take(request.uri_mut());
+            edits.to_endpoint(&mut uri, request.headers_mut(), &in_flight.endpoint().placement().hostname);
+            *request.uri_mut() = uri;
         }
     }
 
@@ -275,6 +297,35 @@ impl Call {
         };
         in_flight.record(verdict);
         outcome
+    }
+}
+
+/// What ended an attempt before it was answered.
+enum Over {
+    PerTry(Duration),
+    Idle(StoodStill),
+}
+
+/// `attempt` within its own limits.
+async fn limited<T>(
+    per_try: Option<Duration>,
+    idle: Option<Arc<Idle>>,
+    attempt: impl Future<Output = T>,
+) -> Result<T, Over> {
+    let idle = idle.as_deref();
+    if let Some(idle) = idle {
+        idle.moved(Instant::now());
+    }
+    let mut standing = idle.and_then(Idle::of_attempt);
+    let mut attempt = pin!(attempt);
+    let answered = poll_fn(|cx| match (attempt.as_mut().poll(cx), &mut standing, idle) {
+        (Poll::Ready(sent), _, _) => Poll::Ready(Ok(sent)),
+        (Poll::Pending, Some(timer), Some(idle)) => timer.poll(idle, cx).map(|still| Err(Over::Idle(still))),
+        _ => Poll::Pending,
+    });
+    match per_try {
+        None => answered.await,
+        Some(limit) => tokio::time::timeout(limit, answered).await.unwrap_or(Err(Over::PerTry(limit))),
     }
 }
 

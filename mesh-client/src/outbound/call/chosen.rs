@@ -1,6 +1,10 @@
 //! The route and the cluster of a call, drawn once: they hold for all its attempts (gRFC A31).
 
-use super::{Call, edit, head};
+use super::{
+    Call,
+    edit::{self, Edited},
+    head,
+};
 use crate::{
     Error,
     body::MeshBody,
@@ -40,6 +44,8 @@ pub(super) struct Chosen {
     pub(super) deadline: Option<Deadline>,
     pub(super) started: Instant,
     pub(super) grpc: bool,
+    /// The application set the authority.
+    pub(super) own_authority: bool,
     pub(super) explain: Option<Explain>,
 }
 
@@ -55,6 +61,7 @@ impl Chosen {
         explain: Option<Explain>,
     ) -> Result<Routed, Error> {
         let grpc = is_grpc(&head.headers);
+        let own_authority = head.uri.authority().is_some();
         head::complete_uri(head, routing.facts.authority.as_ref()).map_err(|e| {
             let place = Place { target: Some(routing.facts.label.clone()), ..Place::default() };
             Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
@@ -102,7 +109,7 @@ impl Chosen {
         })?;
         let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
-        Ok(Routed::Forward(Self { route, choice, deadline, started, grpc, explain, routing }))
+        Ok(Routed::Forward(Self { route, choice, deadline, started, grpc, own_authority, explain, routing }))
     }
 
     /// Lets the call into its cluster, makes the route's edits, and gives the request its trace context.
@@ -142,20 +149,33 @@ impl Chosen {
         if let (Some(explain), Some(trace)) = (&self.explain, trace) {
             explain.add("trace", trace.to_string());
         }
-        Ok(Call {
+        Ok(self.call(upstream, edited, false))
+    }
+
+    /// A call that was let in, or a copy, which was not yet.
+    fn call(self, upstream: usize, edited: Option<Box<Edited>>, copy: bool) -> Call {
+        Call {
             upstream,
             edited,
+            idle: None,
             attempts: Attempts::default(),
             endpoint: None,
             in_flight: None,
             connecting: false,
-            admitted: true,
-            recorded: false,
+            copy,
+            admitted: !copy,
+            recorded: copy,
             flag: Flag::None,
             status: 0,
             grpc_status: None,
             chosen: self,
-        })
+        }
+    }
+
+    /// The call of a copy of the request, which is for this cluster.
+    pub(super) fn copy(&self, upstream: usize) -> Call {
+        let chosen = Self { routing: self.routing.clone(), explain: None, ..*self };
+        chosen.call(upstream, None, true)
     }
 
     /// Counts a call that ends before its first attempt.

@@ -54,7 +54,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    Box::pin(general::begin(chosen.admit(&mut head)?, head, body)).await
+    Box::pin(general::admitted(chosen.admit(&mut head)?, head, body)).await
 }
 
 /// Runs the request through the filters, under the call's deadline.

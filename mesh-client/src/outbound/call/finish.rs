@@ -4,7 +4,10 @@ use super::Call;
 use crate::{
     Error,
     error::{BoxError, Kind, Place},
-    outbound::{cluster::Outcome as Verdict, timeout::Deadline},
+    outbound::{
+        cluster::Outcome as Verdict,
+        timeout::{Deadline, StoodStill},
+    },
     telemetry::metrics::{Flag, Outcome},
     transport::RecvBody,
 };
@@ -119,6 +122,11 @@ impl Call {
         };
         let message = format!("deadline of {:?} exceeded {when} ({})", deadline.limit, deadline.source);
         self.error(Kind::Timeout, message, None)
+    }
+
+    /// Nothing moved for too long.
+    pub(crate) fn stood_still(&self, still: StoodStill) -> Error {
+        self.error(Kind::Timeout, still.to_string(), None)
     }
 
     /// An error that says where the call was.

@@ -1,11 +1,13 @@
 //! The road of a call that waits: for the first configuration, for a filter, for a connection, between two attempts.
 
 use super::{
-    Call,
+    Answer, Call,
     attempts::{Attempt, Resend},
     chosen::{Chosen, Routed},
     filtered,
     finish::Finished,
+    mirror::Copies,
+    tap::Tapped,
 };
 use crate::{
     Error,
@@ -13,8 +15,8 @@ use crate::{
     channel::Core,
     error::{BoxError, Kind},
     outbound::{
-        retry::{Outcome, Outgoing},
-        timeout::is_grpc,
+        retry::{Outcome, Outgoing, Policy},
+        timeout::{Deadline, Idle, StoodStill, is_grpc},
     },
     telemetry::explain::Explain,
 };
@@ -23,6 +25,12 @@ use http::{Request, Response, request::Parts};
 use http_body::Body;
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 use tokio::time::Instant;
+
+/// What ended a call before it was answered.
+enum Over {
+    Deadline(Deadline),
+    Idle(StoodStill),
+}
 
 /// A whole call.
 pub(super) async fn call<B>(
@@ -58,10 +66,32 @@ where
     if let Some(chain) = chosen.choice().filters.clone() {
         return filtered::call(chain, chosen, head, body).await;
     }
-    begin(chosen.admit(&mut head)?, head, body).await
+    admitted(chosen.admit(&mut head)?, head, body).await
 }
 
-/// The rest of a call that was admitted.
+/// The rest of a call that was let in: who watches its request is found.
+pub(super) async fn admitted<B>(mut call: Call, head: Parts, body: B) -> Result<Response<MeshBody>, Error>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let forward = call.chosen.forward();
+    let per_try = forward.retry.as_deref().and_then(Policy::per_try_idle_timeout);
+    call.idle = Idle::new(forward.idle, per_try, call.chosen.started).map(Arc::new);
+    let copies = Copies::draw(&call, &head);
+    if call.idle.is_none() && copies.is_none() {
+        return begin(call, head, body).await;
+    }
+    let body = Tapped::new(body, call.idle.clone(), copies);
+    tapped(call, head, body).await
+}
+
+/// The rest of a call whose request is watched. Not generic: compiled once.
+fn tapped(call: Call, head: Parts, body: Tapped) -> Answer {
+    Box::pin(begin(call, head, body))
+}
+
+/// The rest of a call, from its first attempt.
 pub(super) async fn begin<B>(mut call: Call, head: Parts, body: B) -> Result<Response<MeshBody>, Error>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -95,18 +125,35 @@ where
     B::Error: Into<BoxError>,
 {
     let deadline = call.chosen.deadline;
+    let idle = call.idle.clone();
     let result = {
         let mut attempts = pin!(call.attempts(&resend, ended, request));
-        match &deadline {
-            None => Ok(attempts.await),
-            Some(deadline) => tokio::time::timeout_at(deadline.at, attempts.as_mut()).await.map_err(|_| deadline),
+        let mut standing = idle.as_deref().and_then(|idle| Some((idle.of_stream()?, idle)));
+        let answered = poll_fn(|cx| match (attempts.as_mut().poll(cx), &mut standing) {
+            (Poll::Ready(response), _) => Poll::Ready(Ok(response)),
+            (Poll::Pending, Some((timer, idle))) => timer.poll(idle, cx).map(|still| Err(Over::Idle(still))),
+            (Poll::Pending, None) => Poll::Pending,
+        });
+        match deadline {
+            None => answered.await,
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.at, answered).await.unwrap_or(Err(Over::Deadline(deadline)))
+            }
         }
     };
-    match result.unwrap_or_else(|deadline| Err(call.timed_out(deadline))) {
+    let result = result.unwrap_or_else(|over| {
+        Err(match over {
+            Over::Deadline(deadline) => call.timed_out(&deadline),
+            Over::Idle(still) => call.stood_still(still),
+        })
+    });
+    match result {
         Ok(mut response) => {
             call.answered(&mut response);
             let (head, body) = response.into_parts();
-            Ok(Response::from_parts(head, MeshBody::live(body, Box::new(call))))
+            let body = MeshBody::live(body, Box::new(call));
+            let body = if let Some(idle) = idle { body.ending_idle(idle) } else { body };
+            Ok(Response::from_parts(head, body))
         }
         Err(error) => {
             call.finish(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut });

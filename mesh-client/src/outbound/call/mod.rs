@@ -12,6 +12,8 @@ mod filtered;
 mod finish;
 mod general;
 mod head;
+mod mirror;
+mod tap;
 
 pub(crate) use finish::Finished;
 
@@ -24,8 +26,8 @@ use crate::{
         cluster::InFlight,
         connect::Subchannel,
         resolve::{Routing, State},
-        retry::Attempts,
-        timeout::parse_grpc_timeout,
+        retry::{Attempts, Policy},
+        timeout::{Idle, parse_grpc_timeout},
         upstream::Upstream,
     },
     telemetry::{explain::Explain, metrics::Flag, trace::Propagation},
@@ -79,8 +81,12 @@ pub(crate) struct Call {
     attempts: Attempts,
     endpoint: Option<SocketAddr>,
     in_flight: Option<InFlight<Subchannel>>,
+    /// Watches for it to stand still; only where there is a limit.
+    idle: Option<Arc<Idle>>,
     /// It waits for a connection.
     connecting: bool,
+    /// It is a copy of another: tried once.
+    copy: bool,
     /// It counts against `max_requests`, to the end of the stream (gRFC A32).
     admitted: bool,
     recorded: bool,
@@ -115,7 +121,7 @@ where
         Err(error) => Err(error),
     };
     let admitted = routed.and_then(|chosen| {
-        if chosen.choice().filters.is_some() {
+        if chosen.forward().general || chosen.choice().filters.is_some() {
             return Ok(Err(chosen));
         }
         chosen.admit(&mut head).map(Ok)
@@ -155,6 +161,11 @@ impl Call {
     /// The cluster.
     fn upstream(&self) -> &Arc<Upstream> {
         &self.chosen.routing.upstreams()[self.upstream]
+    }
+
+    /// What is retried.
+    fn policy(&self) -> Option<&Arc<Policy>> {
+        self.chosen.forward().retry.as_ref().filter(|_| !self.copy)
     }
 }
 

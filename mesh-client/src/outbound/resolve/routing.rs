@@ -91,6 +91,7 @@ impl Routing {
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,
+                    stream_idle_timeout: http.stream_idle_timeout,
                     shared: &upstreams.filters,
                 };
                 Arc::new(RouteTable::compile(vhost, scope, &mut |name| {

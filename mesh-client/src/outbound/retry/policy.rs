@@ -18,6 +18,7 @@ pub struct Policy {
     on: RetryOn,
     max_retries: u32,
     per_try_timeout: Option<Duration>,
+    per_try_idle_timeout: Option<Duration>,
     back_off: BackOff,
     avoid_previous_hosts: bool,
 }
@@ -85,6 +86,7 @@ impl Policy {
             on,
             max_retries: if grpc { policy.num_retries.min(GRPC_MAX_RETRIES) } else { policy.num_retries },
             per_try_timeout: policy.per_try_timeout.filter(|d| !grpc && !d.is_zero()),
+            per_try_idle_timeout: policy.per_try_idle_timeout.filter(|d| !grpc && !d.is_zero()),
             back_off: policy.back_off,
             avoid_previous_hosts: policy.avoid_previous_hosts,
         })
@@ -103,6 +105,11 @@ impl Policy {
     /// Limit of each attempt.
     pub fn per_try_timeout(&self) -> Option<Duration> {
         self.per_try_timeout
+    }
+
+    /// How long an attempt may stand still: nothing is sent, nothing comes.
+    pub(crate) fn per_try_idle_timeout(&self) -> Option<Duration> {
+        self.per_try_idle_timeout
     }
 
     /// Whether an attempt should go to a host that did not fail this call yet, while there is one.
@@ -179,6 +186,7 @@ impl PolicyBuilder {
             on,
             max_retries: 1,
             per_try_timeout: None,
+            per_try_idle_timeout: None,
             back_off: BackOff::default(),
             avoid_previous_hosts: true,
         };

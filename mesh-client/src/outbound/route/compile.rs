@@ -4,11 +4,13 @@ use super::{
     answer::{Answer, What},
     edits::{Edits, Ops},
     matcher::matched_length,
+    mirror::Mirror,
     table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
 };
 use crate::outbound::{
     filter::{Chain, Making},
     retry::Policy,
+    route::Profile,
     timeout::Rules,
 };
 use mesh_xds::resource::{
@@ -65,12 +67,21 @@ impl<'a> Compiler<'a> {
         let Some(clusters) = self.clusters(Part { route, forward, weighted: None }, resolve) else {
             return RouteAction::Unsupported("weighted_clusters: no cluster has a weight".into());
         };
-        RouteAction::Forward(Forward {
+        let retry = forward.retry_policy.as_ref().or(self.vhost.retry_policy.as_ref());
+        let retry = retry.and_then(|policy| self.policy(policy));
+        let Scope { profile, max_stream_duration, stream_idle_timeout, .. } = self.scope;
+        let idle = (forward.idle_timeout.or(stream_idle_timeout))
+            .filter(|limit| profile == Profile::Envoy && !limit.is_zero());
+        let mirrors = forward.mirrors.iter().map(|mirror| Mirror::compile(mirror, self.known(), resolve)).collect();
+        let forward = Forward {
+            timeouts: Rules::compile(forward, max_stream_duration, profile),
             clusters,
-            retry: (forward.retry_policy.as_ref().or(self.vhost.retry_policy.as_ref()))
-                .and_then(|policy| self.policy(policy)),
-            timeouts: Rules::compile(forward, self.scope.max_stream_duration, self.scope.profile),
-        })
+            retry,
+            idle,
+            mirrors,
+            general: false,
+        };
+        RouteAction::Forward(Forward { general: forward.is_general(), ..forward })
     }
 
     fn clusters<C>(&mut self, part: Part<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Option<Clusters<C>> {
@@ -121,11 +132,15 @@ impl<'a> Compiler<'a> {
         let Part { route, forward, weighted } = part;
         let own = weighted.map(|weighted| &weighted.edits);
         let literal = weighted.and_then(|weighted| weighted.host_rewrite.clone()).map(HostRewrite::Literal);
+        let host = literal.or_else(|| forward.host_rewrite.clone());
+        let trusted = |trusted: bool| trusted || self.scope.profile == Profile::Envoy;
+        let auto_host = matches!(host, Some(HostRewrite::Endpoint { trusted: t }) if trusted(t));
         let edits = Edits {
             request: self.levels(route, own, |edits| &edits.request),
             response: self.levels(route, own, |edits| &edits.response),
             path: forward.path_rewrite.clone().map(|rewrite| (rewrite, matched_length(&route.matches.path))),
-            host: literal.or_else(|| forward.host_rewrite.clone()),
+            host: host.filter(|host| !matches!(host, HostRewrite::Endpoint { .. })),
+            auto_host,
             forwarded_host: forward.append_x_forwarded_host,
         };
         (!edits.is_empty()).then(|| Box::new(edits))

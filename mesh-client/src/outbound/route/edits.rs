@@ -20,6 +20,8 @@ pub(crate) struct Edits {
     pub(super) response: Box<[Arc<Ops>]>,
     pub(super) path: Option<(PathRewrite, Option<usize>)>,
     pub(super) host: Option<HostRewrite>,
+    /// The authority becomes the name of the endpoint, once that is known.
+    pub(crate) auto_host: bool,
     /// The authority before a rewrite is appended to `x-forwarded-host`.
     pub(super) forwarded_host: bool,
 }
@@ -97,7 +99,11 @@ impl Ops {
 impl Edits {
     /// Nothing is changed.
     pub(super) fn is_empty(&self) -> bool {
-        self.request.is_empty() && self.response.is_empty() && self.path.is_none() && self.host.is_none()
+        self.request.is_empty()
+            && self.response.is_empty()
+            && self.path.is_none()
+            && self.host.is_none()
+            && !self.auto_host
     }
 
     /// Makes the request's edits: headers, then authority, then path (Envoy's router). Gives what the edits of the response need.
@@ -140,17 +146,30 @@ impl Edits {
                 let made = render(format, &Facts { request: Some(before), ..*facts });
                 Cow::Owned(String::from_utf8_lossy(&made).into_owned())
             }
+            Some(HostRewrite::Endpoint { .. }) => return Ok(()),
         };
         if host.is_empty() {
             return Ok(());
         }
-        let authority = before.authority.to_owned();
-        set_authority(head, &host).map_err(|()| BadRewrite { what: "authority", value: host.into_owned() })?;
+        let Parts { uri, headers, .. } = head;
+        self.set_host(uri, headers, &host).map_err(|()| BadRewrite { what: "authority", value: host.into_owned() })
+    }
+
+    /// Gives a request for an endpoint the endpoint's name (`auto_host_rewrite`). A name that is no authority is left out.
+    pub(crate) fn to_endpoint(&self, uri: &mut Uri, headers: &mut HeaderMap, hostname: &str) {
+        if self.auto_host && !hostname.is_empty() {
+            let _ = self.set_host(uri, headers, hostname);
+        }
+    }
+
+    fn set_host(&self, uri: &mut Uri, headers: &mut HeaderMap, host: &str) -> Result<(), ()> {
+        let own = RequestHead::new(&Method::GET, uri, headers).authority.to_owned();
+        set_authority(uri, headers, host)?;
         if self.forwarded_host
-            && let Ok(value) = HeaderValue::from_str(&authority)
-            && head.headers.get_all(&FORWARDED_HOST).iter().next_back() != Some(&value)
+            && let Ok(value) = HeaderValue::from_str(&own)
+            && headers.get_all(&FORWARDED_HOST).iter().next_back() != Some(&value)
         {
-            head.headers.append(FORWARDED_HOST, value);
+            headers.append(FORWARDED_HOST, value);
         }
         Ok(())
     }
@@ -185,7 +204,8 @@ impl fmt::Display for Edits {
             });
             all.collect::<Vec<_>>().join(" ")
         };
-        write!(f, "request [{}], response [{}]", names(&self.request), names(&self.response))
+        write!(f, "request [{}], response [{}]", names(&self.request), names(&self.response))?;
+        f.write_str(if self.auto_host { ", the endpoint's name as authority" } else { "" })
     }
 }
 
@@ -217,14 +237,14 @@ pub(super) fn replace_prefix(path: &str, matched: Option<usize>, by: &str) -> St
 }
 
 /// The authority of the URI, and no `host` beside it.
-fn set_authority(head: &mut Parts, host: &str) -> Result<(), ()> {
+pub(crate) fn set_authority(uri: &mut Uri, headers: &mut HeaderMap, host: &str) -> Result<(), ()> {
     let authority = host.parse().map_err(drop)?;
-    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    let mut parts = std::mem::take(uri).into_parts();
     parts.authority = Some(authority);
     parts.scheme.get_or_insert(http::uri::Scheme::HTTP);
     parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
-    head.uri = Uri::from_parts(parts).map_err(drop)?;
-    head.headers.remove(header::HOST);
+    *uri = Uri::from_parts(parts).map_err(drop)?;
+    headers.remove(header::HOST);
     Ok(())
 }
 

@@ -6,12 +6,13 @@ mod edits;
 mod head;
 mod index;
 mod matcher;
+mod mirror;
 mod params;
 mod render;
 mod table;
 
 pub(crate) use answer::{Answer, percent_encoded};
-pub(crate) use edits::{Asked, Edits};
+pub(crate) use edits::{Asked, Edits, set_authority};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
 pub(crate) use render::Facts;
@@ -22,7 +23,9 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | | [`Grpc`](Self::Grpc) | [`Envoy`](Self::Envoy) |
 /// |---|---|---|
 /// | call timeout | `max_stream_duration` and the caller's deadline; `RouteAction.timeout` is ignored (gRFC A31) | `RouteAction.timeout`, 15 s when unset, 0 is none; `max_stream_duration` too |
-/// | `per_try_timeout` | ignored (gRFC A44) | limits each attempt |
+/// | `per_try_timeout`, `per_try_idle_timeout` | ignored (gRFC A44) | limit each attempt |
+/// | `idle_timeout` of the route, `stream_idle_timeout` of the listener | ignored | a stream on which nothing moves is ended |
+/// | `auto_host_rewrite` | from a control plane with `trusted_xds_server`, unless the application set the authority (gRFC A81) | always |
 /// | retry conditions | the five gRPC ones; others are ignored (gRFC A44) | all |
 /// | attempts | at most 5 (gRFC A6) | `num_retries` + 1 |
 /// | back-off jitter | ±20 % (gRFC A6) | uniform in 0..interval (`JitteredExponentialBackOffStrategy`) |

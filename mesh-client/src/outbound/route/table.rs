@@ -2,6 +2,7 @@
 
 use super::{
     Profile, RequestHead, answer::Answer, compile::Compiler, edits::Edits, index::PathIndex, matcher::Matcher,
+    mirror::Mirror,
 };
 use crate::outbound::{
     filter::{Chain, Filters},
@@ -31,6 +32,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) profile: Profile,
     /// `common_http_protocol_options.max_stream_duration` of the connection manager.
     pub(crate) max_stream_duration: Option<Duration>,
+    /// `stream_idle_timeout` of the connection manager.
+    pub(crate) stream_idle_timeout: Option<Duration>,
     /// What the filters of the mesh share.
     pub(crate) shared: &'a Filters,
 }
@@ -66,6 +69,12 @@ pub(crate) struct Forward<C> {
     pub(crate) retry: Option<Arc<Policy>>,
     /// Limits of the whole call.
     pub(crate) timeouts: Rules,
+    /// How long the stream may stand still.
+    pub(crate) idle: Option<Duration>,
+    /// Who gets copies of the requests. Nearly always empty.
+    pub(crate) mirrors: Box<[Mirror<C>]>,
+    /// Its calls need more than the direct road has.
+    pub(crate) general: bool,
 }
 
 /// One cluster, or a draw between several.
@@ -200,6 +209,15 @@ impl<C> RouteTable<C> {
 }
 
 impl<C> Forward<C> {
+    /// Whether its calls need more than the direct road has.
+    pub(super) fn is_general(&self) -> bool {
+        let auto_host = |choice: &ClusterChoice<C>| choice.edits.as_ref().is_some_and(|edits| edits.auto_host);
+        self.idle.is_some()
+            || !self.mirrors.is_empty()
+            || self.retry.as_ref().is_some_and(|policy| policy.per_try_idle_timeout().is_some())
+            || self.clusters.iter().any(auto_host)
+    }
+
     /// Chooses the call's cluster: O(1) for one, O(log n) for a split or a name. The number is for [`choice`](Self::choice).
     ///
     /// # Errors

@@ -46,7 +46,14 @@ fn compile(vhost: &VirtualHost, profile: Profile) -> RouteTable<Arc<str>> {
 fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -> RouteTable<Arc<str>> {
     let shared = Filters::default();
     let routes = RouteConfiguration::default();
-    let scope = Scope { routes: &routes, filters, profile, max_stream_duration: None, shared: &shared };
+    let scope = Scope {
+        routes: &routes,
+        filters,
+        profile,
+        max_stream_duration: None,
+        stream_idle_timeout: None,
+        shared: &shared,
+    };
     RouteTable::compile(vhost, scope, &mut |name| name.clone())
 }
 
@@ -264,15 +271,7 @@ fn a_split_of_one_needs_no_draw_and_one_without_weight_is_refused() {
 
 #[test]
 fn the_routes_retry_policy_replaces_the_hosts_even_when_nothing_is_left_of_it() {
-    let policy = |on: RetryOn, num_retries| {
-        Some(Arc::new(RetryPolicy {
-            on,
-            num_retries,
-            per_try_timeout: None,
-            back_off: Default::default(),
-            avoid_previous_hosts: false,
-        }))
-    };
+    let policy = |on: RetryOn, num_retries| Some(Arc::new(RetryPolicy { on, num_retries, ..RetryPolicy::default() }));
     let unavailable = RetryOn { grpc_codes: 1 << 14, ..RetryOn::default() };
     let with_retries = |on| {
         let mut only = route("r", prefix("/"));

@@ -48,6 +48,8 @@ pub(crate) enum Source {
     ListenerMaxStreamDuration,
     /// A timeout layer.
     Layer,
+    /// Nobody: what a copy of a request without a limit may take.
+    Mirror,
 }
 
 impl Rules {
@@ -143,6 +145,7 @@ impl fmt::Display for Source {
             Self::RouteMaxStreamDuration => "set by the route's max_stream_duration",
             Self::ListenerMaxStreamDuration => "set by the listener's max_stream_duration",
             Self::Layer => "set by the timeout layer",
+            Self::Mirror => "of a copy of a request without a deadline",
         })
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Echo {
 pub(crate) struct Seen {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
+    /// What of it could be read.
+    pub(crate) body: Bytes,
 }
 
 /// How a request comes into the mesh.
@@ -58,8 +60,8 @@ impl Echo {
                     async move {
                         let (head, body) = request.into_parts();
                         // What cannot be read is not the test's concern.
-                        let _ = body.collect().await;
-                        log.lock().unwrap().push(Seen { uri: head.uri, headers: head.headers });
+                        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                        log.lock().unwrap().push(Seen { uri: head.uri, headers: head.headers, body });
                         let mut response = Response::new(Full::new(Bytes::from(name)));
                         response.headers_mut().insert("x-backend", HeaderValue::from_static(name));
                         response.headers_mut().insert("server", HeaderValue::from_static("echo"));

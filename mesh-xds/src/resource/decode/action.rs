@@ -2,13 +2,13 @@
 
 use super::{Decoder, Valid, u32_or};
 use crate::resource::{
-    ClusterSpecifier, Format, Forward, HostRewrite, MaxStreamDuration, PathMatcher, PathRewrite, RegexRewrite,
-    TemplateRewrite, WeightedCluster,
+    ClusterSpecifier, Format, Forward, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster, MirrorHost, PathMatcher,
+    PathRewrite, RegexRewrite, TemplateRewrite, WeightedCluster,
 };
 use envoy_types::pb::envoy::{
     config::route::v3::{
         RouteAction, WeightedCluster as ProtoWeighted,
-        route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier},
+        route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
         weighted_cluster::cluster_weight,
     },
     extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -24,6 +24,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) plugins: &'a [String],
     /// Of direct responses, in bytes.
     pub(super) max_body: usize,
+    /// For routes that have none of their own.
+    pub(super) mirrors: &'a Arc<[Mirror]>,
 }
 
 impl Decoder<'_> {
@@ -45,8 +47,6 @@ impl Decoder<'_> {
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
             ("priority", proto.priority != 0),
             ("rate_limits", !proto.rate_limits.is_empty()),
-            ("idle_timeout", proto.idle_timeout.is_some()),
-            ("request_mirror_policies", !proto.request_mirror_policies.is_empty()),
             ("hash_policy", !proto.hash_policy.is_empty()),
             ("cors", proto.cors.is_some()),
             ("max_grpc_timeout", proto.max_grpc_timeout.is_some()),
@@ -57,6 +57,8 @@ impl Decoder<'_> {
             ("hedge_policy", proto.hedge_policy.is_some()),
         ]);
         let path_rewrite = self.path_rewrite(&proto, path)?;
+        let mirrors = self.mirrors(proto.request_mirror_policies, around.mirrors)?;
+        let idle_timeout = self.duration("idle_timeout", proto.idle_timeout)?;
         let host_rewrite = self.host_rewrite(proto.host_rewrite_specifier)?;
         let timeout = self.duration("timeout", proto.timeout)?;
         let max_stream_duration = match proto.max_stream_duration {
@@ -82,7 +84,38 @@ impl Decoder<'_> {
             path_rewrite,
             host_rewrite,
             append_x_forwarded_host: proto.append_x_forwarded_host,
+            mirrors,
+            idle_timeout,
         }))
+    }
+
+    /// The most specific level that has any wins; levels are not merged.
+    pub(super) fn mirrors(&mut self, protos: Vec<RequestMirrorPolicy>, outer: &Arc<[Mirror]>) -> Valid<Arc<[Mirror]>> {
+        if protos.is_empty() {
+            return Ok(outer.clone());
+        }
+        let protos = protos.into_iter().enumerate();
+        protos.map(|(i, proto)| self.at_index("request_mirror_policies", i, |cx| cx.mirror(proto))).collect()
+    }
+
+    fn mirror(&mut self, proto: RequestMirrorPolicy) -> Valid<Mirror> {
+        self.ignored(&[("request_headers_mutations", !proto.request_headers_mutations.is_empty())]);
+        let cluster = match (proto.cluster.as_str(), proto.cluster_header.as_str()) {
+            ("", "") => return Err(self.invalid_at("cluster", "must not be empty")),
+            (name, "") => MirrorCluster::Name(name.into()),
+            ("", header) => MirrorCluster::Header(self.header_or_authority("cluster_header", header)?),
+            _ => return Err(self.invalid_at("cluster_header", "cluster is set too: only one of them may be")),
+        };
+        let fraction = match proto.runtime_fraction.and_then(|fraction| fraction.default_value) {
+            Some(fraction) => Some(self.at("runtime_fraction", |cx| cx.fraction("default_value", fraction))?),
+            None => None,
+        };
+        let host = match proto.host_rewrite_literal.as_str() {
+            "" if proto.disable_shadow_host_suffix_append => MirrorHost::Same,
+            "" => MirrorHost::Shadow,
+            host => MirrorHost::Literal(self.authority("host_rewrite_literal", host)?),
+        };
+        Ok(Mirror { cluster, fraction, trace_sampled: proto.trace_sampled.map(|sampled| sampled.value), host })
     }
 
     fn cluster_specifier(
@@ -201,8 +234,7 @@ impl Decoder<'_> {
                 Some(HostRewrite::Literal(self.authority("host_rewrite_literal", &host)?))
             }
             Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => {
-                self.ignored(&[("auto_host_rewrite", auto.value)]);
-                None
+                auto.value.then_some(HostRewrite::Endpoint { trusted: self.trusted })
             }
             Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
                 Some(HostRewrite::Header(self.header_name("host_rewrite_header", &name)?))

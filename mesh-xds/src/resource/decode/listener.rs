@@ -59,11 +59,12 @@ impl Decoder<'_> {
             cx.duration("max_stream_duration", common.and_then(|common| common.max_stream_duration))
         })?;
         self.ignored(&[
-            ("stream_idle_timeout", proto.stream_idle_timeout.is_some_and(|timeout| timeout.seconds != 0)),
             ("request_timeout", proto.request_timeout.is_some_and(|timeout| timeout.seconds != 0)),
             ("local_reply_config", proto.local_reply_config.is_some()),
         ]);
-        Ok(HttpConnectionManager { routes, max_stream_duration, http_filters: self.http_filters(proto.http_filters)? })
+        let stream_idle_timeout = self.duration("stream_idle_timeout", proto.stream_idle_timeout)?;
+        let http_filters = self.http_filters(proto.http_filters)?;
+        Ok(HttpConnectionManager { routes, max_stream_duration, stream_idle_timeout, http_filters })
     }
 
     /// gRFC A39: named once each, and the router exactly last.

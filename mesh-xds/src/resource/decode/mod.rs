@@ -49,6 +49,8 @@ pub(crate) type Valid<T> = Result<T, Invalid>;
 pub struct Decoder<'a> {
     providers: &'a BTreeMap<String, CertificateProvider>,
     extensions: Option<&'a Extensions>,
+    /// The control plane has the feature `trusted_xds_server`.
+    trusted: bool,
     path: Vec<Segment>,
     notes: Vec<Note>,
 }
@@ -63,13 +65,20 @@ enum Segment {
 impl<'a> Decoder<'a> {
     /// A decoder that knows these certificate provider instances.
     pub fn new(providers: &'a BTreeMap<String, CertificateProvider>) -> Self {
-        Self { providers, extensions: None, path: Vec::new(), notes: Vec::new() }
+        Self { providers, extensions: None, trusted: false, path: Vec::new(), notes: Vec::new() }
     }
 
     /// One that knows these extensions too.
     #[must_use]
     pub fn with_extensions(mut self, extensions: &'a Extensions) -> Self {
         self.extensions = Some(extensions);
+        self
+    }
+
+    /// The same for resources of a control plane that is `trusted` (gRFC A81).
+    #[must_use]
+    pub fn trusted(mut self, trusted: bool) -> Self {
+        self.trusted = trusted;
         self
     }
 

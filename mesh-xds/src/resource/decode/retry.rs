@@ -34,7 +34,6 @@ impl Decoder<'_> {
             }
         }
         self.ignored(&[
-            ("per_try_idle_timeout", proto.per_try_idle_timeout.is_some()),
             ("retry_priority", proto.retry_priority.is_some()),
             ("retry_options_predicates", !proto.retry_options_predicates.is_empty()),
             ("rate_limited_retry_back_off", proto.rate_limited_retry_back_off.is_some()),
@@ -43,8 +42,17 @@ impl Decoder<'_> {
         ]);
         let per_try_timeout =
             self.duration("per_try_timeout", proto.per_try_timeout)?.filter(|timeout| !timeout.is_zero());
+        let per_try_idle_timeout =
+            self.duration("per_try_idle_timeout", proto.per_try_idle_timeout)?.filter(|timeout| !timeout.is_zero());
         let on = self.retry_on(&proto.retry_on, &proto.retriable_status_codes);
-        Ok(Arc::new(RetryPolicy { on, num_retries, per_try_timeout, back_off, avoid_previous_hosts }))
+        Ok(Arc::new(RetryPolicy {
+            on,
+            num_retries,
+            per_try_timeout,
+            per_try_idle_timeout,
+            back_off,
+            avoid_previous_hosts,
+        }))
     }
 
     fn back_off(&mut self, proto: RetryBackOff) -> Valid<BackOff> {

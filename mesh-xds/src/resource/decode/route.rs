@@ -24,7 +24,6 @@ impl RouteConfiguration {
 impl Decoder<'_> {
     pub(super) fn route_configuration(&mut self, proto: Proto) -> Valid<RouteConfiguration> {
         self.ignored(&[
-            ("request_mirror_policies", !proto.request_mirror_policies.is_empty()),
             ("vhds", proto.vhds.is_some()),
             ("internal_only_headers", !proto.internal_only_headers.is_empty()),
             ("vhost_header", !proto.vhost_header.is_empty()),
@@ -48,7 +47,8 @@ impl Decoder<'_> {
             (proto.response_headers_to_add, proto.response_headers_to_remove),
         )?;
         let limit = proto.max_direct_response_body_size_bytes.map_or(4096, |limit| limit.value as usize);
-        let around = Surroundings { plugins: &plugins, max_body: limit };
+        let mirrors = self.mirrors(proto.request_mirror_policies, &Arc::default())?;
+        let around = Surroundings { plugins: &plugins, max_body: limit, mirrors: &mirrors };
         let virtual_hosts = proto
             .virtual_hosts
             .into_iter()
@@ -69,7 +69,6 @@ impl Decoder<'_> {
     fn virtual_host(&mut self, proto: ProtoVirtualHost, around: Surroundings<'_>) -> Valid<VirtualHost> {
         self.ignored(&[
             ("require_tls", proto.require_tls != 0),
-            ("request_mirror_policies", !proto.request_mirror_policies.is_empty()),
             ("rate_limits", !proto.rate_limits.is_empty()),
             ("cors", proto.cors.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
@@ -94,6 +93,8 @@ impl Decoder<'_> {
             Some(policy) => Some(self.at("retry_policy", |cx| cx.retry_policy(policy))?),
             None => None,
         };
+        let mirrors = self.mirrors(proto.request_mirror_policies, around.mirrors)?;
+        let around = Surroundings { mirrors: &mirrors, ..around };
         let filter_overrides = self.filter_overrides(proto.typed_per_filter_config)?;
         let edits = self.header_edits(
             (proto.request_headers_to_add, proto.request_headers_to_remove),

@@ -75,8 +75,8 @@ fn a_grpc_policy_ignores_what_grpc_does_not_know() {
         on: RetryOn { grpc_codes: 1 << 14, http_5xx: true, connect_failure: true, ..RetryOn::default() },
         num_retries: 10,
         per_try_timeout: Some(Duration::from_secs(1)),
-        back_off: BackOff::default(),
         avoid_previous_hosts: true,
+        ..RetryPolicy::default()
     };
     let grpc = Policy::compile(&configured, Profile::Grpc).unwrap();
     assert_eq!((grpc.max_retries(), grpc.per_try_timeout()), (4, None));

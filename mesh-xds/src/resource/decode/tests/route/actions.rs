@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::resource::{
-    AppendAction, CookieMatcher, Format, HostRewrite, PathRewrite, QueryParameterMatcherKind, RedirectPath,
+    AppendAction, CookieMatcher, Format, HostRewrite, Mirror, MirrorCluster, MirrorHost, PathRewrite,
+    QueryParameterMatcherKind, RedirectPath,
 };
 use envoy_types::pb::envoy::{
     config::{
@@ -95,6 +96,13 @@ fn bad_actions_and_matches_are_rejected() {
                     action(r).path_rewrite_policy = rewrite_template("/{b}");
                 },
             ),
+            ("virtual_hosts[0].routes[0].route.request_mirror_policies[0].cluster", "empty", |r| {
+                action(r).request_mirror_policies = vec![mirror("")];
+            }),
+            ("virtual_hosts[0].request_mirror_policies[0].cluster_header", "only one", |r| {
+                let both = RequestMirrorPolicy { cluster_header: "x".into(), ..mirror("m") };
+                r.virtual_hosts[0].request_mirror_policies = vec![both];
+            }),
             ("virtual_hosts[0].routes[0].route.host_rewrite_literal", "not an authority", |r| {
                 action(r).host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral("a b".into()));
             }),
@@ -211,17 +219,65 @@ fn what_is_not_honoured_is_said() {
     action(&mut proto).cors = Some(CorsPolicy::default());
     action(&mut proto).upgrade_configs = vec![UpgradeConfig::default()];
     route(&mut proto).request_headers_to_add = vec![add("x", "%DOWNSTREAM_REMOTE_ADDRESS%")];
-    action(&mut proto).request_mirror_policies = vec![mirror("m")];
-    action(&mut proto).idle_timeout = seconds(3);
     let (_, notes) = accepted(&proto);
     let value = format!("{ROUTE}.request_headers_to_add[0].header.value");
-    let expected = [
-        "virtual_hosts[0].cors",
-        "virtual_hosts[0].routes[0].route.cors",
-        "virtual_hosts[0].routes[0].route.request_mirror_policies",
-        "virtual_hosts[0].routes[0].route.idle_timeout",
-    ];
+    let expected = ["virtual_hosts[0].cors", "virtual_hosts[0].routes[0].route.cors"];
     for path in expected.into_iter().chain(["virtual_hosts[0].routes[0].route.upgrade_configs", &value]) {
         assert!(note_paths(&notes).contains(&path), "{path} is not in {notes:?}");
     }
+}
+
+#[test]
+fn the_most_specific_level_that_has_mirrors_wins() {
+    let mut proto = good();
+    let clusters = |proto: &Proto| -> Vec<MirrorCluster> {
+        forward(proto).mirrors.iter().map(|mirror| mirror.cluster.clone()).collect()
+    };
+    let named = |name: &str| MirrorCluster::Name(name.into());
+    assert_eq!(clusters(&proto), []);
+    proto.request_mirror_policies = vec![mirror("config")];
+    assert_eq!(clusters(&proto), [named("config")]);
+    proto.virtual_hosts[0].request_mirror_policies = vec![mirror("host")];
+    assert_eq!(clusters(&proto), [named("host")]);
+    let by_header = RequestMirrorPolicy { cluster_header: ":authority".into(), ..RequestMirrorPolicy::default() };
+    action(&mut proto).request_mirror_policies = vec![mirror("route"), by_header];
+    assert_eq!(clusters(&proto), [named("route"), MirrorCluster::Header(http::header::HOST)]);
+    let names = accepted(&proto).0.virtual_hosts[0].cluster_names();
+    assert!(names.contains("route") && !names.contains("host"), "{names:?}");
+}
+
+#[test]
+fn a_mirror_says_share_authority_and_sampling() {
+    let mut proto = good();
+    let plain = Mirror {
+        cluster: MirrorCluster::Name("m".into()),
+        fraction: None,
+        trace_sampled: None,
+        host: MirrorHost::Shadow,
+    };
+    action(&mut proto).request_mirror_policies = vec![mirror("m")];
+    assert_eq!(*forward(&proto).mirrors, [plain.clone()]);
+    let share = ProtoFraction { numerator: 25, denominator: 0 };
+    action(&mut proto).request_mirror_policies = vec![RequestMirrorPolicy {
+        runtime_fraction: Some(RuntimeFractionalPercent { default_value: Some(share), runtime_key: String::new() }),
+        trace_sampled: Some(BoolValue { value: false }),
+        disable_shadow_host_suffix_append: true,
+        ..mirror("m")
+    }];
+    let said = Mirror {
+        fraction: Some(FractionalPercent(250_000)),
+        trace_sampled: Some(false),
+        host: MirrorHost::Same,
+        ..plain
+    };
+    assert_eq!(*forward(&proto).mirrors, [said]);
+}
+
+#[test]
+fn an_authority_of_the_endpoint_says_whether_grpc_may_use_it() {
+    let mut proto = good();
+    action(&mut proto).host_rewrite_specifier = Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true }));
+    assert_eq!(forward(&proto).host_rewrite, Some(HostRewrite::Endpoint { trusted: false }));
+    action(&mut proto).host_rewrite_specifier = Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: false }));
+    assert_eq!(forward(&proto).host_rewrite, None);
 }
