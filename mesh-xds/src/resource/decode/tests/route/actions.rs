@@ -256,7 +256,7 @@ fn a_mirror_says_share_authority_and_sampling() {
         host: MirrorHost::Shadow,
     };
     action(&mut proto).request_mirror_policies = vec![mirror("m")];
-    assert_eq!(*forward(&proto).mirrors, [plain.clone()]);
+    assert_eq!(*forward(&proto).mirrors, *std::slice::from_ref(&plain));
     let share = ProtoFraction { numerator: 25, denominator: 0 };
     action(&mut proto).request_mirror_policies = vec![RequestMirrorPolicy {
         runtime_fraction: Some(RuntimeFractionalPercent { default_value: Some(share), runtime_key: String::new() }),
