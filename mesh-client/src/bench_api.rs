@@ -1,6 +1,9 @@
 //! What the project's own benchmarks call. Not part of the public interface: may change at any time.
 
-use crate::outbound::cluster::{Breaker, ClusterDeps, Connectivity, Link, LinkError, LiveCluster, Pick};
+use crate::outbound::{
+    cluster::{Breaker, ClusterDeps, Connectivity, Link, LinkError, LiveCluster, Pick},
+    pick::PickInput,
+};
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Endpoint, LbPolicy};
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,6 +18,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct PickBench {
     cluster: Arc<LiveCluster<Connected>>,
+    now: tokio::time::Instant,
     _runtime: Runtime,
 }
 
@@ -46,12 +50,12 @@ impl PickBench {
         let endpoints = assignment(n);
         let config = Arc::new(Cluster { lb_policy: policy, ..Cluster::fixed("bench", endpoints.clone()) });
         let cluster = LiveCluster::new(config, endpoints, deps(&runtime));
-        Self { cluster, _runtime: runtime }
+        Self { cluster, now: tokio::time::Instant::now(), _runtime: runtime }
     }
 
     /// The index of the endpoint picked, `0..n`.
     pub fn pick(&self) -> usize {
-        match self.cluster.pick(&[], &mut fastrand::Rng::new()) {
+        match self.cluster.pick(&PickInput::plain(self.now), &[], &mut fastrand::Rng::new()) {
             Pick::Endpoint(endpoint) => position(endpoint.address()),
             Pick::Fail(_) => usize::MAX,
         }
@@ -119,7 +123,9 @@ fn runtime() -> Runtime {
 
 fn deps(runtime: &Runtime) -> ClusterDeps<Connected> {
     let connector = |_: &Cluster, _: &Arc<Breaker>| Arc::new(NoConnector(watch::Sender::new(0)));
-    ClusterDeps { connector: Arc::new(connector), runtime: runtime.handle().clone(), profile: crate::Profile::Grpc }
+    let profile = crate::Profile::Grpc;
+    let runtime = runtime.handle().clone();
+    ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing: Arc::default() }
 }
 
 fn assignment(n: usize) -> Arc<ClusterLoadAssignment> {

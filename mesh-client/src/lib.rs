@@ -48,6 +48,11 @@ pub mod filter {
     pub use mesh_xds::resource::{FilterPayload, HttpFilter};
 }
 
+/// Load-balancing policies of the program's own: [`MeshBuilder::lb_policy`].
+pub mod balance {
+    pub use crate::outbound::pick::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest};
+}
+
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {
     pub use crate::outbound::retry::{

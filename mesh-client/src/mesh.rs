@@ -6,10 +6,12 @@ use crate::{
     error::BoxError,
     outbound::{
         call::Settings,
+        cluster::Balancing,
         connect::DRAIN_TIMEOUT,
         filter::{FilterFactory, Parser},
         identity::Identities,
         narrate,
+        pick::{LbPolicyFactory, OwnZone, Registry},
         resolve::{Facts, Resolver, State, Target, TargetError},
         route::Profile,
         timeout::is_grpc,
@@ -56,9 +58,10 @@ struct Inner {
 
 /// At most this many targets are watched for [`Mesh::explain`] alone.
 const MAX_EXPLAINED: usize = 8;
+/// gRFC A42.
+const RING_HASH_CAP: u64 = 4096;
 
 /// Builds a [`Mesh`].
-#[derive(Debug)]
 pub struct MeshBuilder {
     bootstrap: Option<Bootstrap>,
     profile: Option<Profile>,
@@ -69,6 +72,9 @@ pub struct MeshBuilder {
     keepalive: Option<Keepalive>,
     drain_timeout: Duration,
     extensions: Extensions,
+    ring_hash_cap: u64,
+    zone_share: Option<f64>,
+    lb_policies: HashMap<String, Arc<dyn LbPolicyFactory>>,
 }
 
 /// A mesh that cannot be built.
@@ -196,6 +202,7 @@ impl Mesh {
             label: label.as_str().into(),
             authority: target.host().parse().ok(),
             profile,
+            channel_id: fastrand::u64(..),
             settings: inner.settings.clone(),
         });
         let resolver = Resolver::spawn(watch, inner.upstreams.clone(), facts.clone(), &inner.runtime);
@@ -329,6 +336,33 @@ impl MeshBuilder {
         self
     }
 
+    /// The most entries that a hash ring has, whatever its configuration says. Default 4096, as in gRPC (gRFC A42); more is more even,
+    /// and costs memory: 12 bytes for each entry of each cluster.
+    #[must_use]
+    pub fn ring_hash_cap(mut self, entries: u64) -> Self {
+        self.ring_hash_cap = entries.max(1);
+        self
+    }
+
+    /// Which share of all clients of the services that this one calls is in its own zone, 0..=1: with three zones that have as many
+    /// clients each, 1/3. Zone-aware routing (`zone_aware_lb_config`, [`Profile::Envoy`]) needs it, and the locality of the bootstrap's
+    /// node; without it requests go to all zones by the number of their endpoints. (Envoy counts the endpoints of a `local_cluster`.)
+    #[must_use]
+    pub fn zone_share(mut self, share: f64) -> Self {
+        self.zone_share = Some(share.clamp(0.0, 1.0));
+        self
+    }
+
+    /// A load-balancing policy of the program's own. Clusters name it in their `load_balancing_policy`, as a `TypedStruct` whose type
+    /// URL ends in `name` (gRFC A52). It is looked for before the policies of the same name that are built in.
+    #[must_use]
+    pub fn lb_policy(mut self, name: impl Into<String>, factory: impl LbPolicyFactory) -> Self {
+        let name = name.into();
+        self.extensions.add_lb_policy(&name);
+        self.lb_policies.insert(name, Arc::new(factory));
+        self
+    }
+
     /// Builds the mesh. Does not wait for the control plane.
     ///
     /// # Errors
@@ -336,13 +370,27 @@ impl MeshBuilder {
     pub async fn build(self) -> Result<Mesh, BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         let crypto = self.crypto.unwrap_or_else(mesh_tls::default_provider);
+        let registry = Registry::new(self.lb_policies);
         let bootstrap = self.bootstrap.map(Arc::new);
+        let locality = bootstrap.as_ref().map(|bootstrap| bootstrap.node.locality.clone());
+        let balancing = Balancing {
+            ring_cap: self.ring_hash_cap,
+            seed: fastrand::u64(..),
+            registry,
+            own_zone: locality.zip(self.zone_share).map(|(locality, share)| OwnZone { locality, share }),
+        };
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let identities = Identities::new(providers, crypto, runtime.clone());
         let xds = bootstrap.map(|b| XdsClient::with_extensions(b, identities.ads_connector(), self.extensions));
         let inner = Inner {
             xds,
-            upstreams: Arc::new(Upstreams::new(identities, self.keepalive, self.drain_timeout, runtime.clone())),
+            upstreams: Arc::new(Upstreams::new(
+                identities,
+                self.keepalive,
+                self.drain_timeout,
+                balancing,
+                runtime.clone(),
+            )),
             settings: Arc::new(self.settings),
             profile: self.profile,
             policy: self.policy,
@@ -367,6 +415,9 @@ impl Default for MeshBuilder {
             keepalive: Some(Keepalive::default()),
             drain_timeout: DRAIN_TIMEOUT,
             extensions: Extensions::default(),
+            ring_hash_cap: RING_HASH_CAP,
+            zone_share: None,
+            lb_policies: HashMap::new(),
         }
     }
 }
@@ -374,5 +425,17 @@ impl Default for MeshBuilder {
 impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mesh").field("xds", &self.inner.xds).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MeshBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshBuilder")
+            .field("bootstrap", &self.bootstrap)
+            .field("profile", &self.profile)
+            .field("policy", &self.policy)
+            .field("settings", &self.settings)
+            .field("lb_policies", &self.lb_policies.keys())
+            .finish_non_exhaustive()
     }
 }

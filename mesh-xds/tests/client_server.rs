@@ -222,11 +222,11 @@ async fn a_bad_cluster_is_rejected_by_itself_and_the_last_good_version_stays() {
     ready(&mut watch, |_| true).await;
     let mut nacks = cache.nacks();
 
-    let bad = Cluster { lb_policy: LbPolicy::Maglev as i32, ..cluster("v1") };
+    let bad = Cluster { lb_policy: LbPolicy::ClusterProvided as i32, ..cluster("v1") };
     let moved = Cluster { lb_policy: LbPolicy::Random as i32, ..cluster("v2") };
     cache.set(both().cluster(bad).cluster(moved));
     let nack = timeout(GUARD, nacks.recv()).await.unwrap().unwrap();
-    assert!(nack.detail.contains("\"v1\"") && nack.detail.contains("lb_policy: MAGLEV"), "{}", nack.detail);
+    assert!(nack.detail.contains("\"v1\"") && nack.detail.contains("lb_policy: CLUSTER_PROVIDED"), "{}", nack.detail);
     let neighbour = ready(&mut watch, |snapshot| {
         matches!(&snapshot.clusters["v2"], ClusterEntry::Ready { cluster, .. }
             if cluster.lb_policy == mesh_xds::resource::LbPolicy::Random)

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use benches::report::median;
 use clap::Parser;
 use mesh_client::bench_api::PickBench;
-use mesh_xds::resource::LbPolicy;
+use mesh_xds::resource::{LbPolicy, Maglev, PeakEwma, RingHash};
 use tokio::time::Instant;
 
 /// Measure the pick alone: the pointer load, the policy's choice, and the handle of the endpoint.
@@ -36,6 +36,9 @@ const BATCH: u32 = 1_000;
 /// What the most endpoints may cost over what the fewest cost, memory that is out of the cache included.
 const FLAT: f64 = 3.0;
 
+/// Entries of the ring: a few for each endpoint.
+const RING: u64 = 65_536;
+
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     if !(0.01..=60.0).contains(&options.seconds) {
@@ -49,6 +52,11 @@ fn main() -> Result<ExitCode> {
         ("round robin", LbPolicy::RoundRobin),
         ("random", LbPolicy::Random),
         ("least request", LbPolicy::LeastRequest { choice_count: 2 }),
+        ("least request, 10 choices", LbPolicy::LeastRequest { choice_count: 10 }),
+        ("ring hash", LbPolicy::RingHash(RingHash { min_size: RING, ..RingHash::default() })),
+        ("maglev", LbPolicy::Maglev(Maglev::default())),
+        ("pick first", LbPolicy::PickFirst { shuffle: false }),
+        ("peak ewma", LbPolicy::PeakEwma(PeakEwma::default())),
     ];
     let mut out = std::io::stdout();
     let mut flat = true;
@@ -62,7 +70,7 @@ fn main() -> Result<ExitCode> {
             write!(out, "  {name:<34}")?;
             let mut costs = Vec::new();
             for count in &options.endpoints {
-                let bench = PickBench::new(*policy, *count);
+                let bench = PickBench::new(policy.clone(), *count);
                 let cost = median((0..PARTS).map(|_| run(&bench, threads, part)).collect());
                 write!(out, " {cost:>10.1}")?;
                 costs.push(cost);

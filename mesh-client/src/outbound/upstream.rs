@@ -2,7 +2,7 @@
 
 use crate::{
     outbound::{
-        cluster::{Breaker, ClusterDeps, LiveCluster, Resource},
+        cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, Resource},
         connect::{Connector, ConnectorSettings, Security, Subchannel},
         filter::Filters,
         identity::Identities,
@@ -38,6 +38,7 @@ pub(crate) struct Upstreams {
     clusters: Mutex<HashMap<Key, Weak<Upstream>>>,
     identities: Arc<Identities>,
     shared: Arc<Shared>,
+    balancing: Arc<Balancing>,
     pub(crate) filters: Filters,
 }
 
@@ -60,11 +61,13 @@ impl Upstreams {
         identities: Arc<Identities>,
         keepalive: Option<Keepalive>,
         drain_timeout: Duration,
+        balancing: Balancing,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout });
-        Self { clusters: Mutex::default(), identities, shared, filters: Filters::default() }
+        let (clusters, balancing) = (Mutex::default(), Arc::new(balancing));
+        Self { clusters, identities, shared, balancing, filters: Filters::default() }
     }
 
     /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which
@@ -90,7 +93,8 @@ impl Upstreams {
         let connector = move |cluster: &Cluster, breaker: &Arc<Breaker>| {
             connector(cluster, protocol, breaker, &identities, &shared)
         };
-        let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile };
+        let balancing = self.balancing.clone();
+        let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing };
         let upstream = Arc::new(Upstream {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),

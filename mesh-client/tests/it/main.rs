@@ -15,6 +15,7 @@ mod docs;
 mod faults;
 mod features;
 mod filters;
+mod hashing;
 mod headers;
 mod layers;
 mod matching;

@@ -1,7 +1,8 @@
 //! What a route does: forward, redirect, or answer at once.
 
 use super::{
-    FilterOverride, Format, FractionalPercent, HeaderEdits, PathTemplate, RegexRewrite, RetryPolicy, TemplateRewrite,
+    FilterOverride, Format, FractionalPercent, HashPolicy, HeaderEdits, MetadataValue, PathTemplate, RegexRewrite,
+    RetryPolicy, TemplateRewrite,
 };
 use bytes::Bytes;
 use http::HeaderName;
@@ -31,6 +32,10 @@ pub struct Forward {
     pub max_stream_duration: MaxStreamDuration,
     /// Replaces the virtual host's policy entirely.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// What policies that hash requests take for their hash, in order; combined (gRFC A42).
+    pub hash_policies: Arc<[HashPolicy]>,
+    /// `metadata_match.filter_metadata["envoy.lb"]`: which endpoints may be chosen.
+    pub metadata_match: Option<Arc<BTreeMap<String, MetadataValue>>>,
     /// What the path becomes.
     pub path_rewrite: Option<PathRewrite>,
     /// What the authority becomes. A weighted cluster's own wins.
@@ -105,6 +110,8 @@ pub struct WeightedCluster {
     pub name: Arc<str>,
     /// Greater than zero.
     pub weight: u32,
+    /// `metadata_match`: added to the route's, key by key; its own win.
+    pub metadata_match: Option<Arc<BTreeMap<String, MetadataValue>>>,
     /// `typed_per_filter_config`: beats the route's and the virtual host's.
     pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
     /// Header edits: the most specific level.
@@ -189,6 +196,8 @@ impl Forward {
             timeout: None,
             max_stream_duration: MaxStreamDuration::default(),
             retry_policy: None,
+            hash_policies: Arc::default(),
+            metadata_match: None,
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
@@ -204,6 +213,7 @@ impl WeightedCluster {
         Self {
             name: name.into(),
             weight,
+            metadata_match: None,
             filter_overrides: BTreeMap::new(),
             edits: HeaderEdits::default(),
             host_rewrite: None,

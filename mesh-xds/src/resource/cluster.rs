@@ -1,6 +1,6 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
-use super::{ClusterLoadAssignment, ConnectionOptions, OutlierDetection, StringMatcher};
+use super::{ClusterLoadAssignment, ConnectionOptions, LbPolicy, LbSettings, OutlierDetection, StringMatcher};
 use std::{sync::Arc, time::Duration};
 
 /// A validated cluster.
@@ -10,8 +10,10 @@ pub struct Cluster {
     pub name: Arc<str>,
     /// Where its endpoints come from.
     pub discovery: Discovery,
-    /// How an endpoint is chosen within a locality.
+    /// How an endpoint is chosen.
     pub lb_policy: LbPolicy,
+    /// What surrounds the policy: panic threshold, localities, slow start, subsets.
+    pub lb: LbSettings,
     /// Default 5 s.
     pub connect_timeout: Duration,
     /// Priority DEFAULT thresholds.
@@ -40,20 +42,6 @@ pub enum Discovery {
     },
     /// Endpoints in the cluster itself.
     Static(Arc<ClusterLoadAssignment>),
-}
-
-/// Load-balancing policies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// In turn, by weight.
-    RoundRobin,
-    /// Uniform or weighted draw.
-    Random,
-    /// Fewest in flight of `choice_count` draws with replacement (gRFC A48: 2..=10).
-    LeastRequest {
-        /// Draws.
-        choice_count: u32,
-    },
 }
 
 /// Upstream HTTP version.
@@ -145,6 +133,7 @@ impl Cluster {
             name: name.into(),
             discovery: Discovery::Static(endpoints),
             lb_policy: LbPolicy::RoundRobin,
+            lb: LbSettings::default(),
             connect_timeout: Duration::from_secs(5),
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,

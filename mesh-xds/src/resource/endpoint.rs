@@ -12,6 +12,8 @@ pub struct ClusterLoadAssignment {
     pub priorities: Vec<Vec<Locality>>,
     /// `policy.drop_overloads`, sequentially independent.
     pub drops: Vec<DropOverload>,
+    /// `policy.overprovisioning_factor` in percent; default 140. Without meaning in the gRPC profile (gRFC A27).
+    pub overprovisioning_factor: Option<u32>,
 }
 
 /// One locality of one priority.
@@ -76,7 +78,7 @@ pub enum HealthStatus {
     Draining,
     /// Not used.
     Timeout,
-    /// Not used in the gRPC profile.
+    /// Used when there are not enough others; never in the gRPC profile.
     Degraded,
 }
 
@@ -107,6 +109,6 @@ impl ClusterLoadAssignment {
     /// One priority with one locality of these endpoints.
     pub fn of(name: impl Into<Arc<str>>, endpoints: Vec<Endpoint>) -> Self {
         let locality = Locality { id: Arc::default(), weight: 1, endpoints };
-        Self { name: name.into(), priorities: vec![vec![locality]], drops: Vec::new() }
+        Self { name: name.into(), priorities: vec![vec![locality]], ..Self::default() }
     }
 }

@@ -9,6 +9,7 @@ mod endpoint;
 mod filter;
 mod format;
 mod kind;
+mod lb;
 mod listener;
 mod matcher;
 mod outlier;
@@ -20,7 +21,7 @@ pub use action::{
     MirrorHost, PathRewrite, Redirect, RedirectPath, WeightedCluster,
 };
 pub use cluster::{
-    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, LbPolicy, RetryBudget, TransportSocket,
+    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, RetryBudget, TransportSocket,
     UpstreamTls,
 };
 pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
@@ -34,6 +35,11 @@ pub use filter::{
 };
 pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use kind::{Resource, ResourceType};
+pub use lb::{
+    ConsistentHashing, CookieHash, CustomLb, HashFunction, HashPolicy, HashSource, HealthStatuses, LbPolicy,
+    LbSettings, LocalityLb, Maglev, PeakEwma, RingHash, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector,
+    WeightedRoundRobin,
+};
 pub use listener::{HttpConnectionManager, Listener, RouteSource};
 pub use matcher::{
     CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,

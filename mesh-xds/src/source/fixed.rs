@@ -35,6 +35,7 @@ impl Template {
         let forward = Forward {
             timeout: policy.timeout,
             retry_policy: policy.retry.clone(),
+            hash_policies: policy.hash.clone().into(),
             ..Forward::to(ClusterSpecifier::Cluster(name.clone()))
         };
         let route = Route::new("default", RouteMatch::default(), Action::Forward(Arc::new(forward)));

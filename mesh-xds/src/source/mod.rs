@@ -7,7 +7,7 @@ pub use dns::{DnsOptions, DnsTargetError, dns};
 pub use fixed::fixed;
 pub use hickory_resolver::config::ResolverConfig;
 
-use crate::resource::{Cluster, HttpFilter, RetryPolicy};
+use crate::resource::{Cluster, HashPolicy, HttpFilter, RetryPolicy};
 use std::{sync::Arc, time::Duration};
 
 /// The policy of a target that has no control plane.
@@ -21,4 +21,6 @@ pub struct Policy {
     pub timeout: Option<Duration>,
     /// Filters of its requests, in order; the router comes by itself.
     pub filters: Vec<HttpFilter>,
+    /// What a cluster whose policy hashes requests takes for their hash.
+    pub hash: Vec<HashPolicy>,
 }

@@ -103,6 +103,7 @@ impl Call {
                                 write_grpc_timeout(request.headers_mut(), deadline.as_ref(), per_try, Instant::now());
                             }
                             self.name_endpoint(&mut request);
+                            self.begin_attempt();
                             let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
                             match sent {
                                 Ok(sent) => self.sent(sent),
@@ -167,7 +168,10 @@ impl Call {
 
     /// Picks an endpoint; a stream on a connection to it, if it has one. Without it, [`lease`](Self::lease) goes on with the endpoint.
     pub(super) fn lease_at_once(&mut self) -> Option<Lease> {
-        let Pick::Endpoint(endpoint) = self.upstream().live.pick(&[], &mut fastrand::Rng::new()) else { return None };
+        let Pick::Endpoint(endpoint) = self.upstream().live.pick(&self.pick_input(), &[], &mut fastrand::Rng::new())
+        else {
+            return None;
+        };
         self.endpoint = Some(endpoint.address());
         self.in_flight.insert(InFlight::of(endpoint)).endpoint().link().ready()
     }
@@ -183,7 +187,7 @@ impl Call {
         loop {
             let picked = match self.in_flight.take() {
                 Some(picked) => picked,
-                None => match self.upstream().live.pick(tried, &mut random) {
+                None => match self.upstream().live.pick(&self.pick_input(), tried, &mut random) {
                     Pick::Endpoint(endpoint) => InFlight::of(endpoint),
                     Pick::Fail(cause) => {
                         // An endpoint that refuses connections may take the next one: that is a failure to connect.
@@ -275,6 +279,7 @@ impl Call {
             Attempt::Response(response) => Outcome::of_response(response.status(), response.headers(), grpc),
             Attempt::Failed(failure, _) => Outcome::Failure(*failure),
         };
+        self.learn(attempt, &outcome);
         let Some(in_flight) = &mut self.in_flight else { return outcome };
         let verdict = match (attempt, &outcome) {
             (Attempt::Response(_), Outcome::Response(r)) => match r.grpc {

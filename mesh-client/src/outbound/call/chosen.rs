@@ -4,6 +4,7 @@ use super::{
     Call,
     edit::{self, Edited},
     head,
+    steer::Steering,
 };
 use crate::{
     Error,
@@ -145,11 +146,14 @@ impl Chosen {
             self.count(503, 14, Flag::Overflow);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
+        let steering = Steering::of(&self, live, head);
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
         if let (Some(explain), Some(trace)) = (&self.explain, trace) {
             explain.add("trace", trace.to_string());
         }
-        Ok(self.call(upstream, edited, false))
+        let mut call = self.call(upstream, edited, false);
+        call.steering = steering;
+        Ok(call)
     }
 
     /// A call that was let in, or a copy, which was not yet.
@@ -157,6 +161,7 @@ impl Chosen {
         Call {
             upstream,
             edited,
+            steering: None,
             idle: None,
             attempts: Attempts::default(),
             endpoint: None,

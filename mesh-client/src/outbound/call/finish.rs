@@ -33,6 +33,7 @@ impl Call {
     /// The response is passed on, edited: the call goes on with its body.
     pub(super) fn answered(&mut self, response: &mut Response<RecvBody>) {
         self.edit_response(response);
+        self.set_cookies(response.headers_mut());
         self.status = response.status().as_u16();
         self.flag = Flag::None;
         self.attempts.settle();
@@ -72,6 +73,9 @@ impl Call {
                 Some(Verdict::LocalOrigin)
             }
         };
+        if let (Finished::Trailers(_), Some(verdict)) = (&how, verdict) {
+            self.learn_late(verdict);
+        }
         if let (Some(mut in_flight), Some(verdict)) = (self.in_flight.take(), verdict) {
             in_flight.record(verdict);
         }

@@ -13,6 +13,7 @@ mod finish;
 mod general;
 mod head;
 mod mirror;
+mod steer;
 mod tap;
 
 pub(crate) use finish::Finished;
@@ -45,6 +46,7 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
+use steer::Steering;
 use tokio::time::Instant;
 
 /// What a mesh was built with that calls read.
@@ -78,6 +80,8 @@ pub(crate) struct Call {
     upstream: usize,
     /// What was edited, for the edits of the response; only where the route has edits.
     edited: Option<Box<Edited>>,
+    /// What picks go by; only where the cluster's policy asks for more than that there is a request.
+    steering: Option<Box<Steering>>,
     attempts: Attempts,
     endpoint: Option<SocketAddr>,
     in_flight: Option<InFlight<Subchannel>>,

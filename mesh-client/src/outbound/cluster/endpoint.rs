@@ -7,10 +7,10 @@ use super::{
 };
 use crate::outbound::{
     connect::Subchannel,
-    pick::{Candidate, Standing},
+    pick::{Candidate, EndpointInfo, Latency, Standing},
 };
 use arc_swap::ArcSwap;
-use mesh_xds::resource::{HealthStatus, LocalityId, MetadataValue};
+use mesh_xds::resource::{HealthStatus, LocalityId, MetadataValue, PeakEwma, WeightedRoundRobin};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -20,6 +20,7 @@ use std::{
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
 };
+use tokio::time::Instant;
 
 /// One endpoint of a cluster. Lives as long as its address is in the assignment (or a request holds it), through
 /// changes of everything else that is said of it.
@@ -37,6 +38,8 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     thresholds: Arc<Thresholds>,
     ejection: Mutex<Ejection>,
     cluster: Weak<LiveCluster<L>>,
+    joined: Instant,
+    latency: Latency,
 }
 
 /// In the rotation.
@@ -49,6 +52,9 @@ const PROBATION: u8 = 2;
 const CLAIMED: u8 = 3;
 /// and is under way.
 const PROBED: u8 = 4;
+
+/// The filter whose metadata balancing looks at (Envoy).
+const LB_FILTER: &str = "envoy.lb";
 
 /// What the assignment says of an endpoint besides its address.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +115,8 @@ impl<L: Link> Endpoint<L> {
             ejection: Mutex::default(),
             retired: AtomicBool::new(false),
             cluster,
+            joined: Instant::now(),
+            latency: Latency::new(Instant::now()),
         })
     }
 
@@ -204,6 +212,16 @@ impl<L: Link> Endpoint<L> {
         self.retired.load(Relaxed)
     }
 
+    /// How long its answers take.
+    pub(super) fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    /// Whether a session that sticks to it goes on there.
+    pub(super) fn can_keep_session(&self) -> bool {
+        !self.is_retired() && self.standing(false) > Standing::Unavailable
+    }
+
     fn record(&self, outcome: Outcome) {
         let causes = self.counters.record(outcome, &self.thresholds);
         if self.is_on_probation()
@@ -229,8 +247,59 @@ impl<L: Link> Candidate for Endpoint<L> {
         }
     }
 
+    fn is_ejected(&self) -> bool {
+        Self::is_ejected(self)
+    }
+
     fn load(&self) -> u32 {
         self.in_flight()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn hash_key(&self, use_hostname: bool) -> String {
+        let placement = self.placement.load();
+        let metadata = placement.metadata.as_ref().and_then(|metadata| metadata.get(LB_FILTER));
+        match metadata.and_then(|values| values.get("hash_key")) {
+            Some(MetadataValue::String(key)) if !key.is_empty() => key.clone(),
+            _ if use_hostname && !placement.hostname.is_empty() => placement.hostname.to_string(),
+            _ => self.address.to_string(),
+        }
+    }
+
+    fn joined(&self) -> Instant {
+        self.joined
+    }
+
+    fn cost(&self, config: &PeakEwma, now: Instant) -> f64 {
+        self.latency.cost(self.in_flight(), config, now)
+    }
+
+    fn reported_weight(&self, _: &WeightedRoundRobin, _: Instant) -> Option<f64> {
+        None
+    }
+
+    fn locality(&self) -> LocalityId {
+        LocalityId::clone(&self.placement.load().locality)
+    }
+
+    fn lb_metadata(&self) -> BTreeMap<String, MetadataValue> {
+        let placement = self.placement.load();
+        placement.metadata.as_ref().and_then(|metadata| metadata.get(LB_FILTER)).cloned().unwrap_or_default()
+    }
+
+    fn info(&self, locality_weight: u32) -> EndpointInfo {
+        let placement = self.placement.load();
+        EndpointInfo {
+            address: self.address,
+            hostname: placement.hostname.clone(),
+            weight: placement.weight,
+            locality: placement.locality.clone(),
+            locality_weight,
+            metadata: placement.metadata.clone(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! survive every change that does not concern them. A request costs one pointer load for the pick, and an atomic add
 //! each for the breaker, the load and the outcome.
 
+mod balancing;
 mod breaker;
 mod eject;
 mod endpoint;
@@ -15,6 +16,7 @@ mod set;
 mod status;
 mod watcher;
 
+pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};
 pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
@@ -25,11 +27,12 @@ pub(crate) use outlier::Cause;
 
 use crate::outbound::{
     connect::Subchannel,
-    pick::{Picker, Turn},
+    pick::{PickInput, Turn},
     retry::Budget,
     route::Profile,
 };
 use arc_swap::ArcSwap;
+use balancing::{Cut, View, Wants};
 use eject::{Metrics, Sweeper};
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment};
 use outlier::Thresholds;
@@ -51,8 +54,10 @@ pub(crate) struct ClusterDeps<L: Link = Subchannel> {
     pub(crate) connector: ConnectorFactory<L>,
     /// Runs its tasks.
     pub(crate) runtime: tokio::runtime::Handle,
-    /// Whose rules hold for what concerns no single request: outlier detection.
+    /// Whose rules hold for what concerns no single request: outlier detection, priorities, panic.
     pub(crate) profile: Profile,
+    /// What balancing has from the mesh.
+    pub(crate) balancing: Arc<Balancing>,
 }
 
 /// One cluster. Dropping it stops its task and drains its connections.
@@ -73,19 +78,14 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     metrics: Metrics,
     /// The assignment has a `drop_overload`.
     drops: AtomicBool,
-}
-
-/// What requests see.
-struct View<L: Link> {
-    cluster: Arc<Cluster>,
-    assignment: Arc<ClusterLoadAssignment>,
-    picker: Result<Picker<Endpoint<L>>, Arc<Unavailable>>,
+    wants: Wants,
 }
 
 struct Writer<L: Link> {
     cluster: Arc<Cluster>,
     connector: Arc<L::Connector>,
     set: EndpointSet<L>,
+    cut: Cut<L>,
     ejected: usize,
     watcher: Watcher,
     /// While outlier detection is on.
@@ -118,6 +118,14 @@ pub(crate) enum Unavailable {
         /// How many there are.
         total: usize,
     },
+    /// None that the route lets be used.
+    #[error("cluster {cluster}: no endpoint that can be picked has the metadata that the route asks for: {wanted}")]
+    NoSubset {
+        /// Its name.
+        cluster: Arc<str>,
+        /// Keys and values.
+        wanted: String,
+    },
     /// None takes connections.
     #[error("cluster {cluster}: none of its {total} endpoints can be reached; {address} is one of them")]
     Unreachable {
@@ -142,15 +150,12 @@ impl<L: Link> LiveCluster<L> {
         let live = Arc::new_cyclic(|me| Self {
             name: cluster.name.clone(),
             me: me.clone(),
-            view: ArcSwap::from_pointee(View {
-                cluster: cluster.clone(),
-                assignment: Arc::default(),
-                picker: Err(Arc::new(Unavailable::NoEndpoints { cluster: cluster.name.clone() })),
-            }),
+            view: ArcSwap::from_pointee(View::empty(cluster.clone())),
             metrics: Metrics::new(&cluster.name),
             writer: Mutex::new(Writer {
                 cluster: cluster.clone(),
                 set: EndpointSet::empty(),
+                cut: Cut::empty(),
                 ejected: 0,
                 watcher: Watcher::start::<L>(&deps.runtime, me.clone(), &connector, &stale),
                 sweeper: None,
@@ -163,10 +168,12 @@ impl<L: Link> LiveCluster<L> {
             deps,
             stale,
             drops: AtomicBool::new(false),
+            wants: Wants::default(),
         });
         let mut writer = live.writer();
         live.set_outlier_detection(&mut writer);
         live.set_endpoints(&mut writer, endpoints);
+        live.cut(&mut writer);
         live.publish(&writer);
         drop(writer);
         live
@@ -193,6 +200,7 @@ impl<L: Link> LiveCluster<L> {
         if !same_endpoints {
             self.set_endpoints(&mut writer, endpoints);
         }
+        self.cut(&mut writer);
         self.publish(&writer);
     }
 
@@ -231,28 +239,22 @@ impl<L: Link> LiveCluster<L> {
     }
 
     /// Chooses an endpoint, another than those in `exclude` when there is one.
-    pub(crate) fn pick(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
-        let view = self.view.load();
-        match view.pick(exclude, rng) {
+    #[inline]
+    pub(crate) fn pick(&self, input: &PickInput<'_>, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
+        match self.pick_now(input, exclude, rng) {
             Ok(Some(endpoint)) if endpoint.admits() => Pick::Endpoint(endpoint),
             // Somebody else's request was quicker to be the one that an endpoint on probation takes: it is not picked again.
-            Ok(Some(_)) => {
-                drop(view);
-                self.pick(exclude, rng)
-            }
-            Ok(None) => {
-                drop(view);
-                self.pick_anew(exclude, rng)
-            }
+            Ok(Some(_)) => self.pick(input, exclude, rng),
+            Ok(None) => self.pick_anew(input, exclude, rng),
             Err(cause) => Pick::Fail(cause),
         }
     }
 
     /// All that the last picker knew has become unavailable before the next one was built.
     #[cold]
-    fn pick_anew(&self, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
+    fn pick_anew(&self, input: &PickInput<'_>, exclude: &[Arc<Endpoint<L>>], rng: &mut fastrand::Rng) -> Pick<L> {
         self.rebuild();
-        match self.view.load().pick(exclude, rng) {
+        match self.pick_now(input, exclude, rng) {
             Ok(Some(endpoint)) if endpoint.admits() => Pick::Endpoint(endpoint),
             Ok(_) => Pick::Fail(Arc::new(unavailable(&self.name, &self.writer().set))),
             Err(cause) => Pick::Fail(cause),
@@ -290,38 +292,8 @@ impl<L: Link> LiveCluster<L> {
         Endpoint::new(address, link, placement, self.thresholds.clone(), self.me.clone())
     }
 
-    /// Builds what requests see from what is there now.
-    fn publish(&self, writer: &Writer<L>) {
-        let priorities = writer.set.priorities();
-        let picker = Picker::new(writer.cluster.lb_policy, priorities, &self.turn)
-            .ok_or_else(|| Arc::new(unavailable(&self.name, &writer.set)));
-        self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
-        let view = View { cluster: writer.cluster.clone(), assignment: writer.set.assignment().clone(), picker };
-        self.view.store(Arc::new(view));
-    }
-
-    /// Looks at the endpoints again; how many there are.
-    fn rebuild(&self) -> usize {
-        let writer = self.writer();
-        self.publish(&writer);
-        writer.set.usable_len()
-    }
-
     fn writer(&self) -> MutexGuard<'_, Writer<L>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<L: Link> View<L> {
-    /// `Ok(None)`: the picker is out of date.
-    #[inline]
-    fn pick(
-        &self,
-        exclude: &[Arc<Endpoint<L>>],
-        rng: &mut fastrand::Rng,
-    ) -> Result<Option<Arc<Endpoint<L>>>, Arc<Unavailable>> {
-        let picker = self.picker.as_ref().map_err(Arc::clone)?;
-        Ok(picker.pick(|endpoint| exclude.iter().any(|other| Arc::ptr_eq(other, endpoint)), rng).cloned())
     }
 }
 
@@ -363,7 +335,7 @@ impl<L: Link> fmt::Debug for LiveCluster<L> {
 
 impl<L: Link> fmt::Debug for View<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("picker", &self.picker).finish_non_exhaustive()
+        f.debug_struct("View").field("balancer", &self.balancer).finish_non_exhaustive()
     }
 }
 
@@ -375,7 +347,9 @@ impl<L: Link> fmt::Debug for ClusterDeps<L> {
 
 impl<L: Link> Clone for ClusterDeps<L> {
     fn clone(&self) -> Self {
-        Self { connector: self.connector.clone(), runtime: self.runtime.clone(), profile: self.profile }
+        let Self { connector, runtime, profile, balancing } = self;
+        let (connector, runtime, balancing) = (connector.clone(), runtime.clone(), balancing.clone());
+        Self { connector, runtime, profile: *profile, balancing }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The endpoints of a cluster, carried over from one assignment to the next by address.
 
 use super::{Endpoint, Link, Placement};
-use crate::outbound::pick::{Group, Turn};
-use mesh_xds::resource::{self, ClusterLoadAssignment, Locality};
+use crate::outbound::pick::{Class, Group, Turn};
+use mesh_xds::resource::{self, ClusterLoadAssignment, HealthStatus, Locality};
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 /// The live endpoints of an assignment: by priority, by locality, in its order.
@@ -161,9 +161,18 @@ impl<'a, L: Link> Plan<'a, L> {
                 None => find(endpoint),
             });
         }
-        let weights = new.iter().map(|e| if e.health.is_usable() { e.weight.max(1) } else { 0 }).collect();
+        let weights = new.iter().map(|e| e.weight.max(1)).collect();
+        let classes = new.iter().map(|e| class(e.health)).collect();
         let turn = self.before.map_or_else(Turn::anywhere, |(_, group)| group.turn());
-        Arc::new(Group::new(members, weights, weight, turn))
+        Arc::new(Group::new(members, weights, classes, weight, turn))
+    }
+}
+
+fn class(health: HealthStatus) -> Class {
+    match health {
+        HealthStatus::Unknown | HealthStatus::Healthy => Class::Usable,
+        HealthStatus::Degraded => Class::Degraded,
+        HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => Class::Unusable,
     }
 }
 

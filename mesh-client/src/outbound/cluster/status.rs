@@ -51,7 +51,7 @@ impl<L: Link> LiveCluster<L> {
     /// What it looks like now. Costs a pass over all endpoints.
     pub(crate) fn status(&self, now: Instant) -> ClusterStatus {
         let view = self.view.load_full();
-        let picker = view.picker.as_ref().ok();
+        let picker = view.balancer.all();
         let outlier_detection = view.cluster.outlier_detection.as_deref();
         let writer = self.writer();
         let endpoint = |endpoint: &Arc<super::Endpoint<L>>| {
@@ -72,8 +72,8 @@ impl<L: Link> LiveCluster<L> {
             }
         };
         ClusterStatus {
-            priority: picker.map(super::Picker::priority),
-            panic: picker.is_some_and(super::Picker::is_panic),
+            priority: picker.map(|picker| picker.priority()),
+            panic: picker.is_some_and(|picker| picker.is_panic()),
             retries: self.budget.in_flight(),
             breaker: Resource::ALL.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
             endpoints: writer.set.all().map(endpoint).collect(),

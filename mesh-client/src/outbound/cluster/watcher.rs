@@ -38,11 +38,19 @@ impl Drop for Watcher {
 }
 
 async fn run<L: Link>(cluster: Weak<LiveCluster<L>>, mut links: watch::Receiver<u64>, stale: Arc<Notify>) {
-    let mut size = 0;
+    let (mut size, mut again) = (0, None);
     loop {
+        // Only while weights change as time goes by.
+        let aged = async {
+            match again {
+                Some(period) => tokio::time::sleep(period).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             changed = links.changed() => if changed.is_err() { return },
             () = stale.notified() => {}
+            () = aged => {}
         }
         if size > LARGE {
             tokio::time::sleep(SETTLE).await;
@@ -50,6 +58,6 @@ async fn run<L: Link>(cluster: Weak<LiveCluster<L>>, mut links: watch::Receiver<
         // Before the states are read: what changes from here on is seen again.
         links.mark_unchanged();
         let Some(cluster) = cluster.upgrade() else { return };
-        size = cluster.rebuild();
+        (size, again) = cluster.rebuild();
     }
 }

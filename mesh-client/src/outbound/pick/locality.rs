@@ -1,16 +1,36 @@
-//! Localities: each takes its weight's share of the requests while it has an available endpoint (gRPC's
-//! `wrr_locality`), shared out among its endpoints.
+//! The endpoints of a locality, and those of them that a picker uses.
 
-use super::{Candidate, Shares, Standing, Turn, shares::index};
-use mesh_xds::resource::LbPolicy;
+use super::{Candidate, Shares, Standing, Turn, weighing::Weighing};
 use std::{fmt, sync::Arc};
 
 /// The endpoints of one locality of one priority, shared by successive pickers.
 pub(crate) struct Group<C> {
     members: Box<[Arc<C>]>,
     weights: Box<[u32]>,
+    /// `None`: all are [`Class::Usable`].
+    classes: Option<Box<[Class]>>,
     weight: u32,
     turn: Turn,
+}
+
+/// What the control plane says of an endpoint's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Takes requests.
+    Usable,
+    /// Takes requests when there are not enough others (Envoy).
+    Degraded,
+    /// Takes none, unless health is disregarded, or by a session that sticks to it.
+    Unusable,
+}
+
+/// Which endpoints of a group a picker takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Selection {
+    /// Of this class; `None`: of any.
+    pub(super) class: Option<Class>,
+    /// Although they are ejected.
+    pub(super) panic: bool,
 }
 
 /// A group as a picker uses it.
@@ -24,17 +44,37 @@ pub(super) struct Usable<C> {
 }
 
 impl<C> Group<C> {
-    /// `weights` are those of `members`, 0 for one that the control plane says is not to be used; `weight` is the locality's.
-    /// `turn` is that of the group that this one replaces.
-    pub(crate) fn new(members: Vec<Arc<C>>, weights: Vec<u32>, weight: u32, turn: Turn) -> Self {
+    /// `weights` are those of `members`; `weight` is the locality's. `turn` is that of the group that this one replaces.
+    pub(crate) fn new(members: Vec<Arc<C>>, weights: Vec<u32>, classes: Vec<Class>, weight: u32, turn: Turn) -> Self {
         debug_assert_eq!(members.len(), weights.len(), "one weight for each member");
-        Self { members: members.into(), weights: weights.into(), weight, turn }
+        debug_assert_eq!(members.len(), classes.len(), "one class for each member");
+        let classes = classes.iter().any(|class| *class != Class::Usable).then(|| classes.into());
+        Self { members: members.into(), weights: weights.into(), classes, weight, turn }
     }
 
     /// The same group with other members.
     pub(crate) fn map(&self, replace: impl FnMut(&Arc<C>) -> Arc<C>) -> Self {
-        let members = self.members.iter().map(replace).collect();
-        Self { members, weights: self.weights.clone(), weight: self.weight, turn: self.turn.same() }
+        Self { members: self.members.iter().map(replace).collect(), ..self.alike() }
+    }
+
+    /// The same group with some of its members, by their places.
+    pub(super) fn part(&self, kept: &[usize]) -> Self {
+        Self {
+            members: kept.iter().map(|i| self.members[*i].clone()).collect(),
+            weights: kept.iter().map(|i| self.weights[*i]).collect(),
+            classes: self.classes.as_ref().map(|classes| kept.iter().map(|i| classes[*i]).collect()),
+            ..self.alike()
+        }
+    }
+
+    fn alike(&self) -> Self {
+        Self {
+            members: Box::default(),
+            weights: self.weights.clone(),
+            classes: self.classes.clone(),
+            weight: self.weight,
+            turn: self.turn.same(),
+        }
     }
 
     /// Whose turn it is, for the group that replaces this one.
@@ -47,40 +87,69 @@ impl<C> Group<C> {
         &self.members
     }
 
+    /// The locality's weight.
+    pub(super) fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// A member's weight within the locality.
+    pub(super) fn member_weight(&self, i: usize) -> u32 {
+        self.weights[i]
+    }
+
+    /// What the control plane says of a member.
+    pub(super) fn class(&self, i: usize) -> Class {
+        self.classes.as_ref().map_or(Class::Usable, |classes| classes[i])
+    }
+
     /// Members that the control plane lets be used.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Arc<C>> {
-        self.members.iter().zip(&self.weights).filter(|(_, weight)| **weight > 0).map(|(member, _)| member)
+        self.members.iter().enumerate().filter(|(i, _)| self.class(*i) == Class::Usable).map(|(_, member)| member)
+    }
+
+    /// Whether a picker takes a member, now or once it can be reached.
+    pub(super) fn selects(&self, i: usize, selection: Selection) -> bool {
+        selection.class.is_none_or(|class| class == self.class(i))
     }
 }
 
 impl<C: Candidate> Group<C> {
-    fn can_pick(&self, i: usize, panic: bool) -> bool {
-        self.weights[i] > 0 && self.members[i].standing(panic) > Standing::Unavailable
+    fn can_pick(&self, i: usize, selection: Selection) -> bool {
+        self.selects(i, selection) && self.members[i].standing(selection.panic) > Standing::Unavailable
     }
 
     /// Whether any member can be picked.
-    pub(super) fn is_available(&self, panic: bool) -> bool {
-        (0..self.members.len()).any(|i| self.can_pick(i, panic))
+    pub(super) fn is_available(&self, selection: Selection) -> bool {
+        (0..self.members.len()).any(|i| self.can_pick(i, selection))
+    }
+
+    /// How many members can be picked.
+    pub(super) fn available(&self, selection: Selection) -> usize {
+        (0..self.members.len()).filter(|i| self.can_pick(*i, selection)).count()
     }
 }
 
 impl<C: Candidate> Usable<C> {
     /// `None`: no member can be picked.
-    pub(super) fn new(group: &Arc<Group<C>>, panic: bool) -> Option<Self> {
+    pub(super) fn new(group: &Arc<Group<C>>, selection: Selection, weighing: Weighing<'_>) -> Option<Self> {
         let all = group.members.len();
         let chosen: Vec<u32> =
-            (0..all).filter(|i| group.can_pick(*i, panic)).filter_map(|i| u32::try_from(i).ok()).collect();
+            (0..all).filter(|i| group.can_pick(*i, selection)).filter_map(|i| u32::try_from(i).ok()).collect();
         if chosen.is_empty() {
             return None;
         }
         let len = chosen.len();
-        let (shares, chosen) = if len == all {
-            (Shares::new(&group.weights), None)
-        } else {
-            let weights: Vec<u32> = chosen.iter().map(|i| group.weights[*i as usize]).collect();
-            (Shares::new(&weights), Some(chosen.into()))
+        let chosen = if len == all { None } else { Some(chosen.into()) };
+        let mut usable = Self { group: group.clone(), chosen, shares: None, len };
+        usable.shares = match (&usable.chosen, weighing) {
+            (None, Weighing::Said) => Shares::new(&group.weights),
+            _ => {
+                let weights: Vec<u32> =
+                    (0..len).map(|i| weighing.weight(usable.member_weight(i), &**usable.member(i))).collect();
+                Shares::new(&weights)
+            }
         };
-        Some(Self { group: group.clone(), chosen, shares, len })
+        Some(usable)
     }
 }
 
@@ -118,22 +187,6 @@ impl<C> Usable<C> {
 
     fn position(&self, i: usize) -> usize {
         self.chosen.as_ref().map_or(i, |chosen| chosen[i] as usize)
-    }
-}
-
-/// Which of `n` localities is next: in turn under round robin, else at random.
-pub(super) fn choose(
-    policy: LbPolicy,
-    n: usize,
-    shares: Option<&Shares>,
-    turn: &Turn,
-    rng: &mut fastrand::Rng,
-) -> usize {
-    match (policy, shares) {
-        (LbPolicy::RoundRobin, Some(shares)) => shares.at(turn.next()),
-        (LbPolicy::RoundRobin, None) => index(turn.next() % n as u64),
-        (LbPolicy::Random | LbPolicy::LeastRequest { .. }, Some(shares)) => shares.draw(rng),
-        (LbPolicy::Random | LbPolicy::LeastRequest { .. }, None) => rng.usize(..n),
     }
 }
 

@@ -1,17 +1,179 @@
-//! Priorities (gRFC A56 in spirit): the first that has an available endpoint takes all requests.
+//! Priorities: which take requests, and how many.
 //!
-//! gRPC connects to every endpoint, so it has to wait, with a failover timer of 10 s, until it knows whether a priority
-//! works. Here an endpoint counts as available until it is ejected or fails to connect, which `connect_timeout` bounds, and a
-//! higher priority is back in use as soon as one of its endpoints is. Envoy's gradual spill-over by overprovisioning
-//! factor is not applied (gRFC A27).
+//! gRPC (A56): the first that has an available endpoint takes all. gRPC connects to every endpoint, so it has to wait, with a failover
+//! timer of 10 s, until it knows whether a priority works. Here an endpoint counts as available until it is ejected or fails to
+//! connect, which `connect_timeout` bounds, and a higher priority is back in use as soon as one of its endpoints is.
+//!
+//! Envoy: a priority takes as much as its healthy endpoints times the overprovisioning factor cover, the rest spills over to the
+//! next; then degraded endpoints, in the same way; and below the panic threshold health is disregarded.
 
-use super::{Candidate, Group};
+use super::{
+    Candidate, Group, Recipe,
+    locality::{Class, Selection},
+};
+use crate::outbound::route::Profile;
 use std::sync::Arc;
 
-/// The priority in force, and whether it is so in panic. `None`: no endpoint takes connections.
-pub(super) fn in_force<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>]) -> Option<(usize, bool)> {
-    [false, true].into_iter().find_map(|panic| {
-        let available = |groups: &Vec<Arc<Group<C>>>| groups.iter().any(|group| group.is_available(panic));
-        priorities.iter().position(available).map(|priority| (priority, panic))
-    })
+/// What a priority takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) priority: usize,
+    pub(super) selection: Selection,
+    /// Of the requests.
+    pub(super) percent: u32,
+}
+
+const HEALTHY: Selection = Selection { class: Some(Class::Usable), panic: false };
+const DEGRADED: Selection = Selection { class: Some(Class::Degraded), panic: false };
+/// Envoy's panic: every endpoint, whatever its health.
+const ANY: Selection = Selection { class: None, panic: true };
+/// `overprovisioning_factor`, percent.
+const OVERPROVISIONING: u32 = 140;
+
+/// Who takes requests; empty: no endpoint takes connections.
+pub(super) fn in_force<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>], recipe: &Recipe) -> Vec<Share> {
+    match recipe.profile {
+        Profile::Grpc => first(priorities),
+        Profile::Envoy => {
+            let counts: Vec<Count> = priorities.iter().map(|groups| Count::of(groups)).collect();
+            let factor = recipe.overprovisioning_factor.unwrap_or(OVERPROVISIONING);
+            let shares = spill(&counts, factor, recipe.settings.panic_threshold, recipe.settings.fail_on_panic);
+            if shares.is_empty() && !recipe.settings.fail_on_panic { first(priorities) } else { shares }
+        }
+    }
+}
+
+/// The first that has an available endpoint; if there is none, over the ejected endpoints of the first priority that has any.
+fn first<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>]) -> Vec<Share> {
+    let found = [false, true].into_iter().find_map(|panic| {
+        let selection = Selection { panic, ..HEALTHY };
+        let available = |groups: &Vec<Arc<Group<C>>>| groups.iter().any(|group| group.is_available(selection));
+        priorities.iter().position(available).map(|priority| Share { priority, selection, percent: 100 })
+    });
+    found.into_iter().collect()
+}
+
+/// The endpoints of a priority.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    total: usize,
+    /// Healthy, and can be connected to.
+    healthy: usize,
+    degraded: usize,
+    /// Healthy or degraded, whether they can be connected to or not: what panic is decided by.
+    sound: usize,
+}
+
+impl Count {
+    fn of<C: Candidate>(groups: &[Arc<Group<C>>]) -> Self {
+        let mut count = Self::default();
+        for group in groups {
+            count.total += group.members().len();
+            count.healthy += group.available(HEALTHY);
+            count.degraded += group.available(DEGRADED);
+            let sound = |(i, member): &(usize, &Arc<C>)| group.class(*i) != Class::Unusable && !member.is_ejected();
+            count.sound += group.members().iter().enumerate().filter(sound).count();
+        }
+        count
+    }
+
+    /// Percent of requests that so many of its endpoints cover.
+    fn covers(&self, endpoints: usize, factor: u32) -> u32 {
+        if self.total == 0 {
+            return 0;
+        }
+        u32::try_from((endpoints as u64 * u64::from(factor) / self.total as u64).min(100)).unwrap_or(100)
+    }
+
+    fn is_in_panic(&self, threshold: f64) -> bool {
+        #[allow(clippy::cast_precision_loss, reason = "counts of endpoints")]
+        let sound = 100.0 * self.sound as f64 / self.total.max(1) as f64;
+        sound < threshold
+    }
+}
+
+/// Envoy `LoadBalancerBase::recalculatePerPriorityState` and `recalculatePerPriorityPanic`.
+fn spill(counts: &[Count], factor: u32, threshold: f64, fail_on_panic: bool) -> Vec<Share> {
+    let healthy: Vec<u32> = counts.iter().map(|c| c.covers(c.healthy, factor)).collect();
+    let degraded: Vec<u32> = counts.iter().map(|c| c.covers(c.degraded, factor)).collect();
+    let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+    let panics = |count: &Count| total < 100 && count.is_in_panic(threshold);
+    if total == 0 || counts.iter().all(panics) {
+        if fail_on_panic || threshold == 0.0 {
+            return Vec::new();
+        }
+        // By the number of endpoints.
+        let all = counts.iter().map(|c| c.total).sum::<usize>().max(1);
+        return (counts.iter().enumerate())
+            .filter(|(_, count)| count.total > 0)
+            .map(|(priority, count)| {
+                let percent = u32::try_from((count.total * 100).div_ceil(all)).unwrap_or(100);
+                Share { priority, selection: ANY, percent }
+            })
+            .collect();
+    }
+    let mut left = 100;
+    let mut shares = Vec::new();
+    for (cover, selection) in [(&healthy, HEALTHY), (&degraded, DEGRADED)] {
+        for (priority, cover) in cover.iter().enumerate() {
+            let percent = (cover * 100 / total).min(left);
+            left -= percent;
+            if percent == 0 {
+                continue;
+            }
+            let selection = if panics(&counts[priority]) { ANY } else { selection };
+            shares.push(Share { priority, selection, percent });
+        }
+    }
+    if let Some(share) = shares.first_mut() {
+        // What rounding left over.
+        share.percent += left;
+    }
+    shares.retain(|share| !(fail_on_panic && share.selection == ANY));
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(total: usize, healthy: usize, degraded: usize) -> Count {
+        Count { total, healthy, degraded, sound: healthy + degraded }
+    }
+
+    fn loads(counts: &[Count]) -> Vec<(usize, Selection, u32)> {
+        spill(counts, 140, 50.0, false).into_iter().map(|s| (s.priority, s.selection, s.percent)).collect()
+    }
+
+    /// The table of Envoy's documentation, "Priority levels".
+    #[test]
+    fn what_a_priority_does_not_cover_spills_over() {
+        let two = |p0, p1| loads(&[count(100, p0, 0), count(100, p1, 0)]);
+        assert_eq!(two(100, 100), [(0, HEALTHY, 100)]);
+        assert_eq!(two(72, 100), [(0, HEALTHY, 100)]);
+        assert_eq!(two(71, 100), [(0, HEALTHY, 99), (1, HEALTHY, 1)]);
+        assert_eq!(two(50, 100), [(0, HEALTHY, 70), (1, HEALTHY, 30)]);
+        assert_eq!(two(25, 100), [(0, HEALTHY, 35), (1, HEALTHY, 65)]);
+        assert_eq!(two(0, 100), [(1, HEALTHY, 100)]);
+        // 25 % and 25 %: both are in panic, all endpoints take their part.
+        assert_eq!(two(25, 25), [(0, ANY, 50), (1, ANY, 50)]);
+        assert_eq!(two(0, 0), [(0, ANY, 50), (1, ANY, 50)]);
+    }
+
+    #[test]
+    fn degraded_endpoints_take_what_healthy_ones_do_not_cover() {
+        assert_eq!(loads(&[count(100, 100, 0)]), [(0, HEALTHY, 100)]);
+        assert_eq!(loads(&[count(100, 50, 50)]), [(0, HEALTHY, 70), (0, DEGRADED, 30)]);
+        assert_eq!(loads(&[count(100, 0, 100)]), [(0, DEGRADED, 100)]);
+        // A lower priority's healthy ones come before degraded ones.
+        assert_eq!(loads(&[count(100, 50, 50), count(100, 100, 0)]), [(0, HEALTHY, 70), (1, HEALTHY, 30)]);
+    }
+
+    #[test]
+    fn panic_can_fail_requests_or_be_off() {
+        let counts = [count(10, 2, 0)];
+        assert_eq!(spill(&counts, 140, 50.0, true), []);
+        assert_eq!(spill(&counts, 140, 0.0, false), [Share { priority: 0, selection: HEALTHY, percent: 100 }]);
+        assert_eq!(spill(&counts, 140, 50.0, false), [Share { priority: 0, selection: ANY, percent: 100 }]);
+    }
 }

@@ -11,7 +11,13 @@ struct Fake {
 }
 
 const LEAST: LbPolicy = LbPolicy::LeastRequest { choice_count: 2 };
-const POLICIES: [LbPolicy; 3] = [LbPolicy::RoundRobin, LbPolicy::Random, LEAST];
+fn policies() -> [LbPolicy; 3] {
+    [LbPolicy::RoundRobin, LbPolicy::Random, LEAST]
+}
+
+fn plain() -> PickInput<'static> {
+    PickInput::plain(Instant::now())
+}
 
 impl Candidate for Fake {
     fn standing(&self, panic: bool) -> Standing {
@@ -21,8 +27,44 @@ impl Candidate for Fake {
         [Standing::Unavailable, Standing::Connecting, Standing::Available][self.standing.load(Relaxed) as usize]
     }
 
+    fn is_ejected(&self) -> bool {
+        self.ejected.load(Relaxed)
+    }
+
     fn load(&self) -> u32 {
         self.load.load(Relaxed)
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 0], u16::try_from(self.id).unwrap()))
+    }
+
+    fn hash_key(&self, _: bool) -> String {
+        self.address().to_string()
+    }
+
+    fn joined(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn cost(&self, _: &PeakEwma, _: Instant) -> f64 {
+        f64::from(self.load())
+    }
+
+    fn reported_weight(&self, _: &WeightedRoundRobin, _: Instant) -> Option<f64> {
+        None
+    }
+
+    fn locality(&self) -> LocalityId {
+        LocalityId::default()
+    }
+
+    fn lb_metadata(&self) -> BTreeMap<String, MetadataValue> {
+        BTreeMap::new()
+    }
+
+    fn info(&self, _: u32) -> EndpointInfo {
+        unreachable!("no policy here asks for it")
     }
 }
 
@@ -41,11 +83,13 @@ fn fakes(ids: std::ops::Range<usize>) -> Vec<Arc<Fake>> {
 }
 
 fn group(members: &[Arc<Fake>], weights: &[u32], weight: u32) -> Arc<Group<Fake>> {
-    Arc::new(Group::new(members.to_vec(), weights.to_vec(), weight, Turn::default()))
+    // A weight of 0 stands for an endpoint that the control plane says is not to be used.
+    let classes = weights.iter().map(|w| if *w == 0 { Class::Unusable } else { Class::Usable }).collect();
+    Arc::new(Group::new(members.to_vec(), weights.to_vec(), classes, weight, Turn::default()))
 }
 
 fn picker(policy: LbPolicy, priorities: &[Vec<Arc<Group<Fake>>>]) -> Option<Picker<Fake>> {
-    Picker::new(policy, priorities, &Arc::default())
+    Picker::new(&Recipe::of(policy), priorities, &Arc::default(), None, Instant::now())
 }
 
 fn flat(policy: LbPolicy, members: &[Arc<Fake>]) -> Picker<Fake> {
@@ -57,7 +101,7 @@ fn counts(picker: &Picker<Fake>, n: usize, times: usize) -> Vec<usize> {
     let mut rng = fastrand::Rng::with_seed(42);
     let mut counts = vec![0; n];
     for _ in 0..times {
-        counts[picker.pick(|_| false, &mut rng).unwrap().id] += 1;
+        counts[picker.pick(&plain(), |_| false, &mut rng).unwrap().id] += 1;
     }
     counts
 }
@@ -76,7 +120,7 @@ fn assert_shares(counts: &[usize], shares: &[f64]) {
 fn round_robin_goes_round() {
     let picker = flat(LbPolicy::RoundRobin, &fakes(0..3));
     let mut rng = fastrand::Rng::with_seed(1);
-    let ids: Vec<_> = (0..7).map(|_| picker.pick(|_| false, &mut rng).unwrap().id).collect();
+    let ids: Vec<_> = (0..7).map(|_| picker.pick(&plain(), |_| false, &mut rng).unwrap().id).collect();
     assert_eq!(ids, [0, 1, 2, 0, 1, 2, 0]);
 }
 
@@ -90,7 +134,7 @@ fn round_robin_is_even_over_threads() {
             scope.spawn(move || {
                 let mut rng = fastrand::Rng::with_seed(seed);
                 for _ in 0..1000 {
-                    hits[picker.pick(|_| false, &mut rng).unwrap().id].fetch_add(1, Relaxed);
+                    hits[picker.pick(&plain(), |_| false, &mut rng).unwrap().id].fetch_add(1, Relaxed);
                 }
             });
         }
@@ -105,8 +149,8 @@ fn the_turn_goes_on_in_the_next_picker() {
     let mut rng = fastrand::Rng::with_seed(1);
     let ids: Vec<_> = (0..4)
         .map(|_| {
-            let picker = Picker::new(LbPolicy::RoundRobin, &groups, &turn).unwrap();
-            picker.pick(|_| false, &mut rng).unwrap().id
+            let picker = Picker::new(&Recipe::of(LbPolicy::RoundRobin), &groups, &turn, None, Instant::now()).unwrap();
+            picker.pick(&plain(), |_| false, &mut rng).unwrap().id
         })
         .collect();
     assert_eq!(ids, [0, 1, 2, 3]);
@@ -116,8 +160,8 @@ fn the_turn_goes_on_in_the_next_picker() {
 fn weights_are_kept_by_every_policy() {
     let weights = [1, 2, 3, 10];
     let shares = weights.map(|w| f64::from(w) / 16.0);
-    for policy in POLICIES {
-        let picker = picker(policy, &[vec![group(&fakes(0..4), &weights, 1)]]).unwrap();
+    for policy in policies() {
+        let picker = picker(policy.clone(), &[vec![group(&fakes(0..4), &weights, 1)]]).unwrap();
         assert_shares(&counts(&picker, 4, 160_000), &shares);
     }
     let picker = picker(LbPolicy::RoundRobin, &[vec![group(&fakes(0..4), &weights, 1)]]).unwrap();
@@ -129,9 +173,9 @@ fn weights_are_kept_by_every_policy() {
 #[test]
 fn localities_take_their_weight_whatever_their_size() {
     let members = fakes(0..5);
-    for policy in POLICIES {
+    for policy in policies() {
         let groups = vec![group(&members[..1], &[1], 80), group(&members[1..], &[1; 4], 20)];
-        let picker = picker(policy, &[groups]).unwrap();
+        let picker = picker(policy.clone(), &[groups]).unwrap();
         assert_shares(&counts(&picker, 5, 50_000), &[0.8, 0.05, 0.05, 0.05, 0.05]);
     }
 }
@@ -140,10 +184,10 @@ fn localities_take_their_weight_whatever_their_size() {
 fn a_locality_without_an_available_endpoint_leaves_its_share_to_the_others() {
     let members = fakes(0..3);
     members[0].set(Standing::Unavailable);
-    for policy in POLICIES {
+    for policy in policies() {
         let groups =
             vec![group(&members[..1], &[1], 98), group(&members[1..2], &[1], 1), group(&members[2..], &[1], 1)];
-        let picker = picker(policy, &[groups]).unwrap();
+        let picker = picker(policy.clone(), &[groups]).unwrap();
         assert_shares(&counts(&picker, 3, 10_000), &[0.0, 0.5, 0.5]);
     }
 }
@@ -152,8 +196,8 @@ fn a_locality_without_an_available_endpoint_leaves_its_share_to_the_others() {
 fn the_first_priority_with_an_available_endpoint_takes_all() {
     let members = fakes(0..3);
     let priorities: Vec<_> = members.chunks(1).map(|member| vec![group(member, &[1], 1)]).collect();
-    for policy in POLICIES {
-        let in_force = || picker(policy, &priorities).map(|picker| counts(&picker, 3, 100));
+    for policy in policies() {
+        let in_force = || picker(policy.clone(), &priorities).map(|picker| counts(&picker, 3, 100));
         assert_eq!(in_force(), Some(vec![100, 0, 0]));
         members[0].set(Standing::Unavailable);
         assert_eq!(in_force(), Some(vec![0, 100, 0]));
@@ -173,24 +217,24 @@ fn the_first_priority_with_an_available_endpoint_takes_all() {
 #[test]
 fn a_weight_of_zero_is_never_picked_nor_does_it_make_a_priority_available() {
     let members = fakes(0..3);
-    for policy in POLICIES {
+    for policy in policies() {
         let priorities = [vec![group(&members[..1], &[0], 1)], vec![group(&members[1..], &[0, 5], 1)]];
-        let picker = picker(policy, &priorities).unwrap();
+        let picker = picker(policy.clone(), &priorities).unwrap();
         assert_eq!((picker.priority(), counts(&picker, 3, 1000)), (1, vec![0, 0, 1000]));
     }
 }
 
 #[test]
 fn an_endpoint_that_fails_after_the_build_is_stepped_over() {
-    for policy in POLICIES {
+    for policy in policies() {
         let members = fakes(0..3);
-        let picker = flat(policy, &members);
+        let picker = flat(policy.clone(), &members);
         members[1].set(Standing::Unavailable);
         assert_shares(&counts(&picker, 3, 3000), &[0.5, 0.0, 0.5]);
         members[0].ejected.store(true, Relaxed);
         assert_eq!(counts(&picker, 3, 1000), [0, 0, 1000]);
         members[2].set(Standing::Unavailable);
-        assert!(picker.pick(|_| false, &mut fastrand::Rng::with_seed(1)).is_none());
+        assert!(picker.pick(&plain(), |_| false, &mut fastrand::Rng::with_seed(1)).is_none());
     }
 }
 
@@ -205,9 +249,9 @@ fn round_robin_stays_even_over_those_that_are_left() {
 
 #[test]
 fn the_last_available_of_ten_thousand_is_found() {
-    for policy in POLICIES {
+    for policy in policies() {
         let members = fakes(0..10_000);
-        let picker = flat(policy, &members);
+        let picker = flat(policy.clone(), &members);
         members.iter().filter(|m| m.id != 7777).for_each(|m| m.set(Standing::Unavailable));
         assert_eq!(counts(&picker, 10_000, 20)[7777], 20);
     }
@@ -215,9 +259,9 @@ fn the_last_available_of_ten_thousand_is_found() {
 
 #[test]
 fn a_connecting_endpoint_is_picked_only_when_there_is_no_other() {
-    for policy in POLICIES {
+    for policy in policies() {
         let members = fakes(0..3);
-        let picker = flat(policy, &members);
+        let picker = flat(policy.clone(), &members);
         members[0].set(Standing::Connecting);
         members[1].set(Standing::Connecting);
         assert_eq!(counts(&picker, 3, 1000), [0, 0, 1000]);
@@ -230,17 +274,17 @@ fn a_connecting_endpoint_is_picked_only_when_there_is_no_other() {
 #[test]
 fn an_excluded_endpoint_is_picked_only_when_there_is_no_other() {
     let mut rng = fastrand::Rng::with_seed(5);
-    for policy in POLICIES {
+    for policy in policies() {
         let members = fakes(0..3);
-        let picker = flat(policy, &members);
+        let picker = flat(policy.clone(), &members);
         for _ in 0..1000 {
-            assert_eq!(picker.pick(|m| m.id != 1, &mut rng).unwrap().id, 1);
+            assert_eq!(picker.pick(&plain(), |m| m.id != 1, &mut rng).unwrap().id, 1);
         }
         members[1].set(Standing::Connecting);
-        assert_eq!(picker.pick(|m| m.id != 1, &mut rng).unwrap().id, 1, "connecting is better than excluded");
+        assert_eq!(picker.pick(&plain(), |m| m.id != 1, &mut rng).unwrap().id, 1, "connecting is better than excluded");
         members[1].set(Standing::Unavailable);
-        assert_ne!(picker.pick(|m| m.id != 1, &mut rng).unwrap().id, 1, "excluded is better than none");
-        assert!(picker.pick(|_| true, &mut rng).is_some());
+        assert_ne!(picker.pick(&plain(), |m| m.id != 1, &mut rng).unwrap().id, 1, "excluded is better than none");
+        assert!(picker.pick(&plain(), |_| true, &mut rng).is_some());
     }
 }
 
@@ -267,7 +311,7 @@ fn least_request_fills_by_weight() {
     let mut running: std::collections::VecDeque<Arc<Fake>> = Default::default();
     let mut seen = [0_u64; 2];
     for _ in 0..100_000 {
-        let member = picker.pick(|_| false, &mut rng).unwrap().clone();
+        let member = picker.pick(&plain(), |_| false, &mut rng).unwrap().clone();
         member.load.fetch_add(1, Relaxed);
         running.push_back(member);
         if running.len() > 400 {

@@ -37,6 +37,8 @@ pub(crate) struct Facts {
     pub(crate) authority: Option<Authority>,
     /// Whose rules hold.
     pub(crate) profile: Profile,
+    /// The channel's own hash (gRFC A42).
+    pub(crate) channel_id: u64,
     /// What the mesh was built with.
     pub(crate) settings: Arc<Settings>,
 }

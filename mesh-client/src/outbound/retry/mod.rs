@@ -10,7 +10,7 @@ mod replay;
 
 pub(crate) use attempts::{Attempts, Decision, Situation};
 pub use budget::{Budget, Permit};
-pub(crate) use classify::{Failure, Outcome, Pushback, grpc_from_http, grpc_from_reset, http_from_grpc};
+pub(crate) use classify::{Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, http_from_grpc};
 pub use layer::{ResponseFuture, Retry, RetryLayer};
 pub(crate) use outgoing::{Kept, Outgoing};
 pub use policy::{Condition, Policy, PolicyBuilder};

@@ -3,12 +3,14 @@
 use super::{
     answer::{Answer, What},
     edits::{Edits, Ops},
+    hash::Hasher,
     matcher::matched_length,
     mirror::Mirror,
     table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
 };
 use crate::outbound::{
     filter::{Chain, Making},
+    pick::MetadataKey,
     retry::Policy,
     route::Profile,
     timeout::Rules,
@@ -79,6 +81,7 @@ impl<'a> Compiler<'a> {
             retry,
             idle,
             mirrors,
+            hasher: Hasher::compile(&forward.hash_policies, profile).map(Box::new),
             general: false,
         };
         RouteAction::Forward(Forward { general: forward.is_general(), ..forward })
@@ -121,6 +124,7 @@ impl<'a> Compiler<'a> {
             weight: part.weighted.map_or(1, |weighted| weighted.weight),
             filters: self.filters(part),
             edits: self.edits(part),
+            metadata: metadata(part).map(Box::new),
         }
     }
 
@@ -188,4 +192,12 @@ impl<'a> Compiler<'a> {
         let compile = || Policy::compile(policy, profile).map(Arc::new);
         self.policies.entry(Arc::as_ptr(policy)).or_insert_with(compile).clone()
     }
+}
+
+/// The route's, and the weighted cluster's over it.
+fn metadata(part: Part<'_>) -> Option<MetadataKey> {
+    let own = part.weighted.and_then(|weighted| weighted.metadata_match.as_deref());
+    let levels = [part.forward.metadata_match.as_deref(), own].into_iter().flatten();
+    let merged: BTreeMap<_, _> = levels.flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    MetadataKey::new(&merged)
 }

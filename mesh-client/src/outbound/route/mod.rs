@@ -3,6 +3,7 @@
 mod answer;
 mod compile;
 mod edits;
+mod hash;
 mod head;
 mod index;
 mod matcher;
@@ -13,6 +14,7 @@ mod table;
 
 pub(crate) use answer::{Answer, percent_encoded};
 pub(crate) use edits::{Asked, Edits, set_authority};
+pub(crate) use hash::{Hasher, hash_of_header};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
 pub(crate) use render::Facts;
@@ -35,9 +37,13 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | redirects, direct responses | answered, as an error of the mapped code to gRPC calls, where gRFC A28 would fail with UNAVAILABLE | the same |
 /// | failure percentage of outlier detection | above the threshold (gRFC A50) | at it or above |
 /// | `max_ejection_percent` | one endpoint can always be ejected, unless it is 0 (gRFC A50) | never exceeded, but for `always_eject_one_host` |
+/// | hash of a header with several values | of the values joined (gRFC A42) | of the sorted values, chained |
+/// | retry of a hashed request | to the endpoint of the hash again, while it can be connected to | with `previous_hosts` to the next one on the ring or in the table |
+/// | priorities, panic | the first that has an endpoint to pick (gRFC A56); never in panic, but ejected endpoints before none | as much as its healthy endpoints times `overprovisioning_factor` cover, then the next; `healthy_panic_threshold` |
 /// | header of a retry | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count` |
 ///
-/// A cluster that channels and the layer of one mesh share detects outliers by the rules of whoever used it first.
+/// A cluster that channels and the layer of one mesh share has the priorities, the panic threshold and the outlier detection of whoever
+/// used it first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Profile {
     /// As gRPC's own xDS clients: the default of a channel.

@@ -18,13 +18,13 @@ pub(super) fn cookie_matches(matcher: &CookieMatcher, headers: &HeaderMap) -> bo
     matched != matcher.invert
 }
 
-fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+pub(super) fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// The value without the quotes that may be around it (RFC 6265).
-fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+pub(super) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     let lines = headers.get_all(header::COOKIE).iter();
     let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;

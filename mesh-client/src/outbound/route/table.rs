@@ -1,11 +1,12 @@
 //! The compiled routes of one virtual host.
 
 use super::{
-    Profile, RequestHead, answer::Answer, compile::Compiler, edits::Edits, index::PathIndex, matcher::Matcher,
+    Hasher, Profile, RequestHead, answer::Answer, compile::Compiler, edits::Edits, index::PathIndex, matcher::Matcher,
     mirror::Mirror,
 };
 use crate::outbound::{
     filter::{Chain, Filters},
+    pick::MetadataKey,
     retry::Policy,
     timeout::Rules,
 };
@@ -75,6 +76,8 @@ pub(crate) struct Forward<C> {
     pub(crate) mirrors: Box<[Mirror<C>]>,
     /// Its calls need more than the direct road has.
     pub(crate) general: bool,
+    /// What is hashed of requests. Nearly always absent.
+    pub(crate) hasher: Option<Box<Hasher>>,
 }
 
 /// One cluster, or a draw between several.
@@ -111,6 +114,8 @@ pub(crate) struct ClusterChoice<C> {
     pub(crate) filters: Option<Arc<Chain>>,
     /// What is changed on requests and responses. Nearly always absent.
     pub(crate) edits: Option<Box<Edits>>,
+    /// The metadata that an endpoint must have, where the cluster has subsets. Nearly always absent.
+    pub(crate) metadata: Option<Box<MetadataKey>>,
 }
 
 /// The header that names the cluster does not.

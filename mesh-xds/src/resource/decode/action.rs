@@ -41,13 +41,11 @@ impl Decoder<'_> {
         };
         self.ignored(&[
             ("cluster_not_found_response_code", proto.cluster_not_found_response_code != 0),
-            ("metadata_match", proto.metadata_match.is_some()),
             ("flush_timeout", proto.flush_timeout.is_some()),
             ("early_data_policy", proto.early_data_policy.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
             ("priority", proto.priority != 0),
             ("rate_limits", !proto.rate_limits.is_empty()),
-            ("hash_policy", !proto.hash_policy.is_empty()),
             ("cors", proto.cors.is_some()),
             ("max_grpc_timeout", proto.max_grpc_timeout.is_some()),
             ("grpc_timeout_offset", proto.grpc_timeout_offset.is_some()),
@@ -81,6 +79,8 @@ impl Decoder<'_> {
             timeout,
             max_stream_duration,
             retry_policy,
+            hash_policies: self.hash_policies(proto.hash_policy)?,
+            metadata_match: self.metadata_match(proto.metadata_match),
             path_rewrite,
             host_rewrite,
             append_x_forwarded_host: proto.append_x_forwarded_host,
@@ -165,7 +165,7 @@ impl Decoder<'_> {
                 if entry.name.is_empty() {
                     return Err(cx.invalid_at("name", "must not be empty"));
                 }
-                cx.ignored(&[("metadata_match", entry.metadata_match.is_some())]);
+                let metadata_match = cx.metadata_match(entry.metadata_match);
                 let edits = cx.header_edits(
                     (entry.request_headers_to_add, entry.request_headers_to_remove),
                     (entry.response_headers_to_add, entry.response_headers_to_remove),
@@ -177,7 +177,14 @@ impl Decoder<'_> {
                     _ => None,
                 };
                 let filter_overrides = cx.filter_overrides(entry.typed_per_filter_config)?;
-                Ok(WeightedCluster { name: entry.name.into(), weight, filter_overrides, edits, host_rewrite })
+                Ok(WeightedCluster {
+                    name: entry.name.into(),
+                    weight,
+                    metadata_match,
+                    filter_overrides,
+                    edits,
+                    host_rewrite,
+                })
             })?;
             if weight > 0 {
                 clusters.push(cluster);

@@ -34,7 +34,8 @@ impl Decoder<'_> {
         }
         let name: Arc<str> = proto.name.as_str().into();
         let discovery = self.discovery(&name, &mut proto)?;
-        let lb_policy = self.lb_policy(&proto)?;
+        let mut lb = self.lb_settings(&mut proto)?;
+        let lb_policy = self.lb_policy(&proto, &mut lb)?;
         if let Some(source) = &proto.lrs_server {
             self.lrs_server(source)?;
         }
@@ -58,7 +59,6 @@ impl Decoder<'_> {
         let options = self.protocol_options(&mut proto)?;
         self.ignored(&[
             ("health_checks", !proto.health_checks.is_empty()),
-            ("lb_subset_config", proto.lb_subset_config.is_some()),
             ("upstream_bind_config", proto.upstream_bind_config.is_some()),
             ("filters", !proto.filters.is_empty()),
         ]);
@@ -66,6 +66,7 @@ impl Decoder<'_> {
             name,
             discovery,
             lb_policy,
+            lb,
             connect_timeout,
             circuit_breakers,
             outlier_detection,

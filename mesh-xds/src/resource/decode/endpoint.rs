@@ -11,7 +11,7 @@ use crate::resource::{
 };
 use envoy_types::pb::{
     envoy::{config::core::v3::Metadata, r#type::v3::FractionalPercent as ProtoFraction},
-    google::protobuf::value::Kind,
+    google::protobuf::{Value as ProtoValue, value::Kind},
 };
 use prost::Message as _;
 use std::{
@@ -56,6 +56,7 @@ impl Decoder<'_> {
         };
         let mut name = "";
         let mut drops = Vec::new();
+        let mut overprovisioning_factor = None;
         let mut priorities: BTreeMap<u32, Vec<Locality>> = BTreeMap::new();
         let mut index = 0;
         for field in Fields::of(bytes) {
@@ -69,6 +70,7 @@ impl Decoder<'_> {
                 (4, value) => {
                     let body = self.wire(value.bytes())?;
                     drops = self.at("policy", |cx| cx.drop_overloads(body))?;
+                    overprovisioning_factor = self.at("policy", |cx| cx.overprovisioning_factor(body))?;
                 }
                 _ => {}
             }
@@ -87,7 +89,21 @@ impl Decoder<'_> {
                 ));
             }
         }
-        Ok(ClusterLoadAssignment { name: name.into(), priorities: priorities.into_values().collect(), drops })
+        let priorities = priorities.into_values().collect();
+        Ok(ClusterLoadAssignment { name: name.into(), priorities, drops, overprovisioning_factor })
+    }
+
+    fn overprovisioning_factor(&mut self, body: &[u8]) -> Valid<Option<u32>> {
+        let mut factor = None;
+        for field in Fields::of(body) {
+            if let (3, value) = self.wire(field)? {
+                factor = Some(self.wire(value.wrapped_uint32())?);
+            }
+        }
+        match factor {
+            Some(0) => Err(self.invalid_at("overprovisioning_factor", "must be greater than zero")),
+            factor => Ok(factor),
+        }
     }
 
     fn wire<T>(&self, result: Result<T, Malformed>) -> Valid<T> {
@@ -246,16 +262,7 @@ impl Decoder<'_> {
         let proto: Metadata = self.message(body)?;
         let mut metadata = BTreeMap::new();
         for (namespace, fields) in proto.filter_metadata {
-            let mut values = BTreeMap::new();
-            for (key, value) in fields.fields {
-                let value = match value.kind {
-                    Some(Kind::StringValue(text)) => MetadataValue::String(text),
-                    Some(Kind::NumberValue(number)) => MetadataValue::Number(number),
-                    Some(Kind::BoolValue(flag)) => MetadataValue::Bool(flag),
-                    _ => continue,
-                };
-                values.insert(key, value);
-            }
+            let values = metadata_values(fields.fields);
             if !values.is_empty() {
                 metadata.insert(namespace, values);
             }
@@ -293,6 +300,17 @@ impl Decoder<'_> {
         }
         Ok(drops)
     }
+}
+
+/// Lists and structs are left out.
+pub(super) fn metadata_values(fields: HashMap<String, ProtoValue>) -> BTreeMap<String, MetadataValue> {
+    let value = |value: ProtoValue| match value.kind {
+        Some(Kind::StringValue(text)) => Some(MetadataValue::String(text)),
+        Some(Kind::NumberValue(number)) => Some(MetadataValue::Number(number)),
+        Some(Kind::BoolValue(flag)) => Some(MetadataValue::Bool(flag)),
+        _ => None,
+    };
+    fields.into_iter().filter_map(|(key, kind)| Some((key, value(kind)?))).collect()
 }
 
 /// A value we do not know is treated as unhealthy: it was not said to be usable.

@@ -207,7 +207,7 @@ impl Decoder<'_> {
     }
 
     /// A percentage that need not be whole.
-    fn share(&mut self, field: &'static str, value: Option<&Percent>, default: f64) -> Valid<f64> {
+    pub(super) fn share(&mut self, field: &'static str, value: Option<&Percent>, default: f64) -> Valid<f64> {
         match value.map_or(default, |percent| percent.value) {
             percent if (0.0..=100.0).contains(&percent) => Ok(percent),
             other => Err(self.invalid_at(field, format!("{other} is not between 0 and 100"))),

@@ -1,6 +1,11 @@
-//! Filters that the application registers by the type of their configuration.
+//! What the application registers by the type of its configuration: filters, and the names of load-balancing policies.
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 /// The configuration of a filter that the application registered, and what its parser made of it.
 #[derive(Clone)]
@@ -35,6 +40,7 @@ pub trait FilterParser: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Extensions {
     filters: BTreeMap<String, Arc<dyn FilterParser>>,
+    lb_policies: BTreeSet<String>,
 }
 
 impl Extensions {
@@ -42,6 +48,15 @@ impl Extensions {
     /// type that is known here stays what it is.
     pub fn add_filter(&mut self, type_url: &str, parser: Arc<dyn FilterParser>) {
         self.filters.insert(type_url.rsplit('/').next().unwrap_or(type_url).to_owned(), parser);
+    }
+
+    /// Adds a load-balancing policy by its name: the type of the `TypedStruct` that configures it, or the last part of that (gRFC A52).
+    pub fn add_lb_policy(&mut self, name: &str) {
+        self.lb_policies.insert(name.to_owned());
+    }
+
+    pub(crate) fn has_lb_policy(&self, name: &str) -> bool {
+        self.lb_policies.contains(name)
     }
 
     pub(crate) fn filter(&self, type_name: &str) -> Option<&Arc<dyn FilterParser>> {
@@ -67,6 +82,9 @@ impl fmt::Debug for CustomFilter {
 
 impl fmt::Debug for Extensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Extensions").field("filters", &self.filters.keys()).finish()
+        f.debug_struct("Extensions")
+            .field("filters", &self.filters.keys())
+            .field("lb_policies", &self.lb_policies)
+            .finish()
     }
 }

@@ -96,7 +96,8 @@ impl Bed {
             made.lock().unwrap().push(connector.clone());
             connector
         });
-        let deps = ClusterDeps { connector, runtime: tokio::runtime::Handle::current(), profile: Profile::Grpc };
+        let runtime = tokio::runtime::Handle::current();
+        let deps = ClusterDeps { connector, runtime, profile: Profile::Grpc, balancing: Arc::default() };
         let cluster = LiveCluster::new(Arc::new(cluster), Arc::new(endpoints), deps);
         Self { cluster, connectors, rng: fastrand::Rng::with_seed(11) }
     }
@@ -130,7 +131,7 @@ impl Bed {
     }
 
     fn pick(&mut self) -> Pick<FakeLink> {
-        self.cluster.pick(&[], &mut self.rng)
+        self.cluster.pick(&plain(), &[], &mut self.rng)
     }
 
     /// How often each port is picked in `times` picks.
@@ -149,6 +150,10 @@ impl Bed {
     fn picked(&mut self) -> Vec<u16> {
         self.picks(200).into_keys().collect()
     }
+}
+
+fn plain() -> PickInput<'static> {
+    PickInput::plain(tokio::time::Instant::now())
 }
 
 fn cluster() -> Cluster {
@@ -171,7 +176,11 @@ fn assignment(n: u16) -> ClusterLoadAssignment {
 }
 
 fn priorities(priorities: impl IntoIterator<Item = Vec<resource::Locality>>) -> ClusterLoadAssignment {
-    ClusterLoadAssignment { name: "backend".into(), priorities: priorities.into_iter().collect(), drops: Vec::new() }
+    ClusterLoadAssignment {
+        name: "backend".into(),
+        priorities: priorities.into_iter().collect(),
+        ..ClusterLoadAssignment::default()
+    }
 }
 
 /// Lets the cluster's tasks run.

@@ -98,13 +98,13 @@ async fn a_retry_goes_to_another_endpoint_while_there_is_one() {
     let mut bed = Bed::of(3);
     let tried = [bed.endpoint(1), bed.endpoint(3)];
     for _ in 0..50 {
-        match bed.cluster.pick(&tried, &mut bed.rng) {
+        match bed.cluster.pick(&plain(), &tried, &mut bed.rng) {
             Pick::Endpoint(endpoint) => assert_eq!(endpoint.address().port(), 2),
             other => panic!("{other:?}"),
         }
     }
     bed.link(2).set(Connectivity::TransientFailure);
-    assert!(matches!(bed.cluster.pick(&tried, &mut bed.rng), Pick::Endpoint(_)));
+    assert!(matches!(bed.cluster.pick(&plain(), &tried, &mut bed.rng), Pick::Endpoint(_)));
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn nothing_is_lost_when_everything_changes_at_once() {
                 scope.spawn(move || {
                     let mut rng = fastrand::Rng::with_seed(seed);
                     for _ in 0..20_000 {
-                        let Pick::Endpoint(endpoint) = live.pick(&[], &mut rng) else { continue };
+                        let Pick::Endpoint(endpoint) = live.pick(&plain(), &[], &mut rng) else { continue };
                         let mut request = endpoint.start();
                         live.begin_request().expect("far from the limit");
                         let failed = endpoint.address().port() <= 4 && rng.u8(0..4) > 0;

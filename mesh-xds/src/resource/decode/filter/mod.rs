@@ -113,7 +113,7 @@ impl Decoder<'_> {
     }
 }
 
-fn json(object: Struct) -> serde_json::Map<String, serde_json::Value> {
+pub(super) fn json(object: Struct) -> serde_json::Map<String, serde_json::Value> {
     object.fields.into_iter().map(|(key, value)| (key, json_value(value))).collect()
 }
 

@@ -1,5 +1,6 @@
 //! CDS (gRFC A27, A29, A32, A48, A50, A52, A82, A105).
 
+mod balancing;
 mod connections;
 mod tls;
 
@@ -25,7 +26,7 @@ use envoy_types::pb::{
         },
         extensions::{
             load_balancing_policies::{
-                least_request::v3::LeastRequest, random::v3::Random, ring_hash::v3::RingHash,
+                cluster_provided::v3::ClusterProvided, least_request::v3::LeastRequest, random::v3::Random,
                 round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
             },
             transport_sockets::{
@@ -140,8 +141,7 @@ fn bad_clusters_are_rejected() {
             }),
             ("connect_timeout", "greater than zero", |c| c.connect_timeout = seconds(0)),
             ("connect_timeout", "negative", |c| c.connect_timeout = seconds(-5)),
-            ("lb_policy", "RING_HASH is not supported", |c| c.lb_policy = ProtoPolicy::RingHash as i32),
-            ("lb_policy", "MAGLEV is not supported", |c| c.lb_policy = ProtoPolicy::Maglev as i32),
+            ("lb_policy", "CLUSTER_PROVIDED is not supported", |c| c.lb_policy = ProtoPolicy::ClusterProvided as i32),
             ("lb_policy", "LOAD_BALANCING_POLICY_CONFIG", |c| {
                 c.lb_policy = ProtoPolicy::LoadBalancingPolicyConfig as i32;
             }),
@@ -154,7 +154,7 @@ fn bad_clusters_are_rejected() {
                 }));
             }),
             ("load_balancing_policy", "no supported policy among [envoy.extensions", |c| {
-                c.load_balancing_policy = policies(vec![any(&RingHash::default())]);
+                c.load_balancing_policy = policies(vec![any(&ClusterProvided::default())]);
             }),
             ("load_balancing_policy", "no supported policy among []", |c| c.load_balancing_policy = policies(vec![])),
             ("load_balancing_policy.policies[0].choice_count", "below 2", |c| {
@@ -215,7 +215,10 @@ fn policies_are_nested_at_most_sixteen_deep() {
 #[test]
 fn the_first_supported_policy_wins_over_the_legacy_field() {
     for (list, expected) in [
-        (vec![any(&RingHash::default()), any(&Random::default()), any(&RoundRobin::default())], LbPolicy::Random),
+        (
+            vec![any(&ClusterProvided::default()), any(&Random::default()), any(&RoundRobin::default())],
+            LbPolicy::Random,
+        ),
         (vec![nested(1)], LbPolicy::RoundRobin),
         (vec![any(&LeastRequest::default())], LbPolicy::LeastRequest { choice_count: 2 }),
         (
@@ -406,11 +409,11 @@ fn upstream(proto: &Proto) -> UpstreamTls {
 fn what_is_not_honoured_is_noted() {
     let proto = with(|c| {
         c.filters = vec![Default::default()];
-        c.lb_subset_config = Some(Default::default());
+        c.upstream_bind_config = Some(Default::default());
         c.outlier_detection = outlier(|o| o.detect_degraded_hosts = Some(BoolValue { value: true }));
     });
     assert_eq!(
         note_paths(&accepted(&proto).1),
-        ["outlier_detection.detect_degraded_hosts", "lb_subset_config", "filters"]
+        ["outlier_detection.detect_degraded_hosts", "upstream_bind_config", "filters"]
     );
 }

@@ -1,0 +1,139 @@
+//! What a policy asks of a request before it picks, and what it is told of the answer. Only for clusters whose policy asks.
+
+use super::{Call, Chosen, attempts::Attempt};
+use crate::outbound::{
+    cluster::{Answered, Outcome as Verdict, Resource, Want},
+    pick::PickInput,
+    retry::{Outcome, Pushback, Response},
+    route::{RequestHead, hash_of_header},
+    upstream::Upstream,
+};
+use http::{HeaderMap, HeaderValue, header, request::Parts};
+use std::{net::SocketAddr, time::Duration};
+use tokio::time::Instant;
+
+/// What picks go by besides the call itself. Boxed: few clusters ask for any of it.
+#[derive(Debug, Default)]
+pub(super) struct Steering {
+    /// Drawn once: every attempt of the call has the same.
+    hash: Option<u64>,
+    headers: Option<HeaderMap>,
+    /// The endpoint that the call's session sticks to (gRFC A55).
+    pub(super) override_host: Option<SocketAddr>,
+    /// Cookies that were made for the hash: for the response.
+    cookies: Vec<HeaderValue>,
+    /// When the attempt began; `None` when nobody wants to know, or it was judged.
+    sent: Option<Instant>,
+}
+
+impl Steering {
+    /// What the policy of the call's cluster wants of this request.
+    pub(super) fn of(chosen: &Chosen, upstream: &Upstream, head: &Parts) -> Option<Box<Self>> {
+        let live = &upstream.live;
+        if !live.wants_any() {
+            return None;
+        }
+        let mut steering = Self::default();
+        if live.wants(Want::Hash) {
+            let facts = &chosen.routing.facts;
+            let request = RequestHead::new(&head.method, &head.uri, &head.headers);
+            match (live.hash_header(), &chosen.forward().hasher) {
+                (Some(name), _) => steering.hash = hash_of_header(&request, &name, facts.profile),
+                (None, Some(hasher)) => {
+                    let hashed = hasher.hash(&request, facts.channel_id, || fastrand::u64(..));
+                    (steering.hash, steering.cookies) = (hashed.hash, hashed.cookies);
+                }
+                (None, None) => {}
+            }
+        }
+        if live.wants(Want::Headers) {
+            steering.headers = Some(head.headers.clone());
+        }
+        if live.wants(Want::Latency) {
+            steering.sent = Some(chosen.started);
+        }
+        Some(Box::new(steering))
+    }
+}
+
+impl Call {
+    /// What the next pick goes by.
+    #[inline]
+    pub(super) fn pick_input(&self) -> PickInput<'_> {
+        match &self.steering {
+            None => PickInput::plain(self.chosen.started),
+            Some(steering) => PickInput {
+                hash: steering.hash,
+                metadata: self.chosen.choice().metadata.as_deref(),
+                override_host: steering.override_host,
+                headers: steering.headers.as_ref(),
+                now: Instant::now(),
+                in_flight: self.upstream().live.breaker().in_use(Resource::Requests),
+            },
+        }
+    }
+
+    /// An attempt begins.
+    #[inline]
+    pub(super) fn begin_attempt(&mut self) {
+        if let Some(steering) = &mut self.steering {
+            let upstream = &self.chosen.routing.upstreams()[self.upstream];
+            steering.sent = upstream.live.wants(Want::Latency).then(Instant::now);
+        }
+    }
+
+    /// An attempt ended, or its response began: the policy is told how long it took.
+    #[inline]
+    pub(super) fn learn(&mut self, attempt: &Attempt, outcome: &Outcome) {
+        let Some(sent) = self.steering.as_mut().and_then(|steering| steering.sent.take()) else { return };
+        let (failed, hint) = match (attempt, outcome) {
+            (Attempt::Response(answer), Outcome::Response(response)) => {
+                (is_failure(response), hint(response, answer.headers()))
+            }
+            _ => (true, None),
+        };
+        if let Some(in_flight) = &self.in_flight {
+            let answered = Answered { took: sent.elapsed(), failed, hint };
+            self.upstream().live.learn(in_flight.endpoint(), answered);
+        }
+    }
+
+    /// A response ended in an error after it began well.
+    pub(super) fn learn_late(&self, verdict: Verdict) {
+        if self.steering.is_none() || !verdict.is_failure() || !self.upstream().live.wants(Want::Latency) {
+            return;
+        }
+        if let Some(in_flight) = &self.in_flight {
+            let answered = Answered { took: Duration::ZERO, failed: true, hint: None };
+            self.upstream().live.learn(in_flight.endpoint(), answered);
+        }
+    }
+
+    /// The cookies that were made for the hash.
+    pub(super) fn set_cookies(&mut self, headers: &mut HeaderMap) {
+        let Some(steering) = &mut self.steering else { return };
+        for cookie in steering.cookies.drain(..) {
+            headers.append(header::SET_COOKIE, cookie);
+        }
+    }
+}
+
+/// Says that the endpoint is broken, or has too much to do: 5xx, 429, RESOURCE_EXHAUSTED and the gRPC statuses like them.
+fn is_failure(response: &Response) -> bool {
+    match response.grpc {
+        Some(8) => true,
+        Some(code) => Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))).is_failure(),
+        None => response.status == 429 || response.status >= 500,
+    }
+}
+
+/// For how long the endpoint asks to be left alone: `grpc-retry-pushback-ms`, or `retry-after` in seconds.
+fn hint(response: &Response, headers: &HeaderMap) -> Option<Duration> {
+    match response.pushback {
+        Pushback::After(delay) => Some(delay),
+        Pushback::None | Pushback::Stop => {
+            let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+            Some(Duration::from_secs(seconds))
+        }
+    }
+}
