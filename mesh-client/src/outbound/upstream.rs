@@ -12,7 +12,7 @@ use crate::{
     telemetry::metrics::RequestMetrics,
     transport::{Keepalive, Protocol},
 };
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, TransportSocket};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, RoutingPriority, TransportSocket};
 use std::{
     collections::HashMap,
     fmt,
@@ -109,8 +109,9 @@ impl Upstreams {
 
 impl Upstream {
     /// A share of the retry budget, if there is one left.
-    pub(crate) fn retry_permit(&self, profile: Profile) -> Option<Permit> {
-        self.live.budget().try_acquire_as(profile, self.live.breaker().in_use(Resource::Requests))
+    pub(crate) fn retry_permit(&self, profile: Profile, priority: RoutingPriority) -> Option<Permit> {
+        let active = self.live.breaker().in_use(priority, Resource::Requests);
+        self.live.budget(priority).try_acquire_as(profile, active)
     }
 }
 

@@ -8,6 +8,7 @@ mod actions;
 mod balancing;
 mod basics;
 mod bootstrap;
+mod breakers;
 mod cancel;
 mod connections;
 mod control_plane;

@@ -2,7 +2,7 @@
 
 use super::{
     FilterOverride, Format, FractionalPercent, HashPolicy, HeaderEdits, MetadataValue, PathTemplate, RegexRewrite,
-    RetryPolicy, TemplateRewrite,
+    RetryPolicy, RoutingPriority, TemplateRewrite,
 };
 use bytes::Bytes;
 use http::HeaderName;
@@ -46,6 +46,8 @@ pub struct Forward {
     pub mirrors: Arc<[Mirror]>,
     /// `idle_timeout`: a stream on which nothing moves for so long is ended. `None` when unset, zero disables. Not gRPC's.
     pub idle_timeout: Option<Duration>,
+    /// Whose circuit breakers count its requests.
+    pub priority: RoutingPriority,
 }
 
 /// `RequestMirrorPolicy`: copies of requests, whose responses are thrown away.
@@ -203,6 +205,7 @@ impl Forward {
             append_x_forwarded_host: false,
             mirrors: Arc::default(),
             idle_timeout: None,
+            priority: RoutingPriority::Default,
         }
     }
 }

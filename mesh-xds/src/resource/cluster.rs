@@ -62,7 +62,7 @@ pub struct RetryBudget {
     pub min_concurrency: u32,
 }
 
-/// `circuit_breakers.thresholds` of priority DEFAULT.
+/// `circuit_breakers.thresholds`: of priority DEFAULT, and in `high` of priority HIGH.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CircuitBreakers {
     /// Default 1024 connections.
@@ -75,8 +75,40 @@ pub struct CircuitBreakers {
     pub max_retries: u32,
     /// `retry_budget`, which overrides `max_retries`.
     pub retry_budget: Option<RetryBudget>,
-    /// Connections per endpoint when streams run out (gRFC A105): default 1, cap 10.
-    pub max_connections_per_host: u32,
+    /// `track_remaining`: a gauge says how much is left of each. Default false.
+    pub track_remaining: bool,
+    /// Of the requests of routes with priority HIGH, counted apart.
+    pub high: Thresholds,
+    /// `per_host_thresholds.max_connections`: connections per endpoint. `None`: HTTP/2 has one (gRFC A105, which allows up to 10: a
+    /// further one is made when streams run out), HTTP/1.1 as many as it needs.
+    pub max_connections_per_host: Option<u32>,
+}
+
+/// The limits of one priority. The defaults are those of [`CircuitBreakers`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
+    /// Connections.
+    pub max_connections: u32,
+    /// Requests waiting for a connection.
+    pub max_pending_requests: u32,
+    /// Requests in flight.
+    pub max_requests: u32,
+    /// Retries in flight.
+    pub max_retries: u32,
+    /// `retry_budget`, which overrides `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
+    /// `track_remaining`
+    pub track_remaining: bool,
+}
+
+/// The priority of a route's requests (`envoy.config.core.v3.RoutingPriority`): each has circuit breakers of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RoutingPriority {
+    /// Where nothing is said.
+    #[default]
+    Default,
+    /// For what must go through.
+    High,
 }
 
 /// Transport to the endpoints.
@@ -113,6 +145,51 @@ pub struct CertificateProviderRef {
     pub certificate: String,
 }
 
+impl RoutingPriority {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 2] = [Self::Default, Self::High];
+}
+
+impl CircuitBreakers {
+    /// With the thresholds of this priority in the place of those of DEFAULT.
+    #[must_use]
+    pub fn at(&self, priority: RoutingPriority) -> Self {
+        let Thresholds {
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+        } = match priority {
+            RoutingPriority::Default => return *self,
+            RoutingPriority::High => self.high,
+        };
+        Self {
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            ..*self
+        }
+    }
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            track_remaining: false,
+        }
+    }
+}
+
 impl Default for CircuitBreakers {
     fn default() -> Self {
         Self {
@@ -121,7 +198,9 @@ impl Default for CircuitBreakers {
             max_requests: 1024,
             max_retries: 3,
             retry_budget: None,
-            max_connections_per_host: 1,
+            track_remaining: false,
+            high: Thresholds::default(),
+            max_connections_per_host: None,
         }
     }
 }

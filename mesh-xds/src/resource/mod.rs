@@ -21,8 +21,8 @@ pub use action::{
     MirrorHost, PathRewrite, Redirect, RedirectPath, WeightedCluster,
 };
 pub use cluster::{
-    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, RetryBudget, TransportSocket,
-    UpstreamTls,
+    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, RetryBudget, RoutingPriority,
+    Thresholds, TransportSocket, UpstreamTls,
 };
 pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 pub(crate) use decode::peek_name;

@@ -83,6 +83,7 @@ impl Call {
         let policy = self.policy().cloned();
         let (policy, deadline) = (policy.as_deref(), self.chosen.deadline);
         let (grpc, profile) = (self.chosen.grpc, self.chosen.routing.facts.profile);
+        let priority = self.priority;
         let per_try = policy.and_then(Policy::per_try_timeout);
         let avoid_tried = policy.is_none_or(Policy::avoid_previous_hosts);
         let mut tried: SmallVec<[Arc<Endpoint<Subchannel>>; 2]> = SmallVec::new();
@@ -125,7 +126,7 @@ impl Call {
                 deadline: deadline.map(|d| d.at),
             };
             let upstream = &self.chosen.routing.upstreams()[self.upstream];
-            let budget = || upstream.retry_permit(profile).map(Some);
+            let budget = || upstream.retry_permit(profile, priority).map(Some);
             let number = self.attempts.number();
             let decision = self.attempts.next(policy, &outcome, situation, budget, &mut rng);
             if let Some(explain) = &self.chosen.explain {
@@ -209,7 +210,7 @@ impl Call {
             let endpoint = in_flight.endpoint().clone();
             self.wait_in_line(&mut pending)?;
             self.connecting = true;
-            let acquired = endpoint.link().acquire().await;
+            let acquired = endpoint.link().acquire(self.priority).await;
             self.connecting = false;
             let cause = match acquired {
                 Ok(lease) => return Ok(lease),
@@ -235,13 +236,14 @@ impl Call {
     /// Counts the call as waiting for a connection (Envoy's `max_pending_requests`), once.
     fn wait_in_line(&mut self, pending: &mut Option<Permit>) -> Result<(), (Failure, Error)> {
         if pending.is_none() {
-            let permit = self.upstream().live.breaker().acquire(Resource::PendingRequests).map_err(|over| {
-                self.flag = Flag::Overflow;
-                (
-                    Failure::Overloaded,
-                    self.error(Kind::Overloaded, "the circuit breaker is open".into(), Some(Box::new(over))),
-                )
-            })?;
+            let permit =
+                self.upstream().live.breaker().acquire(self.priority, Resource::PendingRequests).map_err(|over| {
+                    self.flag = Flag::Overflow;
+                    (
+                        Failure::Overloaded,
+                        self.error(Kind::Overloaded, "the circuit breaker is open".into(), Some(Box::new(over))),
+                    )
+                })?;
             *pending = Some(permit);
         }
         Ok(())

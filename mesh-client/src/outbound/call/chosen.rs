@@ -142,7 +142,8 @@ impl Chosen {
             None => None,
             Some(edits) => Some(edit::request(edits, &self, head)?),
         };
-        if let Err(over) = live.live.begin_request() {
+        let priority = self.forward().priority;
+        if let Err(over) = live.live.begin_request(priority) {
             self.count(503, 14, Flag::Overflow);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
@@ -158,6 +159,7 @@ impl Chosen {
 
     /// A call that was let in, or a copy, which was not yet.
     fn call(self, upstream: usize, edited: Option<Box<Edited>>, copy: bool) -> Call {
+        let priority = self.forward().priority;
         Call {
             upstream,
             edited,
@@ -169,6 +171,7 @@ impl Chosen {
             connecting: false,
             copy,
             admitted: !copy,
+            priority,
             recorded: copy,
             flag: Flag::None,
             status: 0,

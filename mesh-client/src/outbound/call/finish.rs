@@ -103,7 +103,7 @@ impl Call {
     /// Counts against `max_requests` no longer.
     fn give_back(&mut self) {
         if std::mem::replace(&mut self.admitted, false) {
-            self.upstream().live.end_request();
+            self.upstream().live.end_request(self.priority);
         }
     }
 

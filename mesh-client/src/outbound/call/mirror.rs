@@ -149,7 +149,7 @@ impl Call {
     fn enter_copy(&mut self) -> bool {
         let live = &self.upstream().live;
         let dropped = live.drop_overload(&mut fastrand::Rng::new()).is_some();
-        let enters = !dropped && live.begin_request().is_ok();
+        let enters = !dropped && live.begin_request(self.priority).is_ok();
         self.admitted = enters;
         // What did not enter is not counted.
         self.recorded = !enters;

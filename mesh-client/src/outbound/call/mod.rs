@@ -39,6 +39,7 @@ use direct::{Direct, First, Next};
 use edit::Edited;
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
+use mesh_xds::resource::RoutingPriority;
 use std::{
     net::SocketAddr,
     pin::Pin,
@@ -93,6 +94,8 @@ pub(crate) struct Call {
     copy: bool,
     /// It counts against `max_requests`, to the end of the stream (gRFC A32).
     admitted: bool,
+    /// By the breakers of this priority.
+    priority: RoutingPriority,
     recorded: bool,
     flag: Flag,
     /// HTTP status of the response; 0 before there is one.

@@ -68,7 +68,7 @@ impl Call {
                 override_host: steering.override_host,
                 headers: steering.headers.as_ref(),
                 now: Instant::now(),
-                in_flight: self.upstream().live.breaker().in_use(Resource::Requests),
+                in_flight: self.upstream().live.breaker().total(Resource::Requests),
             },
         }
     }

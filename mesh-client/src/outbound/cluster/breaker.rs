@@ -1,12 +1,12 @@
-//! Circuit breaker: how much may be in flight to a cluster at once (gRFC A32, Envoy's `circuit_breakers`). Retries are limited
-//! by their own [`Budget`](crate::outbound::retry::Budget).
+//! Circuit breaker: how much may be in flight to a cluster at once, by priority (gRFC A32, Envoy's `circuit_breakers`). Retries are
+//! limited by their own [`Budget`](crate::outbound::retry::Budget).
 
-use mesh_xds::resource::CircuitBreakers;
+use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
 };
 
@@ -23,21 +23,24 @@ pub(crate) enum Resource {
 
 /// A limit was reached. Displays as a sentence naming the limit as Envoy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{resource} limit of {limit} reached")]
+#[error("{resource} limit of {limit} reached{}", of(*.priority))]
 pub struct Overloaded {
     /// What is exhausted.
     pub(crate) resource: Resource,
     /// Its limit at that moment.
     pub(crate) limit: u32,
+    /// Of this priority.
+    pub(crate) priority: RoutingPriority,
 }
 
 /// Counts what is in flight to one cluster, against limits that can change at any time. Exact: never admits more than
 /// the limit, whatever the number of threads; a lowered limit ends nothing that runs.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    connections: Gate,
-    pending: Gate,
-    requests: Gate,
+    /// By priority and resource.
+    gates: [[Gate; 3]; 2],
+    /// In the labels of its metrics.
+    cluster: Arc<str>,
 }
 
 /// Holds one unit of a resource until dropped.
@@ -46,6 +49,7 @@ pub(crate) struct Breaker {
 pub(crate) struct Permit {
     breaker: Arc<Breaker>,
     resource: Resource,
+    priority: RoutingPriority,
 }
 
 /// One count on a cache line of its own: every request of every core writes it.
@@ -54,7 +58,13 @@ pub(crate) struct Permit {
 struct Gate {
     in_use: AtomicU32,
     limit: AtomicU32,
+    /// `track_remaining`
+    tracked: AtomicBool,
+    remaining: OnceLock<Remaining>,
 }
+
+/// The gauge of what is left.
+struct Remaining(metrics::Gauge);
 
 impl Resource {
     /// All of them.
@@ -62,27 +72,48 @@ impl Resource {
 }
 
 impl Breaker {
-    pub(crate) fn new(limits: &CircuitBreakers) -> Arc<Self> {
-        Arc::new(Self {
-            connections: Gate::new(limits.max_connections),
-            pending: Gate::new(limits.max_pending_requests),
-            requests: Gate::new(limits.max_requests),
-        })
+    /// Of the cluster of this name.
+    pub(crate) fn new(cluster: &Arc<str>, limits: &CircuitBreakers) -> Arc<Self> {
+        let breaker = Self { gates: Default::default(), cluster: cluster.clone() };
+        breaker.set_limits(limits);
+        Arc::new(breaker)
     }
 
     /// Takes new limits; what is in flight stays counted.
     pub(crate) fn set_limits(&self, limits: &CircuitBreakers) {
-        self.connections.limit.store(limits.max_connections, Relaxed);
-        self.pending.limit.store(limits.max_pending_requests, Relaxed);
-        self.requests.limit.store(limits.max_requests, Relaxed);
+        for priority in RoutingPriority::ALL {
+            let limits = limits.at(priority);
+            for resource in Resource::ALL {
+                let gate = self.gate(priority, resource);
+                gate.limit.store(
+                    match resource {
+                        Resource::Connections => limits.max_connections,
+                        Resource::PendingRequests => limits.max_pending_requests,
+                        Resource::Requests => limits.max_requests,
+                    },
+                    Relaxed,
+                );
+                if limits.track_remaining {
+                    gate.remaining.get_or_init(|| {
+                        Remaining(metrics::gauge!("mesh_circuit_breaker_remaining", self.labels(priority, resource)))
+                    });
+                }
+                gate.tracked.store(limits.track_remaining, Relaxed);
+                gate.track(gate.in_use.load(Relaxed));
+            }
+        }
     }
 
     /// Takes one unit of `resource`.
     ///
     /// # Errors
     /// [`Overloaded`] when as many units as the limit allows are taken (the `>=` test of gRFC A32).
-    pub(crate) fn acquire(self: &Arc<Self>, resource: Resource) -> Result<Permit, Overloaded> {
-        self.take(resource).map(|()| Permit { breaker: self.clone(), resource })
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        priority: RoutingPriority,
+        resource: Resource,
+    ) -> Result<Permit, Overloaded> {
+        self.take(priority, resource).map(|()| Permit { breaker: self.clone(), resource, priority })
     }
 
     /// As [`acquire`](Self::acquire), for one who reaches the breaker in any case and [gives back](Self::give_back) himself:
@@ -90,58 +121,123 @@ impl Breaker {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
-    pub(crate) fn take(&self, resource: Resource) -> Result<(), Overloaded> {
-        let limit = self.limit(resource);
-        if self.gate(resource).try_take(limit) { Ok(()) } else { Err(Overloaded { resource, limit }) }
+    #[inline]
+    pub(crate) fn take(&self, priority: RoutingPriority, resource: Resource) -> Result<(), Overloaded> {
+        let gate = self.gate(priority, resource);
+        let limit = gate.limit.load(Relaxed);
+        if gate.try_take(limit) { Ok(()) } else { Err(self.overloaded(priority, resource, limit)) }
+    }
+
+    #[cold]
+    fn overloaded(&self, priority: RoutingPriority, resource: Resource, limit: u32) -> Overloaded {
+        metrics::counter!("mesh_circuit_breaker_overflows_total", self.labels(priority, resource)).increment(1);
+        Overloaded { resource, limit, priority }
     }
 
     /// Ends what [`take`](Self::take) began.
-    pub(crate) fn give_back(&self, resource: Resource) {
-        self.gate(resource).in_use.fetch_sub(1, Relaxed);
+    #[inline]
+    pub(crate) fn give_back(&self, priority: RoutingPriority, resource: Resource) {
+        let gate = self.gate(priority, resource);
+        let before = gate.in_use.fetch_sub(1, Relaxed);
+        gate.track(before - 1);
     }
 
     /// Units of `resource` in use.
-    pub(crate) fn in_use(&self, resource: Resource) -> u32 {
-        self.gate(resource).in_use.load(Relaxed)
+    pub(crate) fn in_use(&self, priority: RoutingPriority, resource: Resource) -> u32 {
+        self.gate(priority, resource).in_use.load(Relaxed)
+    }
+
+    /// By all priorities.
+    pub(crate) fn total(&self, resource: Resource) -> u32 {
+        RoutingPriority::ALL.into_iter().map(|priority| self.in_use(priority, resource)).sum()
     }
 
     /// The limit now.
-    pub(crate) fn limit(&self, resource: Resource) -> u32 {
-        self.gate(resource).limit.load(Relaxed)
+    pub(crate) fn limit(&self, priority: RoutingPriority, resource: Resource) -> u32 {
+        self.gate(priority, resource).limit.load(Relaxed)
     }
 
-    fn gate(&self, resource: Resource) -> &Gate {
-        match resource {
-            Resource::Connections => &self.connections,
-            Resource::PendingRequests => &self.pending,
-            Resource::Requests => &self.requests,
-        }
+    fn gate(&self, priority: RoutingPriority, resource: Resource) -> &Gate {
+        &self.gates[priority as usize][resource as usize]
+    }
+
+    fn labels(&self, priority: RoutingPriority, resource: Resource) -> Vec<metrics::Label> {
+        vec![
+            metrics::Label::new("cluster", self.cluster.to_string()),
+            metrics::Label::new("resource", resource.as_str()),
+            metrics::Label::new("priority", if priority == RoutingPriority::High { "high" } else { "default" }),
+        ]
+    }
+}
+
+/// Nothing for the priority that needs no mention.
+fn of(priority: RoutingPriority) -> &'static str {
+    match priority {
+        RoutingPriority::Default => "",
+        RoutingPriority::High => " (priority HIGH)",
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.breaker.give_back(self.resource);
+        self.breaker.give_back(self.priority, self.resource);
     }
 }
 
 impl Gate {
-    fn new(limit: u32) -> Self {
-        Self { in_use: AtomicU32::new(0), limit: AtomicU32::new(limit) }
+    #[inline]
+    fn try_take(&self, limit: u32) -> bool {
+        match self.in_use.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)) {
+            Ok(before) => {
+                self.track(before + 1);
+                true
+            }
+            Err(_) => false,
+        }
     }
 
-    fn try_take(&self, limit: u32) -> bool {
-        self.in_use.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok()
+    /// Says how much is left, where that is asked for.
+    #[inline]
+    fn track(&self, in_use: u32) {
+        if self.tracked.load(Relaxed)
+            && let Some(Remaining(gauge)) = self.remaining.get()
+        {
+            gauge.set(f64::from(self.limit.load(Relaxed).saturating_sub(in_use)));
+        }
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            in_use: AtomicU32::new(0),
+            limit: AtomicU32::new(0),
+            tracked: AtomicBool::new(false),
+            remaining: OnceLock::new(),
+        }
+    }
+}
+
+impl Resource {
+    /// As Envoy names it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::PendingRequests => "max_pending_requests",
+            Self::Requests => "max_requests",
+        }
+    }
+}
+
+impl fmt::Debug for Remaining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remaining")
     }
 }
 
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Connections => "max_connections",
-            Self::PendingRequests => "max_pending_requests",
-            Self::Requests => "max_requests",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -150,56 +246,74 @@ mod tests {
     use super::*;
     use std::sync::atomic::Ordering::SeqCst;
 
+    const DEFAULT: RoutingPriority = RoutingPriority::Default;
+    const HIGH: RoutingPriority = RoutingPriority::High;
+
+    fn breaker(limits: &CircuitBreakers) -> Arc<Breaker> {
+        Breaker::new(&"c".into(), limits)
+    }
+
     fn limits(max_requests: u32) -> CircuitBreakers {
         CircuitBreakers { max_requests, ..CircuitBreakers::default() }
     }
 
     #[test]
     fn a_limit_of_n_admits_exactly_n_and_names_itself() {
-        let breaker = Breaker::new(&limits(2));
-        let first = breaker.acquire(Resource::Requests).unwrap();
-        let _second = breaker.acquire(Resource::Requests).unwrap();
-        let refused = breaker.acquire(Resource::Requests).unwrap_err();
+        let breaker = breaker(&limits(2));
+        let first = breaker.acquire(DEFAULT, Resource::Requests).unwrap();
+        let _second = breaker.acquire(DEFAULT, Resource::Requests).unwrap();
+        let refused = breaker.acquire(DEFAULT, Resource::Requests).unwrap_err();
         assert_eq!(refused.to_string(), "max_requests limit of 2 reached");
         drop(first);
-        assert!(breaker.acquire(Resource::Requests).is_ok());
+        assert!(breaker.acquire(DEFAULT, Resource::Requests).is_ok());
     }
 
     #[test]
     fn a_limit_of_zero_admits_nothing() {
-        let breaker = Breaker::new(&limits(0));
-        assert!(breaker.acquire(Resource::Requests).is_err());
-        assert_eq!(breaker.in_use(Resource::Requests), 0);
+        let breaker = breaker(&limits(0));
+        assert!(breaker.acquire(DEFAULT, Resource::Requests).is_err());
+        assert_eq!(breaker.in_use(DEFAULT, Resource::Requests), 0);
     }
 
     #[test]
     fn resources_are_counted_apart() {
-        let breaker = Breaker::new(&CircuitBreakers { max_connections: 1, max_pending_requests: 1, ..limits(1) });
-        let _held = Resource::ALL.map(|r| breaker.acquire(r).unwrap_or_else(|e| panic!("{r}: {e}")));
-        assert!(breaker.acquire(Resource::Connections).is_err());
+        let breaker = breaker(&CircuitBreakers { max_connections: 1, max_pending_requests: 1, ..limits(1) });
+        let _held = Resource::ALL.map(|r| breaker.acquire(DEFAULT, r).unwrap_or_else(|e| panic!("{r}: {e}")));
+        assert!(breaker.acquire(DEFAULT, Resource::Connections).is_err());
+    }
+
+    #[test]
+    fn priorities_are_counted_apart() {
+        let high = mesh_xds::resource::Thresholds { max_requests: 1, ..Default::default() };
+        let breaker = breaker(&CircuitBreakers { high, ..limits(1) });
+        let _default = breaker.acquire(DEFAULT, Resource::Requests).unwrap();
+        let _high = breaker.acquire(HIGH, Resource::Requests).unwrap();
+        assert_eq!((breaker.in_use(HIGH, Resource::Requests), breaker.total(Resource::Requests)), (1, 2));
+        let refused = breaker.acquire(HIGH, Resource::Requests).unwrap_err();
+        assert_eq!(refused.to_string(), "max_requests limit of 1 reached (priority HIGH)");
     }
 
     #[test]
     fn a_lowered_limit_ends_nothing_and_holds_for_new_requests() {
-        let breaker = Breaker::new(&limits(3));
-        let mut held: Vec<_> = (0..3).map(|_| breaker.acquire(Resource::Requests).unwrap()).collect();
+        let breaker = breaker(&limits(3));
+        let mut held: Vec<_> = (0..3).map(|_| breaker.acquire(DEFAULT, Resource::Requests).unwrap()).collect();
         breaker.set_limits(&limits(1));
         held.truncate(1);
-        assert!(breaker.acquire(Resource::Requests).is_err());
+        assert!(breaker.acquire(DEFAULT, Resource::Requests).is_err());
         held.clear();
-        assert!(breaker.acquire(Resource::Requests).is_ok());
+        assert!(breaker.acquire(DEFAULT, Resource::Requests).is_ok());
     }
 
     #[test]
     fn threads_never_overshoot_and_all_comes_back() {
         const LIMIT: u32 = 5;
-        let breaker = Breaker::new(&limits(LIMIT));
+        let breaker = breaker(&limits(LIMIT));
         let (inside, peak, admitted) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        if let Ok(permit) = breaker.acquire(Resource::Requests) {
+                        if let Ok(permit) = breaker.acquire(DEFAULT, Resource::Requests) {
                             peak.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
                             admitted.fetch_add(1, SeqCst);
                             std::thread::yield_now();
@@ -212,6 +326,6 @@ mod tests {
         });
         assert!(peak.load(SeqCst) <= LIMIT, "{} at once", peak.load(SeqCst));
         assert!(admitted.load(SeqCst) > 0);
-        assert_eq!(breaker.in_use(Resource::Requests), 0);
+        assert_eq!(breaker.in_use(DEFAULT, Resource::Requests), 0);
     }
 }

@@ -4,7 +4,7 @@ use super::{Breaker, Overloaded, Permit, Resource};
 use crate::transport::BoxError;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use mesh_xds::resource::CircuitBreakers;
+use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
 use pin_project::pin_project;
 use std::{
     pin::Pin,
@@ -94,12 +94,12 @@ impl CircuitBreakerLayer {
     /// A breaker with these limits, and nothing in flight.
     pub fn new(limits: Limits) -> Self {
         let limits = CircuitBreakers { max_requests: limits.max_requests, ..CircuitBreakers::default() };
-        Self { breaker: Breaker::new(&limits) }
+        Self { breaker: Breaker::new(&Arc::from(""), &limits) }
     }
 
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.breaker.in_use(Resource::Requests)
+        self.breaker.in_use(RoutingPriority::Default, Resource::Requests)
     }
 }
 
@@ -127,7 +127,7 @@ where
     /// The permit is taken here, not in `poll_ready`: a reservation would be copied or held idle by clones.
     fn call(&mut self, request: Request<B>) -> Self::Future {
         ResponseFuture {
-            state: match self.breaker.acquire(Resource::Requests) {
+            state: match self.breaker.acquire(RoutingPriority::Default, Resource::Requests) {
                 Ok(permit) => State::Called { inner: self.inner.call(request), permit: Some(permit) },
                 Err(overloaded) => State::Refused(overloaded),
             },

@@ -1,6 +1,7 @@
 //! What is in flight to the clusters of a channel.
 
 use super::{LiveCluster, Resource};
+use mesh_xds::resource::RoutingPriority;
 use std::ops::AddAssign;
 
 /// What a channel has in use at one moment, over all clusters of its configuration. Everything but `connections` is zero when no
@@ -46,10 +47,10 @@ impl LiveCluster {
     /// What is in use now. Costs a pass over all endpoints.
     pub(crate) fn load(&self) -> ChannelLoad {
         let mut load = ChannelLoad {
-            requests: self.breaker.in_use(Resource::Requests),
-            pending: self.breaker.in_use(Resource::PendingRequests),
-            connections: self.breaker.in_use(Resource::Connections),
-            retries: self.budget.in_flight(),
+            requests: self.breaker.total(Resource::Requests),
+            pending: self.breaker.total(Resource::PendingRequests),
+            connections: self.breaker.total(Resource::Connections),
+            retries: RoutingPriority::ALL.map(|priority| self.budget(priority).in_flight()).iter().sum(),
             ..ChannelLoad::default()
         };
         for endpoint in self.writer().set.all() {

@@ -34,7 +34,7 @@ use crate::outbound::{
 use arc_swap::ArcSwap;
 use balancing::{Cut, View, Wants};
 use eject::{Metrics, Sweeper};
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, RoutingPriority};
 use outlier::Thresholds;
 use set::EndpointSet;
 use std::{
@@ -72,7 +72,8 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     thresholds: Arc<Thresholds>,
     turn: Arc<Turn>,
     deps: ClusterDeps<L>,
-    budget: Arc<Budget>,
+    /// By priority.
+    budgets: [Arc<Budget>; 2],
     /// A rebuild is due.
     stale: Arc<Notify>,
     metrics: Metrics,
@@ -144,7 +145,7 @@ pub(crate) enum Unavailable {
 impl<L: Link> LiveCluster<L> {
     /// Brings a cluster to life. Connects to nothing.
     pub(crate) fn new(cluster: Arc<Cluster>, endpoints: Arc<ClusterLoadAssignment>, deps: ClusterDeps<L>) -> Arc<Self> {
-        let breaker = Breaker::new(&cluster.circuit_breakers);
+        let breaker = Breaker::new(&cluster.name, &cluster.circuit_breakers);
         let connector = (deps.connector)(&cluster, &breaker);
         let stale = Arc::new(Notify::new());
         let live = Arc::new_cyclic(|me| Self {
@@ -161,7 +162,7 @@ impl<L: Link> LiveCluster<L> {
                 sweeper: None,
                 connector,
             }),
-            budget: Arc::new(Budget::of(&cluster.circuit_breakers)),
+            budgets: RoutingPriority::ALL.map(|p| Arc::new(Budget::of(&cluster.circuit_breakers.at(p)))),
             breaker,
             thresholds: Arc::default(),
             turn: Arc::new(Turn::anywhere()),
@@ -190,7 +191,9 @@ impl<L: Link> LiveCluster<L> {
         }
         if !same_cluster {
             self.breaker.set_limits(&cluster.circuit_breakers);
-            self.budget.update(&cluster.circuit_breakers);
+            for (priority, budget) in RoutingPriority::ALL.into_iter().zip(&self.budgets) {
+                budget.update(&cluster.circuit_breakers.at(priority));
+            }
             let before = std::mem::replace(&mut writer.cluster, cluster);
             self.set_outlier_detection(&mut writer);
             if !same_transport(&before, &writer.cluster) {
@@ -204,9 +207,9 @@ impl<L: Link> LiveCluster<L> {
         self.publish(&writer);
     }
 
-    /// Limits its retries.
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
+    /// Limits the retries of requests of this priority.
+    pub(crate) fn budget(&self, priority: RoutingPriority) -> &Arc<Budget> {
+        &self.budgets[priority as usize]
     }
 
     /// The breaker.
@@ -218,13 +221,13 @@ impl<L: Link> LiveCluster<L> {
     ///
     /// # Errors
     /// [`Overloaded`] when `max_requests` are in flight (gRFC A32). Not to be retried.
-    pub(crate) fn begin_request(&self) -> Result<(), Overloaded> {
-        self.breaker.take(Resource::Requests)
+    pub(crate) fn begin_request(&self, priority: RoutingPriority) -> Result<(), Overloaded> {
+        self.breaker.take(priority, Resource::Requests)
     }
 
     /// Ends what [`begin_request`](Self::begin_request) began.
-    pub(crate) fn end_request(&self) {
-        self.breaker.give_back(Resource::Requests);
+    pub(crate) fn end_request(&self, priority: RoutingPriority) {
+        self.breaker.give_back(priority, Resource::Requests);
     }
 
     /// Whether the assignment's `drop_overload` drops this request, and for which category: each in turn takes its share of

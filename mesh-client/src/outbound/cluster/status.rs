@@ -1,7 +1,7 @@
 //! What a cluster says of itself, for `explain` and for dumps.
 
 use super::{Cause, Connectivity, Link, LiveCluster, Resource};
-use mesh_xds::resource::{HealthStatus, LocalityId};
+use mesh_xds::resource::{HealthStatus, LocalityId, RoutingPriority};
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -14,6 +14,8 @@ pub(crate) struct ClusterStatus {
     pub(crate) panic: bool,
     /// In use and allowed, of each limited resource.
     pub(crate) breaker: [(Resource, u32, u32); 3],
+    /// The same of priority HIGH.
+    pub(crate) high: [(Resource, u32, u32); 3],
     /// Retries in flight.
     pub(crate) retries: u32,
     /// In the order of the assignment.
@@ -71,11 +73,13 @@ impl<L: Link> LiveCluster<L> {
                 last_error: endpoint.last_error().map(|error| in_words(&*error)),
             }
         };
+        let of = |p| Resource::ALL.map(|r| (r, self.breaker.in_use(p, r), self.breaker.limit(p, r)));
         ClusterStatus {
             priority: picker.map(|picker| picker.priority()),
             panic: picker.is_some_and(|picker| picker.is_panic()),
-            retries: self.budget.in_flight(),
-            breaker: Resource::ALL.map(|r| (r, self.breaker.in_use(r), self.breaker.limit(r))),
+            retries: RoutingPriority::ALL.map(|priority| self.budget(priority).in_flight()).iter().sum(),
+            breaker: of(RoutingPriority::Default),
+            high: of(RoutingPriority::High),
             endpoints: writer.set.all().map(endpoint).collect(),
         }
     }
@@ -92,6 +96,9 @@ impl fmt::Display for ClusterStatus {
         }
         for (resource, in_use, limit) in self.breaker {
             write!(f, ", {resource} {in_use} of {limit}")?;
+        }
+        for (resource, in_use, limit) in self.high.into_iter().filter(|(_, in_use, _)| *in_use > 0) {
+            write!(f, ", {resource} of priority HIGH {in_use} of {limit}")?;
         }
         write!(f, ", {} retries in flight", self.retries)
     }

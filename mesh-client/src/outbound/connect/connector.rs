@@ -76,6 +76,8 @@ pub(crate) struct Connector {
 
 /// TLS and HTTP handshakes of one cluster at the same time.
 pub(crate) const CLUSTER_HANDSHAKES: usize = 64;
+/// gRFC A105.
+const HTTP2_CONNECTIONS_PER_HOST: u32 = 10;
 /// How long the streams of a removed endpoint may go on, unless the mesh says otherwise. Envoy drains listeners so long.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -139,9 +141,11 @@ impl ConnectorSettings {
             preconnect_ratio: options.preconnect_ratio,
             close_on_health_failure: options.close_on_health_failure,
             max_connections_per_host: match protocol {
-                // One per request in flight: only the breaker limits them, all endpoints together.
-                Protocol::Http1 => u32::MAX,
-                Protocol::Http2 => cluster.circuit_breakers.max_connections_per_host,
+                // One per request in flight: where nothing is said only the breaker limits them, all endpoints together.
+                Protocol::Http1 => cluster.circuit_breakers.max_connections_per_host.unwrap_or(u32::MAX),
+                Protocol::Http2 => {
+                    cluster.circuit_breakers.max_connections_per_host.unwrap_or(1).min(HTTP2_CONNECTIONS_PER_HOST)
+                }
             },
             transport: TransportConfig {
                 max_requests: cluster.max_requests_per_connection,

@@ -11,6 +11,7 @@ use crate::{
     transport::{Connection, Events, Kind, Lease, Protocol},
 };
 use arc_swap::ArcSwapOption;
+use mesh_xds::resource::RoutingPriority;
 use smallvec::SmallVec;
 use std::{
     fmt,
@@ -136,7 +137,7 @@ impl Subchannel {
     /// # Cancel safety
     ///
     /// A dropped future takes nothing with it; an attempt it started goes on.
-    pub(crate) async fn acquire(&self) -> Result<Lease, Arc<ConnectError>> {
+    pub(crate) async fn acquire(&self, priority: RoutingPriority) -> Result<Lease, Arc<ConnectError>> {
         if let Some(lease) = self.ready() {
             return Ok(lease);
         }
@@ -147,7 +148,7 @@ impl Subchannel {
             if let Some(lease) = self.take() {
                 break lease;
             }
-            match self.next() {
+            match self.next(priority) {
                 Next::Wait => notified.await,
                 Next::Fail(error) => return Err(error),
             }
@@ -226,7 +227,7 @@ impl Subchannel {
                 if self.room(core) == 0 {
                     return;
                 }
-                self.attempt(core);
+                self.attempt(core, RoutingPriority::Default);
             }
         });
     }
@@ -247,7 +248,7 @@ impl Subchannel {
     }
 
     /// What a caller without a stream does now; starts an attempt where one helps.
-    fn next(&self) -> Next {
+    fn next(&self, priority: RoutingPriority) -> Next {
         self.with_core(|core| {
             if core.removed {
                 return Next::Fail(Arc::new(ConnectError::Removed { address: self.address }));
@@ -262,15 +263,17 @@ impl Subchannel {
                 Protocol::Http2 => 1,
             };
             if !core.in_backoff && core.attempts < wanted && self.room(core) > 0 {
-                self.attempt(core);
+                self.attempt(core, priority);
             }
             Next::Wait
         })
     }
 
-    /// Starts one attempt, unless the cluster is at `max_connections` and this endpoint has a connection to wait for.
-    fn attempt(&self, core: &mut Core) {
-        let permit = self.connector.breaker.as_ref().and_then(|breaker| breaker.acquire(Resource::Connections).ok());
+    /// Starts one attempt, unless the cluster is at `max_connections` and this endpoint has a connection to wait for. The connection
+    /// counts for the `priority` of who needed it, and serves all.
+    fn attempt(&self, core: &mut Core, priority: RoutingPriority) {
+        let breaker = self.connector.breaker.as_ref();
+        let permit = breaker.and_then(|breaker| breaker.acquire(priority, Resource::Connections).ok());
         if permit.is_none() && self.connector.breaker.is_some() && core.connections.len() + core.attempts > 0 {
             return;
         }
@@ -331,7 +334,7 @@ impl Subchannel {
                 }
                 core.in_backoff = false;
                 if !core.removed && core.attempts == 0 && (core.connections.is_empty() || core.waiters > 0) {
-                    me.attempt(core);
+                    me.attempt(core, RoutingPriority::Default);
                 }
                 core.wake = true;
             });

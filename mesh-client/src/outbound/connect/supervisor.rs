@@ -5,6 +5,7 @@ use crate::{
     outbound::cluster::{Permit, Resource},
     transport::{Connection, Kind},
 };
+use mesh_xds::resource::RoutingPriority;
 use std::{
     net::SocketAddr,
     sync::{Arc, Weak},
@@ -111,7 +112,8 @@ impl Supervised {
                 match self.connector.open(self.address, listener).await {
                     Ok(opened) => {
                         let breaker = self.connector.breaker.as_ref();
-                        let permit = breaker.and_then(|breaker| breaker.acquire(Resource::Connections).ok());
+                        let permit = breaker
+                            .and_then(|breaker| breaker.acquire(RoutingPriority::Default, Resource::Connections).ok());
                         match self.subchannel.upgrade() {
                             Some(subchannel) => subchannel.add(opened, permit, false),
                             None => opened.connection.drain(),

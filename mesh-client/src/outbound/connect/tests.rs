@@ -9,7 +9,7 @@ use crate::{
     transport::Protocol,
 };
 use futures::FutureExt;
-use mesh_xds::resource::CircuitBreakers;
+use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -29,7 +29,7 @@ async fn connects_on_first_use_and_keeps_the_connection() {
     assert_eq!(subchannel.state(), Connectivity::Idle);
     assert!(subchannel.ready().is_none());
     for _ in 0..3 {
-        let lease = within(subchannel.acquire()).await.expect("connected");
+        let lease = within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected");
         assert_eq!(call(lease, "/").await, "0");
     }
     assert_eq!(subchannel.state(), Connectivity::Ready);
@@ -42,9 +42,9 @@ async fn one_attempt_serves_all_who_wait_and_outlives_those_who_left() {
     let server = Server::start(Protocol::Http2, 100).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
-    assert!(subchannel.acquire().now_or_never().is_none());
+    assert!(subchannel.acquire(RoutingPriority::Default).now_or_never().is_none());
     assert_eq!(subchannel.state(), Connectivity::Connecting);
-    let leases = within(futures::future::join_all((0..20).map(|_| subchannel.acquire()))).await;
+    let leases = within(futures::future::join_all((0..20).map(|_| subchannel.acquire(RoutingPriority::Default)))).await;
     assert!(leases.iter().all(Result::is_ok));
     assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
     assert_eq!(subchannel.in_flight(), 20);
@@ -60,7 +60,7 @@ async fn a_failed_attempt_is_the_error_until_the_next_one_succeeds_by_itself() {
     let backoff = Backoff { base: Duration::from_millis(20), max: Duration::from_millis(50) };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
     let subchannel = Subchannel::new(address, Arc::clone(&connector));
-    let error = within(subchannel.acquire()).await.expect_err("refused");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     assert!(matches!(&*error, ConnectError::Tcp { address: named, .. } if *named == address), "{error:?}");
     assert_eq!(error.to_string(), format!("connect to {address}"));
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
@@ -78,8 +78,8 @@ async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
     let backoff = Backoff { base: Duration::from_secs(3600), max: Duration::from_secs(3600) };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
     let subchannel = Subchannel::new(address, connector);
-    let first = within(subchannel.acquire()).await.expect_err("refused");
-    let second = within(subchannel.acquire()).await.expect_err("in backoff");
+    let first = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
+    let second = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("in backoff");
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
 }
@@ -90,7 +90,7 @@ async fn recovered(backoff: Duration) -> (Server, Arc<super::Connector>, Arc<Sub
     let backoff = Backoff { base: backoff, max: backoff };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
     let subchannel = Subchannel::new(address, Arc::clone(&connector));
-    within(subchannel.acquire()).await.expect_err("refused");
+    within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     let mut server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
     let opened = within(connector.open(address, subchannel.listener())).await.expect("connected");
     subchannel.add(opened, None, false);
@@ -106,7 +106,10 @@ async fn a_connection_ends_the_backoff_of_the_attempts_before_it() {
     drop(server);
     until(&subchannel, &connector, Connectivity::Idle).await;
     let _server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
-    assert_eq!(call(within(subchannel.acquire()).await.expect("connected at once"), "/").await, "0");
+    assert_eq!(
+        call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected at once"), "/").await,
+        "0"
+    );
 }
 
 #[tokio::test]
@@ -118,7 +121,7 @@ async fn a_backoff_that_is_over_does_not_shorten_the_next() {
     sleep(backoff / 2).await;
     drop(server);
     until(&subchannel, &connector, Connectivity::Idle).await;
-    within(subchannel.acquire()).await.expect_err("refused");
+    within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     let begun = Instant::now();
     let listener = TcpListener::bind(address).await.expect("rebind");
     within(listener.accept()).await.expect("the next attempt");
@@ -134,7 +137,7 @@ async fn a_raised_stream_limit_wakes_all_who_wait() {
     let waiting: Vec<_> = (0..20)
         .map(|_| {
             let subchannel = Arc::clone(&subchannel);
-            tokio::spawn(async move { subchannel.acquire().await.expect("stream") })
+            tokio::spawn(async move { subchannel.acquire(RoutingPriority::Default).await.expect("stream") })
         })
         .collect();
     let (io, _) = within(listener.accept()).await.expect("accept");
@@ -160,7 +163,9 @@ async fn the_wait_for_a_handshake_slot_is_bounded_and_says_so() {
     let settings = ConnectorSettings { connect_timeout: Duration::from_millis(50), ..Default::default() };
     let slots = Arc::new(tokio::sync::Semaphore::new(0));
     let connector = super::Connector::new(settings, slots, None, tokio::runtime::Handle::current());
-    let error = within(Subchannel::new(server.address, connector).acquire()).await.expect_err("no slot");
+    let error = within(Subchannel::new(server.address, connector).acquire(RoutingPriority::Default))
+        .await
+        .expect_err("no slot");
     assert!(error.to_string().ends_with("the wait for a handshake slot took longer than 50ms"), "{error}");
 }
 
@@ -169,7 +174,7 @@ async fn a_lost_connection_is_made_again_at_the_next_use() {
     let mut server = Server::start(Protocol::Http2, 100).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
-    assert_eq!(call(within(subchannel.acquire()).await.expect("connected"), "/").await, "0");
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected"), "/").await, "0");
     server.until_open(1).await;
     let listener = {
         let address = server.address;
@@ -178,7 +183,10 @@ async fn a_lost_connection_is_made_again_at_the_next_use() {
         TcpListener::bind(address).await.expect("rebind")
     };
     let server = Server::on(listener, Protocol::Http2, 100);
-    assert_eq!(call(within(subchannel.acquire()).await.expect("connected again"), "/").await, "0");
+    assert_eq!(
+        call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected again"), "/").await,
+        "0"
+    );
     assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
 }
 
@@ -190,15 +198,15 @@ async fn grows_to_its_cap_when_streams_run_out_then_waits_for_one() {
     let subchannel = Subchannel::new(server.address, connector);
     let mut leases = Vec::new();
     for _ in 0..4 {
-        leases.push(within(subchannel.acquire()).await.expect("stream"));
+        leases.push(within(subchannel.acquire(RoutingPriority::Default)).await.expect("stream"));
     }
     assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
     assert!(subchannel.ready().is_none());
     let waiting = {
         let subchannel = Arc::clone(&subchannel);
-        tokio::spawn(async move { subchannel.acquire().await })
+        tokio::spawn(async move { subchannel.acquire(RoutingPriority::Default).await })
     };
-    let cancelled = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire()).await;
+    let cancelled = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire(RoutingPriority::Default)).await;
     assert!(cancelled.is_err(), "all streams are taken");
     assert!(!waiting.is_finished());
     leases.pop();
@@ -215,7 +223,7 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
     let settings = ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 3, ..Default::default() };
     let connector = connector(settings, None);
     let subchannel = Subchannel::new(server.address, connector);
-    let leases = within(futures::future::join_all((0..3).map(|_| subchannel.acquire()))).await;
+    let leases = within(futures::future::join_all((0..3).map(|_| subchannel.acquire(RoutingPriority::Default)))).await;
     assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
     let mut answers = Vec::new();
     for lease in leases {
@@ -225,7 +233,8 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
     assert_eq!(answers, ["0", "1", "2"]);
 
     // Ten more than there are connections: all are served, none is opened.
-    let calls = (0..13).map(|_| async { call(within(subchannel.acquire()).await.expect("lease"), "/").await });
+    let calls = (0..13)
+        .map(|_| async { call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await });
     assert_eq!(within(futures::future::join_all(calls)).await.len(), 13);
     assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
 }
@@ -234,21 +243,21 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
 async fn connections_count_against_max_connections_and_come_back() {
     let server = Server::start(Protocol::Http1, 0).await;
     let limits = CircuitBreakers { max_connections: 2, ..Default::default() };
-    let breaker = Breaker::new(&limits);
+    let breaker = Breaker::new(&"c".into(), &limits);
     let settings = ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 100, ..Default::default() };
     let connector = connector(settings, Some(Arc::clone(&breaker)));
     let subchannel = Subchannel::new(server.address, connector);
-    let first = within(subchannel.acquire()).await.expect("lease");
-    let second = within(subchannel.acquire()).await.expect("lease");
-    assert_eq!(breaker.in_use(Resource::Connections), 2);
-    let third = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire()).await;
+    let first = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
+    let second = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
+    assert_eq!(breaker.in_use(RoutingPriority::Default, Resource::Connections), 2);
+    let third = tokio::time::timeout(Duration::from_millis(20), subchannel.acquire(RoutingPriority::Default)).await;
     assert!(third.is_err(), "waits for one of the two");
     drop((first, second));
-    let third = within(subchannel.acquire()).await.expect("lease");
+    let third = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
     assert_eq!(call(third, "/").await.len(), 1);
     drop(subchannel);
     within(async {
-        while breaker.in_use(Resource::Connections) != 0 {
+        while breaker.in_use(RoutingPriority::Default, Resource::Connections) != 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -258,10 +267,10 @@ async fn connections_count_against_max_connections_and_come_back() {
 #[tokio::test]
 async fn an_endpoint_always_gets_one_connection() {
     let server = Server::start(Protocol::Http2, 100).await;
-    let breaker = Breaker::new(&CircuitBreakers { max_connections: 0, ..Default::default() });
+    let breaker = Breaker::new(&"c".into(), &CircuitBreakers { max_connections: 0, ..Default::default() });
     let connector = connector(ConnectorSettings::default(), Some(breaker));
     let subchannel = Subchannel::new(server.address, connector);
-    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "0");
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");
 }
 
 #[tokio::test]
@@ -269,21 +278,21 @@ async fn a_removed_endpoint_finishes_its_calls_and_closes() {
     let mut server = Server::start(Protocol::Http2, 100).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, connector);
-    let lease = within(subchannel.acquire()).await.expect("lease");
+    let lease = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
     let held = tokio::spawn(async move { call(lease, "/hold").await });
     server.until_open(1).await;
     let waiting = {
         let subchannel = Arc::clone(&subchannel);
         tokio::spawn(async move {
-            let _first = subchannel.acquire().await?;
-            subchannel.acquire().await.map(drop)
+            let _first = subchannel.acquire(RoutingPriority::Default).await?;
+            subchannel.acquire(RoutingPriority::Default).await.map(drop)
         })
     };
     let _ = within(waiting).await.expect("task");
     subchannel.drain();
     subchannel.drain();
     assert!(subchannel.ready().is_none());
-    let error = within(subchannel.acquire()).await.expect_err("removed");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("removed");
     assert!(matches!(&*error, ConnectError::Removed { .. }));
     server.hold.notify_waiters();
     server.hold.notify_one();
@@ -296,8 +305,8 @@ async fn who_waits_for_a_removed_endpoint_is_told() {
     let server = Server::start(Protocol::Http2, 1).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, connector);
-    let _held = within(subchannel.acquire()).await.expect("lease");
-    let mut waiting = Box::pin(subchannel.acquire());
+    let _held = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
+    let mut waiting = Box::pin(subchannel.acquire(RoutingPriority::Default));
     assert!(tokio::time::timeout(Duration::from_millis(10), waiting.as_mut()).await.is_err());
     subchannel.drain();
     assert!(within(waiting).await.is_err());
@@ -308,7 +317,7 @@ async fn dropping_the_subchannel_closes_its_connections() {
     let mut server = Server::start(Protocol::Http2, 100).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, connector);
-    drop(within(subchannel.acquire()).await.expect("lease"));
+    drop(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"));
     server.until_open(1).await;
     drop(subchannel);
     server.until_open(0).await;
@@ -320,7 +329,7 @@ async fn an_idle_connection_is_closed_after_its_time() {
     let settings = ConnectorSettings { idle_timeout: Duration::from_millis(40), ..Default::default() };
     let connector = connector(settings, None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
-    let lease = within(subchannel.acquire()).await.expect("lease");
+    let lease = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
     server.until_open(1).await;
     // In use it stays, however long.
     sleep(Duration::from_millis(120)).await;
@@ -328,7 +337,7 @@ async fn an_idle_connection_is_closed_after_its_time() {
     drop(lease);
     until(&subchannel, &connector, Connectivity::Idle).await;
     server.until_open(0).await;
-    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "1");
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "1");
 }
 
 #[tokio::test]
@@ -337,7 +346,7 @@ async fn an_endpoint_that_accepts_and_says_nothing_times_out() {
     let address = listener.local_addr().expect("address");
     let settings = ConnectorSettings { connect_timeout: Duration::from_millis(50), ..Default::default() };
     let subchannel = Subchannel::new(address, connector(settings, None));
-    let error = within(subchannel.acquire()).await.expect_err("silence");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("silence");
     assert!(matches!(&*error, ConnectError::Timeout { stage: "the HTTP handshake", .. }), "{error}");
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
 }
@@ -346,7 +355,7 @@ async fn an_endpoint_that_accepts_and_says_nothing_times_out() {
 async fn a_server_of_another_protocol_is_an_error_with_its_cause() {
     let server = Server::start(Protocol::Http1, 0).await;
     let subchannel = Subchannel::new(server.address, connector(ConnectorSettings::default(), None));
-    let error = within(subchannel.acquire()).await.expect_err("HTTP/1.1 server");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("HTTP/1.1 server");
     assert!(matches!(&*error, ConnectError::Http { .. }), "{error:?}");
     assert!(std::error::Error::source(&*error).is_some());
 }
@@ -363,7 +372,7 @@ async fn tls_that_cannot_be_set_up_is_the_error_and_never_plaintext() {
     let cause = Arc::from(crate::transport::BoxError::from("provider instance `x` is not in the bootstrap"));
     let settings = ConnectorSettings { security: Security::Broken(cause), ..Default::default() };
     let subchannel = Subchannel::new(server.address, connector(settings, None));
-    let error = within(subchannel.acquire()).await.expect_err("broken");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("broken");
     assert!(std::error::Error::source(&*error).expect("cause").to_string().contains("not in the bootstrap"));
     assert_eq!(server.accepted.load(Ordering::SeqCst), 0);
 }
@@ -379,7 +388,7 @@ async fn many_callers_on_few_streams_are_all_served() {
                 let subchannel = Arc::clone(&subchannel);
                 tokio::spawn(async move {
                     for turn in 0..10 {
-                        let lease = within(subchannel.acquire()).await.expect("lease");
+                        let lease = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
                         if (caller + turn) % 4 == 0 {
                             drop(lease);
                         } else {

@@ -75,6 +75,7 @@ impl<'a> Compiler<'a> {
         let idle = (forward.idle_timeout.or(stream_idle_timeout))
             .filter(|limit| profile == Profile::Envoy && !limit.is_zero());
         let mirrors = forward.mirrors.iter().map(|mirror| Mirror::compile(mirror, self.known(), resolve)).collect();
+        let priority = forward.priority;
         let forward = Forward {
             timeouts: Rules::compile(forward, max_stream_duration, profile),
             clusters,
@@ -83,6 +84,7 @@ impl<'a> Compiler<'a> {
             mirrors,
             hasher: Hasher::compile(&forward.hash_policies, profile).map(Box::new),
             general: false,
+            priority,
         };
         RouteAction::Forward(Forward { general: forward.is_general(), ..forward })
     }

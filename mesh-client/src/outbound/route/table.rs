@@ -11,7 +11,7 @@ use crate::outbound::{
     timeout::Rules,
 };
 use http::HeaderName;
-use mesh_xds::resource::{HttpFilter, RouteConfiguration, VirtualHost};
+use mesh_xds::resource::{HttpFilter, RouteConfiguration, RoutingPriority, VirtualHost};
 use std::{sync::Arc, time::Duration};
 
 /// One virtual host, ready to be asked. `C` is what a cluster's name was resolved to.
@@ -78,6 +78,8 @@ pub(crate) struct Forward<C> {
     pub(crate) general: bool,
     /// What is hashed of requests. Nearly always absent.
     pub(crate) hasher: Option<Box<Hasher>>,
+    /// Whose circuit breakers count its requests.
+    pub(crate) priority: RoutingPriority,
 }
 
 /// One cluster, or a draw between several.

@@ -3,9 +3,10 @@
 use super::{Decoder, Valid, u32_or};
 use crate::resource::{
     ClusterSpecifier, Format, Forward, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster, MirrorHost, PathMatcher,
-    PathRewrite, RegexRewrite, TemplateRewrite, WeightedCluster,
+    PathRewrite, RegexRewrite, RoutingPriority, TemplateRewrite, WeightedCluster,
 };
 use envoy_types::pb::envoy::{
+    config::core::v3::RoutingPriority as ProtoPriority,
     config::route::v3::{
         RouteAction, WeightedCluster as ProtoWeighted,
         route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
@@ -44,7 +45,6 @@ impl Decoder<'_> {
             ("flush_timeout", proto.flush_timeout.is_some()),
             ("early_data_policy", proto.early_data_policy.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
-            ("priority", proto.priority != 0),
             ("rate_limits", !proto.rate_limits.is_empty()),
             ("cors", proto.cors.is_some()),
             ("max_grpc_timeout", proto.max_grpc_timeout.is_some()),
@@ -86,6 +86,11 @@ impl Decoder<'_> {
             append_x_forwarded_host: proto.append_x_forwarded_host,
             mirrors,
             idle_timeout,
+            priority: match ProtoPriority::try_from(proto.priority) {
+                Ok(ProtoPriority::Default) => RoutingPriority::Default,
+                Ok(ProtoPriority::High) => RoutingPriority::High,
+                Err(_) => return Err(self.invalid_at("priority", "is unknown")),
+            },
         }))
     }
 

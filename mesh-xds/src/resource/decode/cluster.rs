@@ -1,20 +1,17 @@
 //! CDS validation (gRFC A27, A32, A50, A105 and Envoy's thresholds).
 
 use super::{Decoder, Invalid, Valid, type_name, u32_or};
-use crate::resource::{CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, RetryBudget};
+use crate::resource::{self, CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, RetryBudget, Thresholds};
 use envoy_types::pb::envoy::config::{
     cluster::v3::{
         CircuitBreakers as ProtoBreakers, Cluster as Proto,
-        circuit_breakers::Thresholds,
+        circuit_breakers::Thresholds as ProtoThresholds,
         cluster::{ClusterDiscoveryType, DiscoveryType},
     },
     core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
 };
 use prost::Message as _;
 use std::{sync::Arc, time::Duration};
-
-/// gRFC A105.
-const MAX_CONNECTIONS_PER_HOST: u32 = 10;
 
 impl Cluster {
     /// Decodes and validates a serialized `envoy.config.cluster.v3.Cluster`.
@@ -44,7 +41,7 @@ impl Decoder<'_> {
         }
         let transport_socket = match proto.transport_socket.take() {
             Some(socket) => self.at("transport_socket", |cx| cx.transport_socket(socket))?,
-            None => crate::resource::TransportSocket::Plaintext,
+            None => resource::TransportSocket::Plaintext,
         };
         let connect_timeout =
             self.positive("connect_timeout", proto.connect_timeout)?.unwrap_or(Duration::from_secs(5));
@@ -128,44 +125,64 @@ impl Decoder<'_> {
     }
 
     fn circuit_breakers(&mut self, proto: ProtoBreakers) -> Valid<CircuitBreakers> {
-        let mut breakers = CircuitBreakers::default();
-        let default = RoutingPriority::Default as i32;
-        if let Some((index, thresholds)) =
-            proto.thresholds.into_iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)
-        {
-            self.at_index("thresholds", index, |cx| cx.thresholds(thresholds, &mut breakers))?;
+        let mut said = [Thresholds::default(); 2];
+        // The first of each priority counts.
+        let mut seen = [false; 2];
+        for (index, thresholds) in proto.thresholds.into_iter().enumerate() {
+            let priority = match RoutingPriority::try_from(thresholds.priority) {
+                Ok(RoutingPriority::Default) => 0,
+                Ok(RoutingPriority::High) => 1,
+                Err(_) => {
+                    return self.at_index("thresholds", index, |cx| Err(cx.invalid_at("priority", "is unknown")));
+                }
+            };
+            if !std::mem::replace(&mut seen[priority], true) {
+                said[priority] = self.at_index("thresholds", index, |cx| cx.thresholds(thresholds))?;
+            }
         }
+        let [default, high] = said;
+        let mut breakers =
+            CircuitBreakers { high: default, ..CircuitBreakers::default() }.at(resource::RoutingPriority::High);
+        breakers.high = high;
+        let default = RoutingPriority::Default as i32;
         if let Some((index, thresholds)) =
             proto.per_host_thresholds.iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)
         {
             // gRFC A105.
-            match u32_or(thresholds.max_connections, 1) {
-                0 => {
+            breakers.max_connections_per_host = match thresholds.max_connections.map(|max| max.value) {
+                Some(0) => {
                     return self.at_index("per_host_thresholds", index, |cx| {
                         Err(cx.invalid_at("max_connections", "must be greater than zero"))
                     });
                 }
-                max => breakers.max_connections_per_host = max.min(MAX_CONNECTIONS_PER_HOST),
-            }
+                max => max,
+            };
         }
         Ok(breakers)
     }
 
-    fn thresholds(&mut self, proto: Thresholds, breakers: &mut CircuitBreakers) -> Valid<()> {
-        breakers.max_connections = u32_or(proto.max_connections, breakers.max_connections);
-        breakers.max_pending_requests = u32_or(proto.max_pending_requests, breakers.max_pending_requests);
-        breakers.max_requests = u32_or(proto.max_requests, breakers.max_requests);
-        breakers.max_retries = u32_or(proto.max_retries, breakers.max_retries);
-        if let Some(budget) = proto.retry_budget {
-            let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
-            if !(0.0..=100.0).contains(&percent) {
-                return Err(
-                    self.invalid_at("retry_budget.budget_percent", format!("{percent} is not between 0 and 100"))
-                );
+    fn thresholds(&mut self, proto: ProtoThresholds) -> Valid<Thresholds> {
+        self.ignored(&[("max_connection_pools", proto.max_connection_pools.is_some())]);
+        let default = Thresholds::default();
+        let retry_budget = match proto.retry_budget {
+            None => None,
+            Some(budget) => {
+                let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
+                if !(0.0..=100.0).contains(&percent) {
+                    return Err(
+                        self.invalid_at("retry_budget.budget_percent", format!("{percent} is not between 0 and 100"))
+                    );
+                }
+                Some(RetryBudget { percent, min_concurrency: u32_or(budget.min_retry_concurrency, 3) })
             }
-            breakers.retry_budget =
-                Some(RetryBudget { percent, min_concurrency: u32_or(budget.min_retry_concurrency, 3) });
-        }
-        Ok(())
+        };
+        Ok(Thresholds {
+            max_connections: u32_or(proto.max_connections, default.max_connections),
+            max_pending_requests: u32_or(proto.max_pending_requests, default.max_pending_requests),
+            max_requests: u32_or(proto.max_requests, default.max_requests),
+            max_retries: u32_or(proto.max_retries, default.max_retries),
+            retry_budget,
+            track_remaining: proto.track_remaining,
+        })
     }
 }

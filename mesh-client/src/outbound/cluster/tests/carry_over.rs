@@ -112,16 +112,16 @@ async fn a_change_of_the_transport_makes_new_links_and_a_change_of_limits_does_n
     let limits = CircuitBreakers { max_requests: 1, ..CircuitBreakers::default() };
     bed.cluster.update(Arc::new(Cluster { circuit_breakers: limits, ..cluster() }), endpoints.clone());
     assert_eq!(bed.opened().len(), 2);
-    bed.cluster.begin_request().unwrap();
-    assert_eq!(bed.cluster.begin_request().unwrap_err().limit, 1);
+    bed.cluster.begin_request(RoutingPriority::Default).unwrap();
+    assert_eq!(bed.cluster.begin_request(RoutingPriority::Default).unwrap_err().limit, 1);
 
     bed.cluster.update(Arc::new(Cluster { connect_timeout: Duration::from_secs(1), ..cluster() }), endpoints);
     let links = bed.opened();
     assert_eq!(links.iter().map(|l| l.drained.load(SeqCst)).collect::<Vec<_>>(), [true, true, false, false]);
     assert_eq!(bed.picked(), [1, 2]);
-    assert_eq!(bed.cluster.breaker().in_use(Resource::Requests), 1, "what is in flight stays counted");
-    bed.cluster.end_request();
-    assert_eq!(bed.cluster.breaker().in_use(Resource::Requests), 0);
+    assert_eq!(bed.cluster.breaker().total(Resource::Requests), 1, "what is in flight stays counted");
+    bed.cluster.end_request(RoutingPriority::Default);
+    assert_eq!(bed.cluster.breaker().total(Resource::Requests), 0);
 
     // The new connector's links are watched as the old one's were.
     links[2].set(Connectivity::TransientFailure);

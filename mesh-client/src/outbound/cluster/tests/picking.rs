@@ -149,7 +149,7 @@ async fn the_status_says_what_matters_in_words() {
     let bed = Bed::new(cluster(), next);
     bed.link(1).set(Connectivity::TransientFailure);
     settle().await;
-    bed.cluster.begin_request().unwrap();
+    bed.cluster.begin_request(RoutingPriority::Default).unwrap();
     let _in_flight = bed.endpoint(2).start();
     let status = bed.cluster.status(tokio::time::Instant::now());
     assert_eq!(
@@ -188,10 +188,10 @@ async fn nothing_is_lost_when_everything_changes_at_once() {
                     for _ in 0..20_000 {
                         let Pick::Endpoint(endpoint) = live.pick(&plain(), &[], &mut rng) else { continue };
                         let mut request = endpoint.start();
-                        live.begin_request().expect("far from the limit");
+                        live.begin_request(RoutingPriority::Default).expect("far from the limit");
                         let failed = endpoint.address().port() <= 4 && rng.u8(0..4) > 0;
                         request.record(if failed { Outcome::GatewayFailure } else { Outcome::Success });
-                        live.end_request();
+                        live.end_request(RoutingPriority::Default);
                     }
                 })
             })
@@ -220,7 +220,7 @@ async fn nothing_is_lost_when_everything_changes_at_once() {
     bed.update(assignment(8));
     let links = bed.opened();
     links.iter().for_each(|link| link.set(Connectivity::Ready));
-    assert_eq!(bed.cluster.breaker().in_use(Resource::Requests), 0);
+    assert_eq!(bed.cluster.breaker().total(Resource::Requests), 0);
     assert!(bed.endpoints().iter().all(|endpoint| endpoint.in_flight() == 0));
     let back = async {
         while bed.picked().len() < 8 {

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use mesh_tls::{
     Acceptor, ClientSettings, ClientTls, Identity, MemorySource, ServerSettings, TrustRoots, default_provider,
 };
+use mesh_xds::resource::RoutingPriority;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use std::{
     error::Error,
@@ -69,7 +70,7 @@ async fn the_peer_is_known_by_its_identity() {
     let ca = Ca::new();
     let server = ca.server().await;
     let subchannel = Subchannel::new(server.address, connector(settings(&ca.source("spiffe://td/client")), None));
-    let lease = within(subchannel.acquire()).await.expect("lease");
+    let lease = within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease");
     let id = lease.peer().and_then(|peer| peer.spiffe_id()).expect("peer").to_string();
     assert_eq!(id, "spiffe://td/server");
     assert_eq!(call(lease, "/").await, "0");
@@ -82,7 +83,7 @@ async fn a_refused_client_is_told_why() {
     let stranger = Ca::new();
     let source = MemorySource::new("client", Some(stranger.svid("spiffe://td/client")), Some(ca.roots()));
     let subchannel = Subchannel::new(server.address, connector(settings(&Arc::new(source)), None));
-    let error = within(subchannel.acquire()).await.expect_err("refused");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     let words = in_words(&*error);
     assert!(words.contains(&server.address.to_string()), "{words}");
     assert!(words.contains("spiffe://td/client") && words.contains("server"), "{words}");
@@ -94,14 +95,14 @@ async fn new_certificates_replace_connections_and_no_call_fails() {
     let mut server = ca.server().await;
     let source = ca.source("spiffe://td/client");
     let subchannel = Subchannel::new(server.address, connector(settings(&source), None));
-    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "0");
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");
     let stop = Arc::new(AtomicBool::new(false));
     let callers = (0..4).map(|_| {
         let (subchannel, stop) = (Arc::clone(&subchannel), Arc::clone(&stop));
         tokio::spawn(async move {
             let mut last = 0;
             while !stop.load(Ordering::SeqCst) {
-                let lease = subchannel.acquire().await.expect("lease");
+                let lease = subchannel.acquire(RoutingPriority::Default).await.expect("lease");
                 last = call(lease, "/").await.parse().expect("a number");
             }
             last
@@ -133,12 +134,12 @@ async fn a_connection_with_certificates_no_longer_trusted_ends_within_the_bound(
     let settings = ConnectorSettings { renewal_bound: Duration::from_millis(50), ..settings(&source) };
     let connector = connector(settings, None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
-    assert_eq!(call(within(subchannel.acquire()).await.expect("lease"), "/").await, "0");
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");
     // We no longer trust the server's authority.
     let other = Ca::new();
     source.replace(Some(ca.svid("spiffe://td/client")), Some(other.roots()));
     until(&subchannel, &connector, Connectivity::Idle).await;
     server.until_open(0).await;
-    let error = within(subchannel.acquire()).await.expect_err("not trusted");
+    let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("not trusted");
     assert!(in_words(&*error).contains("spiffe://td/server"), "{}", in_words(&*error));
 }

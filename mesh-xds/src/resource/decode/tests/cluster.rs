@@ -280,7 +280,7 @@ fn a_static_cluster_carries_its_endpoints_and_needs_no_locality_weight() {
 }
 
 #[test]
-fn thresholds_of_the_default_priority_count() {
+fn thresholds_are_read_by_priority() {
     let high = Thresholds { priority: 1, max_requests: uint(1), ..Thresholds::default() };
     let default = Thresholds {
         max_connections: uint(2),
@@ -298,7 +298,9 @@ fn thresholds_of_the_default_priority_count() {
     let breakers = accepted(&proto).0.circuit_breakers;
     let limits = (breakers.max_connections, breakers.max_pending_requests, breakers.max_requests, breakers.max_retries);
     assert_eq!(limits, (2, 3, 0, 5));
-    assert_eq!(breakers.max_connections_per_host, 10);
+    assert_eq!(breakers.max_connections_per_host, Some(100));
+    let of_high = crate::resource::Thresholds { max_requests: 1, ..Default::default() };
+    assert_eq!((breakers.high, breakers.at(crate::resource::RoutingPriority::High).max_requests), (of_high, 1));
     let budget = breakers.retry_budget.unwrap();
     assert!((budget.percent - 20.0).abs() < f64::EPSILON && budget.min_concurrency == 3);
 }
