@@ -158,7 +158,8 @@ impl Body for MeshBody {
         let finished = match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => Some(Finished::Trailers(trailers)),
-                None if live.body.is_end_stream() => Some(Finished::End),
+                // gRPC ends in trailers: a look at the connection tells nothing.
+                None if !live.held.call().is_grpc() && live.body.is_end_stream() => Some(Finished::End),
                 None => None,
             },
             Some(Err(error)) => Some(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut }),

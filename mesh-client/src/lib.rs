@@ -22,6 +22,7 @@ pub mod bench_api;
 mod body;
 mod channel;
 mod error;
+mod headers;
 mod layer;
 mod mesh;
 mod outbound;

@@ -13,6 +13,7 @@ mod w3c;
 
 pub use layer::{ScopeFuture, ScopeLayer, ScopeService, TracePropagation, TracePropagationLayer};
 
+use crate::headers::find;
 use http::{Extensions, HeaderMap, HeaderValue};
 use std::fmt;
 
@@ -124,7 +125,8 @@ impl TraceContext {
             headers.insert(w3c::PARENT, w3c::encode(self.trace_id, span_id, self.is_sampled()));
             match &self.state {
                 Some(state) => drop(headers.insert(w3c::STATE, state.clone())),
-                None => drop(headers.remove(w3c::STATE)),
+                None if find(headers, &w3c::STATE).is_some() => drop(headers.remove(w3c::STATE)),
+                None => {}
             }
         }
         if self.formats.b3_single {
@@ -241,11 +243,11 @@ fn new_span_id(rng: &mut impl FnMut() -> u64) -> u64 {
     rng().max(1)
 }
 
-/// Lower-case hexadecimal digits of `value`, as many as `text` is long.
-fn write_hex(mut value: u128, text: &mut [u8]) {
-    for digit in text.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(value & 0xf) as usize];
-        value >>= 4;
+/// Lower-case hexadecimal digits of `value`, as many as `text` is long: an even number.
+fn write_hex(value: u128, text: &mut [u8]) {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    for (pair, byte) in text.rchunks_exact_mut(2).zip(value.to_le_bytes()) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
     }
 }
 

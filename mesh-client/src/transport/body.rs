@@ -1,6 +1,7 @@
 //! The response body of both protocols.
 
 use super::{BoxError, Lease, TransportError, h1, h2, h2::Upload};
+use crate::headers::find;
 use ::h2::RecvStream;
 use bytes::Bytes;
 use http::{HeaderMap, header::CONTENT_LENGTH};
@@ -41,12 +42,12 @@ enum Guard {
 }
 
 impl RecvBody {
-    pub(super) fn h2<B>(stream: RecvStream, headers: &HeaderMap, lease: Lease, upload: Option<Upload<B>>) -> Self
+    pub(super) fn h2<B>(stream: RecvStream, headers: &HeaderMap, lease: Lease, upload: Option<Box<Upload<B>>>) -> Self
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length = find(headers, &CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if stream.is_end_stream() {
             if let Some(upload) = upload {
                 upload.end();
@@ -66,6 +67,11 @@ impl RecvBody {
             drop(held);
         });
         Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(tell) }))
+    }
+
+    /// Whether nothing of it is left to read, as far as is known without a look at the connection.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.0, Inner::Ended)
     }
 
     pub(super) fn h1(body: Incoming, mut lease: Lease) -> Self {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, Request, Response, Version,
     header::{CONNECTION, HeaderValue},
+    request::Parts,
 };
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -75,13 +76,12 @@ impl Drop for End {
     }
 }
 
-/// Sends one request; see [`Lease::send`].
-pub(super) async fn send<B>(mut lease: Lease, request: Request<B>) -> Result<Response<RecvBody>, TransportError>
+/// Sends one request; see [`Lease::open`].
+pub(super) async fn send<B>(mut lease: Lease, mut parts: Parts, body: B) -> Result<Response<RecvBody>, TransportError>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    let (mut parts, body) = request.into_parts();
     head::http1(&mut parts, &lease.shared.origin)?;
     let mut body = Some(body);
     let body = poll_fn(|cx| Poll::Ready(RequestBody::take(body.take().expect("ready at the first poll"), cx))).await;

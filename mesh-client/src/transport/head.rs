@@ -1,6 +1,7 @@
 //! The request head as each protocol wants it: pseudo headers, `host`, hop-by-hop headers, `content-length`.
 
 use super::{Kind, Origin, TransportError};
+use crate::headers;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
@@ -58,8 +59,8 @@ pub(super) fn http1(parts: &mut Parts, origin: &Origin) -> Result<(), TransportE
 fn set_content_length(parts: &mut Parts, length: Option<u64>) {
     let Some(length) = length else { return };
     let expects_body = !matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT);
-    if (length != 0 || expects_body) && !parts.headers.contains_key(CONTENT_LENGTH) {
-        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if (length != 0 || expects_body) && headers::find(&parts.headers, &CONTENT_LENGTH).is_none() {
+        parts.headers.insert(CONTENT_LENGTH, headers::decimal(length));
     }
 }
 

@@ -16,11 +16,12 @@ pub use error::{Kind, TransportError};
 pub(crate) use io::Stream;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use load::Load;
 use mesh_tls::PeerIdentity;
 use std::{
     fmt,
+    future::poll_fn,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -62,15 +63,16 @@ pub(crate) struct Lease {
     shared: Arc<Shared>,
     /// No other stream was in flight when this one was reserved.
     alone: bool,
+    /// The connection is far from its limit of streams.
+    roomy: bool,
     /// An HTTP/1.1 exchange has begun and not ended: the connection cannot be used again.
     dirty: bool,
 }
 
-/// The future of [`Lease::send`]. Small, because every call holds one.
-#[must_use = "nothing is sent until it is polled"]
+/// The future of [`Lease::open`]. Small, because every call holds one.
+#[must_use = "dropping it resets the stream"]
 pub(crate) struct Sending<B>(Protocols<B>);
 
-#[allow(clippy::large_enum_variant, reason = "boxing HTTP/2 would cost an allocation per request")]
 enum Protocols<B> {
     Http1(Pin<Box<dyn Future<Output = Result<Response<RecvBody>, TransportError>> + Send>>),
     Http2(h2::Sending<B>),
@@ -155,8 +157,10 @@ impl Connection {
     /// Reserves a stream, if there is capacity.
     pub(crate) fn lease(&self) -> Option<Lease> {
         let shared = &self.0;
-        let now = shared.load.try_start(shared.limit.load(Ordering::SeqCst))?;
-        let lease = Lease { shared: Arc::clone(shared), alone: now.in_flight() == 1, dirty: false };
+        let limit = shared.limit.load(Ordering::SeqCst);
+        let now = shared.load.try_start(limit)?;
+        let (alone, roomy) = (now.in_flight() == 1, now.in_flight() <= limit / 4 * 3);
+        let lease = Lease { shared: Arc::clone(shared), alone, roomy, dirty: false };
         if now.started() == shared.max_requests {
             shared.close();
         }
@@ -195,29 +199,44 @@ impl Lease {
         self.shared.origin.peer.as_ref()
     }
 
-    /// Sends `request` and waits for the response headers.
+    /// Sends a request: what can leave at once does. The future waits for the response headers.
     ///
     /// Headers and the first frame of the body leave in one write. A body that is not at its end when the response
     /// headers arrive goes on being sent by a task of its own, until its end, a reset, or the end or drop of the response
     /// body: what a peer that answered in full has not read, it does not want (RFC 9113 section 8.1).
-    /// A unary call spawns and boxes nothing.
+    /// A unary call spawns and boxes nothing. The body is polled for the caller's task, which goes on polling the future.
     ///
     /// # Errors
     ///
-    /// See [`Kind`]; [`TransportError::is_unprocessed`] says when the request may be sent again.
+    /// Those of the future: see [`Kind`]; [`TransportError::is_unprocessed`] says when the request may be sent again.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future resets the stream (HTTP/1.1: closes the connection) and gives the stream back.
-    pub(crate) fn send<B>(self, request: Request<B>) -> Sending<B>
+    pub(crate) fn open<B>(self, head: Parts, body: B, cx: &mut Context<'_>) -> Sending<B>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         match self.shared.wire {
-            Wire::H1(_) => Sending(Protocols::Http1(Box::pin(h1::send(self, request)))),
-            Wire::H2(_) => Sending(Protocols::Http2(h2::Sending::new(self, request))),
+            Wire::H1(_) => Sending(Protocols::Http1(Box::pin(h1::send(self, head, body)))),
+            Wire::H2(_) => Sending(Protocols::Http2(h2::Sending::open(self, head, body, cx))),
         }
+    }
+
+    /// [`open`](Self::open), when the future is first polled.
+    pub(crate) async fn send<B>(self, request: Request<B>) -> Result<Response<RecvBody>, TransportError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = request.into_parts();
+        let mut unsent = Some((self, head, body));
+        let opened = poll_fn(|cx| {
+            let (lease, head, body) = unsent.take().expect("polled once: it is ready at once");
+            Poll::Ready(lease.open(head, body, cx))
+        });
+        opened.await.await
     }
 }
 

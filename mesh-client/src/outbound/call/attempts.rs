@@ -16,7 +16,7 @@ use crate::{
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, request::Parts};
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use smallvec::SmallVec;
 use std::{
@@ -41,6 +41,12 @@ pub(super) enum Attempt {
 pub(super) struct Resend<B> {
     head: SavedHead,
     body: Kept<B>,
+}
+
+impl<B> Resend<B> {
+    pub(super) fn new(head: SavedHead, body: Kept<B>) -> Self {
+        Self { head, body }
+    }
 }
 
 impl<B> Resend<B>
@@ -107,7 +113,8 @@ impl Call {
                             self.begin_attempt();
                             let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
                             match sent {
-                                Ok(sent) => self.sent(sent),
+                                Ok(Ok(response)) => Attempt::Response(response),
+                                Ok(Err(error)) => self.broken(error),
                                 Err(Over::PerTry(limit)) => self.elapsed(limit),
                                 Err(Over::Idle(still)) => {
                                     self.flag = Flag::Timeout;
@@ -249,21 +256,16 @@ impl Call {
         Ok(())
     }
 
-    /// What an attempt ended in, by what the transport says.
-    pub(super) fn sent(&mut self, sent: Result<Response<RecvBody>, TransportError>) -> Attempt {
-        match sent {
-            Ok(response) => Attempt::Response(response),
-            Err(error) => {
-                let failure = Failure::of_transport(&error);
-                self.flag = Flag::ConnectionTermination;
-                let (kind, message) = match error.kind() {
-                    transport::Kind::RequestBody => (Kind::RequestBody, "the request was not sent whole"),
-                    transport::Kind::InvalidRequest => (Kind::InvalidRequest, "the request cannot be sent"),
-                    _ => (Kind::Transport, "the request failed"),
-                };
-                Attempt::Failed(failure, self.error(kind, message.into(), Some(Box::new(error))))
-            }
-        }
+    /// An attempt failed in the transport.
+    pub(super) fn broken(&mut self, error: TransportError) -> Attempt {
+        let failure = Failure::of_transport(&error);
+        self.flag = Flag::ConnectionTermination;
+        let (kind, message) = match error.kind() {
+            transport::Kind::RequestBody => (Kind::RequestBody, "the request was not sent whole"),
+            transport::Kind::InvalidRequest => (Kind::InvalidRequest, "the request cannot be sent"),
+            _ => (Kind::Transport, "the request failed"),
+        };
+        Attempt::Failed(failure, self.error(kind, message.into(), Some(Box::new(error))))
     }
 
     /// An attempt took longer than its own limit.
@@ -273,37 +275,48 @@ impl Call {
         Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None))
     }
 
-    /// Reads what an attempt ended in, and tells outlier detection how one that has no more to come ended. A response that goes on is judged at its end; a failure
-    /// that says nothing about the endpoint is not counted, and lets go of it.
+    /// Reads what an attempt ended in, and tells outlier detection how one that has no more to come ended.
     pub(super) fn judge(&mut self, attempt: &Attempt) -> Outcome {
+        match attempt {
+            Attempt::Response(response) => self.judge_response(response),
+            Attempt::Failed(failure, error) => {
+                let outcome = Outcome::Failure(*failure);
+                self.learn(None, &outcome);
+                self.judge_failure(*failure, error);
+                outcome
+            }
+        }
+    }
+
+    /// A response that goes on is judged at its end.
+    pub(super) fn judge_response(&mut self, response: &Response<RecvBody>) -> Outcome {
         let grpc = self.chosen.grpc;
-        let outcome = match attempt {
-            Attempt::Response(response) => Outcome::of_response(response.status(), response.headers(), grpc),
-            Attempt::Failed(failure, _) => Outcome::Failure(*failure),
-        };
-        self.learn(attempt, &outcome);
-        let Some(in_flight) = &mut self.in_flight else { return outcome };
-        let verdict = match (attempt, &outcome) {
-            (Attempt::Response(_), Outcome::Response(r)) => match r.grpc {
-                Some(code) => Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))),
-                None if grpc => return outcome,
-                None => Verdict::of_http(StatusCode::from_u16(r.status).unwrap_or(StatusCode::OK)),
-            },
-            (Attempt::Failed(_, error), Outcome::Failure(failure)) => match failure {
-                Failure::Connect | Failure::Reset(_) | Failure::PerTryTimeout | Failure::Deadline => {
-                    Verdict::LocalOrigin
+        let outcome = Outcome::of_response(response.status(), response.headers(), grpc);
+        self.learn(Some(response.headers()), &outcome);
+        if let (Outcome::Response(head), Some(in_flight)) = (&outcome, &mut self.in_flight) {
+            match head.grpc {
+                Some(code) => {
+                    in_flight.record(Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))))
                 }
-                // A graceful GOAWAY says nothing against the endpoint, a refused stream does.
-                Failure::Refused if is_refused(error) => Verdict::LocalOrigin,
-                _ => {
-                    self.in_flight = None;
-                    return outcome;
-                }
-            },
-            _ => return outcome,
-        };
-        in_flight.record(verdict);
+                None if grpc => {}
+                None => in_flight.record(Verdict::of_http(response.status())),
+            }
+        }
         outcome
+    }
+
+    /// A failure that says nothing about the endpoint is not counted, and lets go of it.
+    fn judge_failure(&mut self, failure: Failure, error: &Error) {
+        let against = match failure {
+            Failure::Connect | Failure::Reset(_) | Failure::PerTryTimeout | Failure::Deadline => true,
+            // A graceful GOAWAY says nothing against the endpoint, a refused stream does.
+            Failure::Refused => is_refused(error),
+            _ => false,
+        };
+        match &mut self.in_flight {
+            Some(in_flight) if against => in_flight.record(Verdict::LocalOrigin),
+            in_flight => *in_flight = None,
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use super::{
     attempts::{Attempt, Resend},
     finish::Finished,
     general,
+    head::{self, SavedHead, SavedHeaders},
 };
 use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
-        retry::{Outcome, Outgoing, Policy},
+        retry::{Kept, Outcome, Outgoing, Policy},
         timeout::write_grpc_timeout,
     },
     transport::{RecvBody, Sending},
@@ -51,31 +52,30 @@ pub(crate) enum Next {
 pub(super) struct First<B> {
     call: Call,
     /// Only ever reached through `&mut`: a response can be shared whatever its request was.
-    stage: SyncWrapper<Stage<B>>,
+    request: SyncWrapper<Requested<B>>,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is what a call is: boxing it would cost an allocation per call"
-)]
-enum Stage<B> {
-    /// Nothing was done.
-    Start {
-        head: Parts,
-        body: B,
-    },
-    /// The request is on its way.
-    Sent {
-        resend: Resend<B>,
-        sending: Sending<Outgoing<B>>,
-        limit: Option<Limit>,
-    },
-    /// The attempt ended; what follows is for the general road. Boxed: rare, and every call holds room for it.
-    Ended {
-        resend: Resend<B>,
-        ended: Box<(Attempt, Outcome)>,
-    },
-    Done,
+/// The request, before and while it is on its way. Everything has a place of its own and is moved as little as can be: copies of a
+/// state machine with its stages in one place cost more than all the decisions of a call.
+struct Requested<B> {
+    /// Without headers and extensions once the request was sent.
+    head: Parts,
+    /// The headers, once they were sent.
+    headers: SavedHeaders,
+    body: Content<B>,
+    /// `None` until the request is sent, and after the attempt ended otherwise than with a response.
+    sending: Option<Sending<Outgoing<B>>>,
+    limit: Option<Limit>,
+    /// How the attempt ended, if what follows is for the general road. Boxed: rare, and every call holds room for it.
+    ended: Option<Box<(Attempt, Outcome)>>,
+}
+
+enum Content<B> {
+    /// Nothing was read of it.
+    Unread(B),
+    /// Read, and sent.
+    Kept(Kept<B>),
+    Gone,
 }
 
 /// What ends the wait for a response.
@@ -87,7 +87,15 @@ struct Limit {
 
 impl<B> First<B> {
     pub(super) fn new(call: Call, head: Parts, body: B) -> Self {
-        Self { call, stage: SyncWrapper::new(Stage::Start { head, body }) }
+        let request = Requested {
+            head,
+            headers: SavedHeaders::new(),
+            body: Content::Unread(body),
+            sending: None,
+            limit: None,
+            ended: None,
+        };
+        Self { call, request: SyncWrapper::new(request) }
     }
 }
 
@@ -99,13 +107,12 @@ where
     /// Sends the request. False: the endpoint picked is not connected, or there is none.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let Some(lease) = self.call.lease_at_once() else { return Ok(false) };
-        let stage = self.stage.get_mut();
-        let Stage::Start { head, body } = std::mem::replace(stage, Stage::Done) else {
-            unreachable!("called in this stage only")
+        let Requested { head, headers, body, sending, .. } = self.request.get_mut();
+        let Content::Unread(unread) = std::mem::replace(body, Content::Gone) else {
+            unreachable!("sent once, and not polled again once it is ready")
         };
         let chosen = &self.call.chosen;
-        let (resend, mut request) = match Resend::begin(head, body, chosen.routing.facts.settings.max_replay_bytes, cx)
-        {
+        let (kept, outgoing) = match Kept::new(unread, chosen.routing.facts.settings.max_replay_bytes, cx) {
             Ok(begun) => begun,
             Err(error) => {
                 let error = self.call.error(Kind::RequestBody, "the request was not sent whole".into(), Some(error));
@@ -113,31 +120,41 @@ where
                 return Err(error);
             }
         };
+        *body = Content::Kept(kept);
+        head::save(&head.headers, headers);
         let per_try = chosen.forward().retry.as_deref().and_then(Policy::per_try_timeout);
         if chosen.grpc && (chosen.deadline.is_some() || per_try.is_some()) {
-            write_grpc_timeout(request.headers_mut(), chosen.deadline.as_ref(), per_try, Instant::now());
+            write_grpc_timeout(&mut head.headers, chosen.deadline.as_ref(), per_try, Instant::now());
         }
-        *stage = Stage::Sent { resend, sending: lease.send(request), limit: None };
+        *sending = Some(lease.open(head::take(head), outgoing, cx));
         Ok(true)
     }
 
-    fn ended(&mut self, attempt: Attempt) -> Next {
-        let outcome = self.call.judge(&attempt);
-        let stage = self.stage.get_mut();
-        let Stage::Sent { resend, .. } = std::mem::replace(stage, Stage::Done) else {
-            unreachable!("called in this stage only")
-        };
+    fn answered(&mut self, mut response: Response<RecvBody>) -> Next {
+        let outcome = self.call.judge_response(&response);
         let policy = self.call.chosen.forward().retry.as_deref();
-        match attempt {
-            Attempt::Response(mut response) if policy.is_none_or(|policy| !policy.retries(&outcome)) => {
-                self.call.answered(&mut response);
-                Next::Response(response)
-            }
-            attempt => {
-                *stage = Stage::Ended { resend, ended: Box::new((attempt, outcome)) };
-                Next::GoOn
-            }
+        if policy.is_some_and(|policy| policy.retries(&outcome)) {
+            return self.go_on_with(Attempt::Response(response), outcome);
         }
+        // The response may last: what was kept for a retry need not.
+        let request = self.request.get_mut();
+        request.body = Content::Gone;
+        request.headers.clear();
+        request.limit = None;
+        self.call.answered(&mut response);
+        Next::Response(response)
+    }
+
+    fn failed(&mut self, attempt: Attempt) -> Next {
+        let outcome = self.call.judge(&attempt);
+        self.go_on_with(attempt, outcome)
+    }
+
+    fn go_on_with(&mut self, attempt: Attempt, outcome: Outcome) -> Next {
+        let request = self.request.get_mut();
+        request.sending = None;
+        request.ended = Some(Box::new((attempt, outcome)));
+        Next::GoOn
     }
 }
 
@@ -147,19 +164,23 @@ where
     B::Error: Into<BoxError>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        if matches!(self.stage.get_mut(), Stage::Start { .. }) {
+        if self.request.get_mut().sending.is_none() {
             match self.send(cx) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Ready(Next::GoOn),
                 Err(error) => return Poll::Ready(Next::Failed(error)),
             }
         }
-        let Stage::Sent { sending, limit, .. } = self.stage.get_mut() else {
-            unreachable!("not polled again once it is ready")
+        let Requested { sending: Some(sending), limit, .. } = self.request.get_mut() else {
+            unreachable!("it was sent above")
         };
-        if let Poll::Ready(sent) = Pin::new(sending).poll(cx) {
-            let attempt = self.call.sent(sent);
-            return Poll::Ready(self.ended(attempt));
+        match Pin::new(sending).poll(cx) {
+            Poll::Ready(Ok(response)) => return Poll::Ready(self.answered(response)),
+            Poll::Ready(Err(error)) => {
+                let attempt = self.call.broken(error);
+                return Poll::Ready(self.failed(attempt));
+            }
+            Poll::Pending => {}
         }
         if limit.is_none() {
             *limit = Limit::of(&self.call);
@@ -176,17 +197,21 @@ where
             }
             (per_try, _) => {
                 let attempt = self.call.elapsed(per_try.unwrap_or_default());
-                self.ended(attempt)
+                self.failed(attempt)
             }
         })
     }
 
     fn go_on(self: Box<Self>) -> Answer {
-        let Self { call, stage } = *self;
-        match stage.into_inner() {
-            Stage::Start { head, body } => Box::pin(general::begin(call, head, body)),
-            Stage::Ended { resend, ended } => Box::pin(general::resume(call, resend, Some(*ended), None)),
-            Stage::Sent { .. } | Stage::Done => unreachable!("called after `Next::GoOn` only"),
+        let Self { call, request } = *self;
+        let Requested { head, headers, body, ended, .. } = request.into_inner();
+        match body {
+            Content::Unread(body) => Box::pin(general::begin(call, head, body)),
+            Content::Kept(body) => {
+                let resend = Resend::new(SavedHead::new(head, headers), body);
+                Box::pin(general::resume(call, resend, ended.map(|ended| *ended), None))
+            }
+            Content::Gone => unreachable!("called after `Next::GoOn` only"),
         }
     }
 }

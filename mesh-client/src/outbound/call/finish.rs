@@ -1,6 +1,7 @@
 //! The end of a call: counted once, judged once, and everything it holds given back.
 
 use super::Call;
+use crate::headers::find;
 use crate::{
     Error,
     error::{BoxError, Kind, Place},
@@ -12,7 +13,6 @@ use crate::{
     transport::RecvBody,
 };
 use http::{HeaderMap, HeaderName, Response, StatusCode};
-use http_body::Body;
 use std::net::SocketAddr;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -43,7 +43,7 @@ impl Call {
         if let Some(explain) = &self.chosen.explain {
             explain.add("response", format!("HTTP {}", response.status()));
         }
-        if response.body().is_end_stream() {
+        if response.body().has_ended() {
             self.finish(Finished::End);
         }
     }
@@ -112,6 +112,10 @@ impl Call {
         self.endpoint
     }
 
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.chosen.grpc
+    }
+
     /// When the call ends.
     pub(crate) fn deadline(&self) -> Option<&Deadline> {
         self.chosen.deadline.as_ref()
@@ -161,6 +165,6 @@ impl Drop for Call {
 }
 
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    let value = headers.get(GRPC_STATUS)?;
+    let value = find(headers, &GRPC_STATUS)?;
     Some(value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2))
 }

@@ -1,23 +1,47 @@
 //! The head of a request: completed once, kept for further attempts.
 
 use http::{
-    HeaderName, HeaderValue, Method, Request, Uri, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header,
     request::Parts,
     uri::{Authority, Scheme},
 };
 use smallvec::SmallVec;
 
-/// The head of a request, kept for further attempts. Cheaper than a clone of a header map: no table of hashes, no allocation.
+/// Headers kept for further attempts. Cheaper than a clone of a header map: no table of hashes, no allocation.
+pub(super) type SavedHeaders = SmallVec<[(HeaderName, HeaderValue); 4]>;
+
+/// The head of a request, kept for further attempts.
 pub(super) struct SavedHead {
     method: Method,
     uri: Uri,
-    headers: SmallVec<[(HeaderName, HeaderValue); 4]>,
+    headers: SavedHeaders,
+}
+
+/// Adds the headers of a request to those kept.
+pub(super) fn save(headers: &HeaderMap, saved: &mut SavedHeaders) {
+    saved.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+}
+
+/// The head of an attempt. The headers and extensions of `head` are moved there, the rest of it stays for further attempts.
+pub(super) fn take(head: &mut Parts) -> Parts {
+    let mut attempt = Request::new(());
+    *attempt.method_mut() = head.method.clone();
+    *attempt.uri_mut() = head.uri.clone();
+    *attempt.headers_mut() = std::mem::take(&mut head.headers);
+    *attempt.extensions_mut() = std::mem::take(&mut head.extensions);
+    attempt.into_parts().0
 }
 
 impl SavedHead {
     pub(super) fn of(head: &Parts) -> Self {
-        let headers = head.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let mut headers = SavedHeaders::new();
+        save(&head.headers, &mut headers);
         Self { method: head.method.clone(), uri: head.uri.clone(), headers }
+    }
+
+    /// Of a head whose `headers` were saved apart.
+    pub(super) fn new(head: Parts, headers: SavedHeaders) -> Self {
+        Self { method: head.method, uri: head.uri, headers }
     }
 
     pub(super) fn restore<B>(&self, body: B) -> Request<B> {

@@ -1,6 +1,6 @@
 //! What a policy asks of a request before it picks, and what it is told of the answer. Only for clusters whose policy asks.
 
-use super::{Call, Chosen, attempts::Attempt};
+use super::{Call, Chosen};
 use crate::outbound::{
     cluster::{Answered, Outcome as Verdict, Resource, Want},
     pick::PickInput,
@@ -84,12 +84,10 @@ impl Call {
 
     /// An attempt ended, or its response began: the policy is told how long it took.
     #[inline]
-    pub(super) fn learn(&mut self, attempt: &Attempt, outcome: &Outcome) {
+    pub(super) fn learn(&mut self, answer: Option<&HeaderMap>, outcome: &Outcome) {
         let Some(sent) = self.steering.as_mut().and_then(|steering| steering.sent.take()) else { return };
-        let (failed, hint) = match (attempt, outcome) {
-            (Attempt::Response(answer), Outcome::Response(response)) => {
-                (is_failure(response), hint(response, answer.headers()))
-            }
+        let (failed, hint) = match (answer, outcome) {
+            (Some(headers), Outcome::Response(response)) => (is_failure(response), hint(response, headers)),
             _ => (true, None),
         };
         if let Some(in_flight) = &self.in_flight {

@@ -1,5 +1,6 @@
 //! What came of an attempt.
 
+use crate::headers::find;
 use crate::transport::{Kind, TransportError};
 use h2::Reason;
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -140,7 +141,7 @@ impl Failure {
 
 /// The final status a head carries.
 fn grpc_code(status: StatusCode, headers: &HeaderMap) -> Option<u32> {
-    match headers.get(GRPC_STATUS) {
+    match find(headers, &GRPC_STATUS) {
         // An unreadable status is UNKNOWN (gRPC over HTTP/2).
         Some(value) => Some(value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2)),
         None if status == StatusCode::OK => None,

@@ -1,5 +1,6 @@
 //! The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
 
+use crate::headers;
 use http::HeaderValue;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ pub(crate) fn encode_grpc_timeout(timeout: Duration) -> HeaderValue {
             break;
         }
     }
-    HeaderValue::from_bytes(&text[at..]).expect("digits and a letter are a legal header value")
+    headers::value(&text[at..])
 }
 
 #[cfg(test)]

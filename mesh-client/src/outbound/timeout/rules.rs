@@ -1,6 +1,7 @@
 //! A route's limits, compiled, and the deadline they give a call.
 
 use super::{encode_grpc_timeout, parse_grpc_timeout};
+use crate::headers::find;
 use crate::outbound::route::Profile;
 use http::{HeaderMap, HeaderName, header};
 use mesh_xds::resource::Forward;
@@ -77,7 +78,7 @@ impl Rules {
     /// The deadline of a call that starts `now`; `None` is no limit.
     pub(crate) fn deadline(&self, now: Instant, headers: &HeaderMap) -> Option<Deadline> {
         let limit = if self.profile == Profile::Grpc || is_grpc(headers) {
-            let caller = headers.get(GRPC_TIMEOUT).and_then(parse_grpc_timeout);
+            let caller = find(headers, &GRPC_TIMEOUT).and_then(parse_grpc_timeout);
             let caller = caller.map(|caller| match self.offset.and_then(|offset| caller.checked_sub(offset)) {
                 Some(left) if !left.is_zero() => left,
                 _ => caller,
@@ -109,7 +110,7 @@ impl Deadline {
 
 /// Whether the request is gRPC by its content type (`application/grpc`, with `+proto` or parameters).
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return false };
+    let Some(value) = find(headers, &header::CONTENT_TYPE) else { return false };
     match value.as_bytes().split_at_checked(16) {
         Some((b"application/grpc", rest)) => matches!(rest.first(), None | Some(b'+' | b';')),
         _ => false,
@@ -127,7 +128,7 @@ pub(crate) fn write_grpc_timeout(
     now: Instant,
 ) {
     let Some(left) = deadline.map(|d| d.remaining(now)).into_iter().chain(per_try).min() else { return };
-    if let Some(said) = headers.get(GRPC_TIMEOUT).and_then(parse_grpc_timeout)
+    if let Some(said) = find(headers, &GRPC_TIMEOUT).and_then(parse_grpc_timeout)
         && said >= left
         && said - left <= left / 100
     {

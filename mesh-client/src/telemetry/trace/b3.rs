@@ -1,6 +1,7 @@
 //! B3 propagation: the single `b3` header and the `x-b3-*` headers (openzipkin/b3-propagation).
 
 use super::{Sampling, read_hex, write_hex};
+use crate::headers;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const SINGLE: HeaderName = HeaderName::from_static("b3");
@@ -60,16 +61,16 @@ pub(super) fn encode_single(trace_id: u128, span_id: u64, sampling: Sampling) ->
         }
         None => trace + 17,
     };
-    HeaderValue::from_bytes(&text[..length]).expect("hexadecimal digits and dashes are a legal header value")
+    headers::value(&text[..length])
 }
 
 pub(super) fn inject_multi(trace_id: u128, span_id: u64, sampling: Sampling, headers: &mut HeaderMap) {
     let mut text = [0; 32];
     let trace = trace_digits(trace_id);
     write_hex(trace_id, &mut text[..trace]);
-    headers.insert(TRACE_ID, hex_value(&text[..trace]));
+    headers.insert(TRACE_ID, headers::value(&text[..trace]));
     write_hex(u128::from(span_id), &mut text[..16]);
-    headers.insert(SPAN_ID, hex_value(&text[..16]));
+    headers.insert(SPAN_ID, headers::value(&text[..16]));
     headers.remove(PARENT_SPAN_ID);
     match sampling {
         Sampling::Debug => drop(headers.insert(FLAGS, HeaderValue::from_static("1"))),
@@ -77,10 +78,6 @@ pub(super) fn inject_multi(trace_id: u128, span_id: u64, sampling: Sampling, hea
         Sampling::Deny => drop(headers.insert(SAMPLED, HeaderValue::from_static("0"))),
         Sampling::Deferred => {}
     }
-}
-
-fn hex_value(digits: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(digits).expect("hexadecimal digits are a legal header value")
 }
 
 /// A trace id that fits 64 bits is written so: it came so, from a system that knows no longer ones.

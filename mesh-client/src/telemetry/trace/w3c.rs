@@ -1,9 +1,8 @@
 //! W3C Trace Context, level 1: `traceparent` and `tracestate`.
 
 use super::{read_hex, write_hex};
-use bytes::BytesMut;
+use crate::headers;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::cell::RefCell;
 
 pub(super) const PARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) const STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -43,14 +42,6 @@ pub(super) fn state(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&joined).ok()
 }
 
-thread_local! {
-    /// Memory of the next headers: they share a block, which is freed with the last of them.
-    static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
-}
-
-/// Headers that share one allocation.
-const PER_BLOCK: usize = 64;
-
 /// The header, hidden from HPACK's table (RFC 7541 section 7.1.3): a value that never comes again would only push out those
 /// that do, and every lookup would compare it with all earlier ones.
 pub(super) fn encode(trace_id: u128, span_id: u64, sampled: bool) -> HeaderValue {
@@ -60,15 +51,7 @@ pub(super) fn encode(trace_id: u128, span_id: u64, sampled: bool) -> HeaderValue
     if sampled {
         text[54] = b'1';
     }
-    let text = BLOCK.with_borrow_mut(|block| {
-        if block.capacity() < LENGTH {
-            *block = BytesMut::with_capacity(PER_BLOCK * LENGTH);
-        }
-        block.extend_from_slice(&text);
-        block.split().freeze()
-    });
-    let mut value =
-        HeaderValue::from_maybe_shared(text).expect("hexadecimal digits and dashes are a legal header value");
+    let mut value = headers::value(&text);
     value.set_sensitive(true);
     value
 }

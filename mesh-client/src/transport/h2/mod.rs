@@ -10,8 +10,11 @@ use super::{
 };
 use bytes::Bytes;
 use driver::{Driver, Engine, Quiet};
-use h2::client::{Builder, ResponseFuture, SendRequest};
-use http::{Request, Response};
+use h2::{
+    SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
+use http::{Request, Response, request::Parts};
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -82,7 +85,7 @@ pub(super) async fn handshake(
     Ok(Connection(shared))
 }
 
-/// One request on its way; see [`Lease::send`]. Written out: an `async fn` would hold the request twice.
+/// One request on its way; see [`Lease::open`].
 pub(super) struct Sending<B> {
     stage: Stage<B>,
     /// [`Activity::writes`] before the stream was opened.
@@ -92,14 +95,25 @@ pub(super) struct Sending<B> {
 }
 
 enum Stage<B> {
-    Begin(Request<B>),
-    Wait { response: ResponseFuture, upload: Option<Upload<B>> },
+    /// Boxed: most bodies are queued whole when the stream opens, and every call holds room for this.
+    Open {
+        response: ResponseFuture,
+        upload: Option<Box<Upload<B>>>,
+    },
+    Failed(TransportError),
     Done,
 }
 
-impl<B> Sending<B> {
-    pub(super) fn new(lease: Lease, request: Request<B>) -> Self {
-        Self { stage: Stage::Begin(request), writes: 0, lease: Some(lease) }
+impl<B> Sending<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Opens the stream and hands over what the body has ready, so that headers and data leave in one write.
+    pub(super) fn open(lease: Lease, head: Parts, body: B, cx: &mut Context<'_>) -> Self {
+        let writes = lease.shared.h2().engine.activity.writes();
+        let stage = open(&lease, head, Upload::new(body), cx).unwrap_or_else(Stage::Failed);
+        Self { stage, writes, lease: Some(lease) }
     }
 }
 
@@ -112,18 +126,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let lease = this.lease.as_ref().expect("not polled again once it is ready");
-        if matches!(this.stage, Stage::Begin(_))
-            && let Stage::Begin(request) = std::mem::replace(&mut this.stage, Stage::Done)
-        {
-            let (parts, body) = request.into_parts();
-            let head = head::http2(parts, body.size_hint().exact(), &lease.shared.origin)?;
-            this.writes = lease.shared.h2().engine.activity.writes();
-            let (response, upload) = open(lease, head, Upload::new(body), cx)?;
-            this.stage = Stage::Wait { response, upload };
-        }
-        let Stage::Wait { response, upload } = &mut this.stage else {
-            unreachable!("not polled again once it has failed")
+        let Stage::Open { response, upload } = &mut this.stage else {
+            let Stage::Failed(error) = std::mem::replace(&mut this.stage, Stage::Done) else {
+                unreachable!("not polled again once it is ready")
+            };
+            return Poll::Ready(Err(error));
         };
         if let Some(sending) = upload {
             match sending.poll(cx) {
@@ -134,62 +141,86 @@ where
                 Poll::Pending => {}
             }
         }
-        let response = ready!(Pin::new(response).poll(cx)).map_err(|error| {
-            let error = from_h2(error, Some(&lease.shared));
-            // Nothing was written since the stream was queued: it never left.
-            if lease.shared.h2().engine.activity.writes() == this.writes { error.unprocessed() } else { error }
-        })?;
+        let received = ready!(Pin::new(response).poll(cx));
         let upload = upload.take();
         this.stage = Stage::Done;
-        let lease = this.lease.take().expect("it was there above");
-        let (parts, stream) = response.into_parts();
+        let lease = this.lease.take().expect("not polled again once it is ready");
+        let (parts, stream) = received
+            .map_err(|error| {
+                let error = from_h2(error, Some(&lease.shared));
+                // Nothing was written since the stream was queued: it never left.
+                if lease.shared.h2().engine.activity.writes() == this.writes { error.unprocessed() } else { error }
+            })?
+            .into_parts();
         let body = RecvBody::h2(stream, &parts.headers, lease, upload);
         Poll::Ready(Ok(Response::from_parts(parts, body)))
     }
 }
 
-/// Opens the stream and hands over what the body has ready, so that headers and data leave in one write.
-fn open<B>(
-    lease: &Lease,
-    head: Request<()>,
-    mut upload: Upload<B>,
-    cx: &mut Context<'_>,
-) -> Result<(ResponseFuture, Option<Upload<B>>), TransportError>
+fn open<B>(lease: &Lease, head: Parts, mut upload: Upload<B>, cx: &mut Context<'_>) -> Result<Stage<B>, TransportError>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
     let body_failed = |error| TransportError::new(Kind::RequestBody).with_source(error);
+    let head = head::http2(head, upload.length(), &lease.shared.origin)?;
     let has_body = upload.prime(cx).map_err(body_failed)?;
     let client = lease.shared.h2();
     // With nothing else in flight, the driver's work is done here and now, without a task switch. With requests in
     // flight that would break up the driver's batches.
     let _quiet = lease.alone.then(|| Quiet::new(&client.engine));
-    let sender = client.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let Some(mut sender) = sender else {
-        return Err(TransportError::new(Kind::NotSent));
-    };
-    let (response, stream) = sender.send_request(head, !has_body).map_err(|error| {
-        if error.is_go_away() && error.is_remote() {
-            lease.shared.close();
-        }
-        match from_h2(error, Some(&lease.shared)) {
-            // Sent again, it would fail again.
-            error if error.kind() == Kind::InvalidRequest => error,
-            error => error.unprocessed(),
-        }
-    })?;
-    let mut upload = has_body.then(|| upload.start(stream));
-    if let Some(sending) = &mut upload
-        && let Poll::Ready(result) = sending.poll(cx)
-    {
-        upload = None;
-        result.map_err(body_failed)?;
+    let (response, stream) = client.send(lease, head, !has_body)?;
+    if !has_body {
+        return Ok(Stage::Open { response, upload: None });
     }
-    Ok((response, upload))
+    upload.start(stream);
+    let upload = match upload.poll(cx) {
+        Poll::Ready(result) => result.map(|()| None).map_err(body_failed)?,
+        Poll::Pending => Some(Box::new(upload)),
+    };
+    Ok(Stage::Open { response, upload })
 }
 
 impl Client {
+    /// Queues the head of a request.
+    fn send(
+        &self,
+        lease: &Lease,
+        head: Request<()>,
+        ends: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), TransportError> {
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shared) = &mut *sender else {
+            return Err(TransportError::new(Kind::NotSent));
+        };
+        let (sent, refused) = if lease.roomy {
+            let sent = shared.send_request(head, ends);
+            // The peer lowered its limit just now: a stream of ours waits for room, and no other may before it has some.
+            let refused = sent.is_err() && shared.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
+            if refused {
+                *shared = shared.clone();
+            }
+            (sent, refused)
+        } else {
+            // A sender takes nothing more while a stream of its own waits: near the limit each stream has its own. Otherwise it would
+            // be two more locks of what all streams share.
+            let mut own = shared.clone();
+            drop(sender);
+            (own.send_request(head, ends), false)
+        };
+        sent.map_err(|error| {
+            if error.is_go_away() && error.is_remote() {
+                lease.shared.close();
+            }
+            match from_h2(error, Some(&lease.shared)) {
+                _ if refused => TransportError::new(Kind::NotSent),
+                // Sent again, it would fail again.
+                error if error.kind() == Kind::InvalidRequest => error,
+                error => error.unprocessed(),
+            }
+        })
+    }
+
     fn take_sender(&self) -> Option<SendRequest<Bytes>> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -63,9 +63,13 @@ where
         }
     }
 
-    pub(super) fn start(mut self, stream: SendStream<Bytes>) -> Self {
+    /// The length of the body, if that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    pub(super) fn start(&mut self, stream: SendStream<Bytes>) {
         self.stream = Some(stream);
-        self
     }
 
     /// Ready when all is queued, or the peer wants no more of it (what that means, the response says).
