@@ -33,7 +33,7 @@ enum State {
     /// An answer made here, by a route or a filter.
     Local(Bytes),
     /// Filters watch it.
-    Filtered(Box<Filtered>),
+    Filtered(Box<Filtered<MeshBody>>),
     Done,
 }
 
@@ -74,7 +74,8 @@ impl MeshBody {
 
     /// The same, watched by filters.
     pub(crate) fn watched(self, watching: Watching) -> Self {
-        Self(State::Filtered(Box::new(Filtered::new(self, watching))))
+        let deadline = self.deadline();
+        Self(State::Filtered(Box::new(Filtered::new(self, watching, deadline, |body| body.get_mut().expired()))))
     }
 
     /// The endpoint that answers.
@@ -151,7 +152,7 @@ impl Body for MeshBody {
                 self.0 = State::Done;
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
-            State::Filtered(filtered) => return filtered.poll_frame(cx),
+            State::Filtered(filtered) => return Pin::new(&mut **filtered).poll_frame(cx),
             State::Done => return Poll::Ready(None),
         };
         let Poll::Ready(frame) = live.poll_frame(cx) else { return Poll::Pending };

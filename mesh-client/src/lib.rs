@@ -41,12 +41,16 @@ pub use telemetry::{
 };
 pub use transport::Keepalive;
 
-/// Filters that routes configure, and your own: [`MeshBuilder::filter`].
+/// Filters that routes configure, and your own ([`MeshBuilder::filter`]); as layers for any client: [`RateLimitLayer`](filter::RateLimitLayer),
+/// [`FaultLayer`](filter::FaultLayer).
 pub mod filter {
     pub use crate::outbound::filter::{
-        Ended, Filter, FilterFactory, FilterRequest, FilterResponse, Outcome, Reply, Step, Verdict, Watch, filter,
+        Ended, FaultLayer, Filter, FilterBody, FilterFactory, FilterLayer, FilterRequest, FilterResponse,
+        FilterService, Outcome, RateLimitLayer, Reply, ResponseFuture, Step, Verdict, Watch, filter,
     };
-    pub use mesh_xds::resource::{FilterPayload, HttpFilter};
+    pub use mesh_xds::resource::{
+        FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterPayload, FractionalPercent, HttpFilter,
+    };
 }
 
 /// Load-balancing policies of the program's own: [`MeshBuilder::lb_policy`].

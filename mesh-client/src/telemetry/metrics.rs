@@ -46,6 +46,8 @@ pub(crate) enum Flag {
     Overflow,
     /// A limit of time passed.
     Timeout,
+    /// A rate limit filter refused it.
+    RateLimited,
 }
 
 /// The metrics of requests to one cluster.
@@ -122,6 +124,7 @@ impl Flag {
             Self::NoHealthyUpstream => "UH",
             Self::Overflow => "UO",
             Self::Timeout => "UT",
+            Self::RateLimited => "RL",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What a route does: forward, redirect, or answer at once.
 
 use super::{
-    FilterOverride, Format, FractionalPercent, HashPolicy, HeaderEdits, MetadataValue, PathTemplate, RegexRewrite,
-    RetryPolicy, RoutingPriority, TemplateRewrite,
+    FilterOverride, Format, FractionalPercent, HashPolicy, HeaderEdits, MetadataValue, PathTemplate, RateLimit,
+    RegexRewrite, RetryPolicy, RoutingPriority, TemplateRewrite,
 };
 use bytes::Bytes;
 use http::HeaderName;
@@ -42,6 +42,10 @@ pub struct Forward {
     pub host_rewrite: Option<HostRewrite>,
     /// A rewrite of the authority keeps the original one in `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
+    /// Descriptors for the rate limit filters.
+    pub rate_limits: Vec<RateLimit>,
+    /// Those of the virtual host count beside them (`include_vh_rate_limits`).
+    pub include_vh_rate_limits: bool,
     /// Who gets copies of the requests: the route's policies, else the virtual host's, else the configuration's.
     pub mirrors: Arc<[Mirror]>,
     /// `idle_timeout`: a stream on which nothing moves for so long is ended. `None` when unset, zero disables. Not gRPC's.
@@ -206,6 +210,8 @@ impl Forward {
             mirrors: Arc::default(),
             idle_timeout: None,
             priority: RoutingPriority::Default,
+            rate_limits: Vec::new(),
+            include_vh_rate_limits: false,
         }
     }
 }

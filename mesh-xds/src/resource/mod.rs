@@ -30,8 +30,10 @@ pub use decode::{Decoder, Invalid};
 pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};
 pub use endpoint::{ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus, Locality, LocalityId, MetadataValue};
 pub use filter::{
-    CustomFilter, Extensions, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterOverride, FilterParser,
-    FilterPayload, HttpFilter, HttpFilterConfig,
+    AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConfig, CustomFilter, Extensions, FaultAbort, FaultConfig,
+    FaultDelay, FaultRateLimit, FilterOverride, FilterParser, FilterPayload, HeaderField, HeaderMutation,
+    HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalDescriptor, LocalRateLimitConfig, QueryMutation,
+    RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits,
 };
 pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use kind::{Resource, ResourceType};

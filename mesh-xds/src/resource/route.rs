@@ -2,7 +2,7 @@
 
 use super::{
     Action, ClusterSpecifier, CookieMatcher, FilterOverride, FractionalPercent, HeaderEdits, HeaderMatcher,
-    MirrorCluster, PathTemplate, QueryParameterMatcher, SafeRegex,
+    MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit, SafeRegex,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +40,8 @@ pub struct VirtualHost {
     pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
     /// Header edits of its routes.
     pub edits: HeaderEdits,
+    /// Descriptors for the rate limit filters.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// A domain of a virtual host, lower-cased (gRFC A27: exact > suffix > prefix > any; longer wins within a kind).

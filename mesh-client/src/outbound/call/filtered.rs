@@ -8,7 +8,7 @@ use crate::{
     Error,
     body::MeshBody,
     error::{BoxError, Kind},
-    outbound::filter::{Chain, Ended, FilterRequest, FilterResponse, Outcome, Place, Reply, Watching},
+    outbound::filter::{Buffered, Chain, Ended, FilterRequest, FilterResponse, Outcome, Place, Reply, Watching},
     telemetry::metrics::Flag,
 };
 use bytes::Bytes;
@@ -30,8 +30,13 @@ where
     let (started, grpc) = (chosen.started, chosen.grpc);
     let mut watching = Watching::new(started);
     let answered = match request(&chain, &chosen, &mut head, &mut watching).await {
-        Ok(None) => forward(chosen, head, body).await,
-        Ok(Some(reply)) => return Ok(answer(reply, &chosen, &head, watching)),
+        Ok(Asked { reply: Some(reply), .. }) => return Ok(answer(reply, &chosen, &head, watching)),
+        Ok(Asked { buffer: None, .. }) => forward(chosen, head, body).await,
+        Ok(Asked { buffer: Some(limit), .. }) => match buffered(&chosen, &head, body, limit).await {
+            Ok(Some(body)) => forward(chosen, head, body).await,
+            Ok(None) => return Ok(answer(Buffered::too_large(), &chosen, &head, watching)),
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     match answered {
@@ -58,12 +63,7 @@ where
 }
 
 /// Runs the request through the filters, under the call's deadline.
-async fn request(
-    chain: &Chain,
-    chosen: &Chosen,
-    head: &mut Parts,
-    watching: &mut Watching,
-) -> Result<Option<Reply>, Error> {
+async fn request(chain: &Chain, chosen: &Chosen, head: &mut Parts, watching: &mut Watching) -> Result<Asked, Error> {
     let deadline = chosen.deadline.as_ref();
     let place = Place {
         target: &chosen.routing.facts.label,
@@ -71,12 +71,15 @@ async fn request(
         cluster: &chosen.choice().name,
         grpc: chosen.grpc,
         deadline: deadline.map(|deadline| deadline.at),
-        explain: chosen.explain.as_ref(),
+        explain: chosen.explain.clone(),
     };
     let mut request = FilterRequest::new(head, place);
-    let Some(deadline) = deadline else { return Ok(chain.request(&mut request, watching).await) };
+    let Some(deadline) = deadline else {
+        let reply = chain.request(&mut request, watching).await;
+        return Ok(Asked { reply, buffer: request.found.buffer });
+    };
     match tokio::time::timeout_at(deadline.at, chain.request(&mut request, watching)).await {
-        Ok(reply) => Ok(reply),
+        Ok(reply) => Ok(Asked { reply, buffer: request.found.buffer }),
         Err(_) => {
             let filter = chain.name(request.found.position);
             let waits = request.found.waits.map(|what| format!(", in {what}")).unwrap_or_default();
@@ -86,6 +89,40 @@ async fn request(
             Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None))
         }
     }
+}
+
+/// What the filters say of a request.
+struct Asked {
+    reply: Option<Reply>,
+    /// Its body is read whole first, up to so many bytes.
+    buffer: Option<u64>,
+}
+
+/// The body of a request, whole; `None`: it is too large.
+async fn buffered<B>(chosen: &Chosen, head: &Parts, body: B, limit: u64) -> Result<Option<Buffered>, Error>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    let read = Buffered::read(body, &head.headers, limit);
+    let read = match &chosen.deadline {
+        None => read.await,
+        Some(deadline) => match tokio::time::timeout_at(deadline.at, read).await {
+            Ok(read) => read,
+            Err(_) => {
+                let message = format!(
+                    "deadline of {:?} exceeded while the request body was buffered ({})",
+                    deadline.limit, deadline.source
+                );
+                chosen.count(504, 4, Flag::Timeout);
+                return Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None));
+            }
+        },
+    };
+    read.map_err(|error| {
+        chosen.count(400, 13, Flag::None);
+        chosen.refused(Kind::RequestBody, "the request was not sent whole".into(), error)
+    })
 }
 
 /// The answer of a filter, through those before it.

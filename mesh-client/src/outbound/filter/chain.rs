@@ -1,9 +1,6 @@
 //! The filters of one route, in order, and what of them watches one call.
 
-use super::{
-    Filter, FilterRequest, FilterResponse, Outcome, Reply, Step, Verdict, Watch,
-    hook::{Ended, Found},
-};
+use super::{Filter, FilterRequest, FilterResponse, Outcome, Reply, Step, Verdict, Watch, hook::Ended};
 use http::HeaderMap;
 use smallvec::SmallVec;
 use std::{fmt, sync::Arc};
@@ -34,7 +31,7 @@ impl Chain {
     /// Runs a request through the filters, up to one that answers.
     pub(crate) async fn request(&self, request: &mut FilterRequest<'_>, watching: &mut Watching) -> Option<Reply> {
         for (position, link) in self.links.iter().enumerate() {
-            request.found = Found { position, ..Found::default() };
+            (request.found.position, request.found.waits) = (position, None);
             let verdict = match link.filter.request(request) {
                 Step::Now(verdict) => verdict,
                 Step::Later(verdict) => verdict.await,

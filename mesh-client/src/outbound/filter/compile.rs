@@ -1,23 +1,60 @@
 //! From the filters of a listener, and what its routes override, to chains (gRFC A39).
 
-use super::{ActiveFaults, Chain, Filter, chain::Link, custom, fault::Fault};
+use super::{
+    ActiveFaults, Chain, Filter,
+    admission::{AdmissionControl, Window},
+    buffer::Buffer,
+    chain::Link,
+    concurrency::{AdaptiveConcurrency, Controller},
+    custom,
+    descriptor::{Descriptors, Limits},
+    fault::Fault,
+    header_mutation::Mutation,
+    local_rate_limit::{Buckets, LocalRateLimit},
+};
 use crate::outbound::route::Profile;
-use mesh_xds::resource::{FilterOverride, HttpFilter, HttpFilterConfig};
-use std::{collections::BTreeMap, sync::Arc};
+use mesh_xds::resource::{
+    FilterOverride, FractionalPercent, HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalRateLimitConfig,
+};
+use std::{
+    any::Any,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+use tokio::time::Instant;
 
 /// What the filters of a mesh share, and keep over changes of the configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
     pub(super) faults: ActiveFaults,
+    kept: Mutex<HashMap<Key, Kept>>,
+}
+
+/// Listener, filter, and the level whose config is in force.
+type Key = (Arc<str>, Arc<str>, Option<Box<str>>);
+
+/// What a filter counts, as long as its config stays the same and somebody uses it.
+#[derive(Debug)]
+struct Kept {
+    config: HttpFilterConfig,
+    live: Weak<dyn Any + Send + Sync>,
 }
 
 /// Where a chain belongs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Making<'a> {
+    /// Name of the listener.
+    pub(crate) listener: &'a Arc<str>,
+    /// Names of virtual host, route and cluster, for what is counted by route.
+    pub(crate) names: [&'a str; 3],
+    /// Position of the route.
+    pub(crate) route: usize,
     /// Of the connection manager, in order.
     pub(crate) filters: &'a [HttpFilter],
     /// `typed_per_filter_config` of each level, the most specific first.
     pub(crate) levels: [Option<&'a BTreeMap<Arc<str>, FilterOverride>>; 4],
+    /// Of the route and its virtual host.
+    pub(crate) limits: Limits<'a>,
     pub(crate) profile: Profile,
 }
 
@@ -34,8 +71,9 @@ impl Filters {
 
     /// gRFC A39: the most specific override wins, nothing is merged; `disabled` can be lifted by an override.
     fn filter(&self, filter: &HttpFilter, making: Making<'_>) -> Option<Arc<dyn Filter>> {
-        let mut levels = making.levels.into_iter().flatten().filter_map(|level| level.get(&filter.name));
-        let specific = levels.next();
+        let mut levels = making.levels.into_iter().zip(0..);
+        let specific = levels.find_map(|(level, number)| Some((level?.get(&filter.name)?, number)));
+        let (specific, level) = (specific.map(|(specific, _)| specific), specific.map(|(_, level)| level));
         if specific.map_or(filter.disabled, |specific| specific.disabled) {
             return None;
         }
@@ -51,14 +89,101 @@ impl Filters {
             }
             None => &filter.config,
         };
+        let place = Place { filter, config, level: level.filter(|_| !std::ptr::eq(config, &filter.config)) };
         match config {
             HttpFilterConfig::Fault(config) => {
                 (!config.is_inert()).then(|| Arc::new(Fault::compile(config, making.profile, self.faults.clone())) as _)
             }
             HttpFilterConfig::Custom(config) => custom::made(config),
+            HttpFilterConfig::HeaderMutation(_) => mutation(filter, making),
+            HttpFilterConfig::Buffer(config) => config.max_request_bytes.map(|max| Arc::new(Buffer(max.into())) as _),
+            HttpFilterConfig::AdmissionControl(control) if control.enabled => {
+                let window = self.kept(making, &place, || Window::new(Instant::now()));
+                Some(Arc::new(AdmissionControl::new(control.clone(), window)))
+            }
+            HttpFilterConfig::AdaptiveConcurrency(concurrency) if concurrency.enabled => {
+                let controller = self.kept(making, &place, || Controller::new(concurrency, Instant::now()));
+                Some(Arc::new(AdaptiveConcurrency::new(concurrency.clone(), controller)))
+            }
+            HttpFilterConfig::LocalRateLimit(limit) => self.local_rate_limit(limit, making, &place),
             _ => None,
         }
     }
+
+    fn local_rate_limit(
+        &self,
+        config: &Arc<LocalRateLimitConfig>,
+        making: Making<'_>,
+        place: &Place<'_>,
+    ) -> Option<Arc<dyn Filter>> {
+        if config.enabled == FractionalPercent(0) || (config.bucket.is_none() && config.descriptors.is_empty()) {
+            return None;
+        }
+        let buckets = self.kept(making, place, || Buckets::new(config, Instant::now()));
+        let descriptors =
+            Descriptors::compile(&config.rate_limits, making.limits, config.virtual_host, config.stage, making.profile);
+        Some(Arc::new(LocalRateLimit::new(config.clone(), buckets, descriptors)))
+    }
+
+    /// What a filter counts: what is there, if it was made by the same config in the same place.
+    fn kept<T: Send + Sync + 'static>(
+        &self,
+        making: Making<'_>,
+        place: &Place<'_>,
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        let key = (making.listener.clone(), place.filter.name.clone(), place.level.map(|level| making.level(level)));
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept.get(&key).filter(|known| known.config == *place.config).and_then(|known| known.live.upgrade());
+        if let Some(live) = known.and_then(|live| live.downcast().ok()) {
+            return live;
+        }
+        kept.retain(|_, kept| kept.live.strong_count() > 0);
+        let live = Arc::new(make());
+        let weak = Arc::downgrade(&live);
+        kept.insert(key, Kept { config: place.config.clone(), live: weak });
+        live
+    }
+}
+
+/// Whose config is in force.
+struct Place<'a> {
+    filter: &'a HttpFilter,
+    config: &'a HttpFilterConfig,
+    /// `None`: the filter's own.
+    level: Option<usize>,
+}
+
+impl Making<'_> {
+    /// A level in words: no two of a listener are the same.
+    fn level(&self, level: usize) -> Box<str> {
+        let [host, route, cluster] = self.names;
+        let index = self.route;
+        match level {
+            0 => format!("{host}/{index} {route}/{cluster}").into(),
+            1 => format!("{host}/{index} {route}").into(),
+            2 => host.into(),
+            _ => "".into(),
+        }
+    }
+}
+
+/// All levels are made, after the filter's own (Envoy).
+fn mutation(filter: &HttpFilter, making: Making<'_>) -> Option<Arc<dyn Filter>> {
+    let HttpFilterConfig::HeaderMutation(own) = &filter.config else { return None };
+    let levels = making.levels.into_iter().flatten().filter_map(|level| level.get(&filter.name)?.config.as_ref());
+    let mut configs: Vec<&HeaderMutationConfig> = levels
+        .filter_map(|config| match config {
+            HttpFilterConfig::HeaderMutation(config) => Some(&**config),
+            _ => None,
+        })
+        .collect();
+    if own.most_specific_wins {
+        configs.reverse();
+    }
+    configs.insert(0, own);
+    let inert = configs.iter().all(|config| config.is_empty());
+    (!inert).then(|| Arc::new(Mutation::compile(&configs)) as _)
 }
 
 fn same_type(a: &HttpFilterConfig, b: &HttpFilterConfig) -> bool {

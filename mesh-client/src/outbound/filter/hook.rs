@@ -85,14 +85,14 @@ pub struct FilterRequest<'c> {
 }
 
 /// What filters see of a call beside its head.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Place<'c> {
     pub(crate) target: &'c str,
     pub(crate) route: &'c str,
     pub(crate) cluster: &'c str,
     pub(crate) grpc: bool,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) explain: Option<&'c Explain>,
+    pub(crate) explain: Option<Explain>,
 }
 
 /// What filters ask of the call.
@@ -100,6 +100,8 @@ pub(crate) struct Place<'c> {
 pub(crate) struct Found {
     /// Position of the filter that decides now.
     pub(crate) position: usize,
+    /// The body is read whole, and has at most so many bytes.
+    pub(crate) buffer: Option<u64>,
     /// What it waits for, in words.
     pub(crate) waits: Option<String>,
 }
@@ -182,6 +184,12 @@ impl<'c> FilterRequest<'c> {
         self.place.deadline
     }
 
+    /// Has the body of the request read whole before it is sent. One of more than `max_bytes` is answered with 413 (RESOURCE_EXHAUSTED for
+    /// gRPC). Of several filters the least limit holds.
+    pub fn buffer_body(&mut self, max_bytes: u64) {
+        self.found.buffer = Some(self.found.buffer.map_or(max_bytes, |known| known.min(max_bytes)));
+    }
+
     /// Says what the filter is about to wait for, for the error should the deadline pass meanwhile.
     pub fn waits_for(&mut self, what: impl Into<String>) {
         self.found.waits = Some(what.into());
@@ -189,7 +197,7 @@ impl<'c> FilterRequest<'c> {
 
     /// Says what was decided, and why, to a caller that asked for it ([`Explain`]). `text` is made only then.
     pub fn explain(&self, subject: &'static str, text: impl FnOnce() -> String) {
-        if let Some(explain) = self.place.explain {
+        if let Some(explain) = &self.place.explain {
             explain.add(subject, text());
         }
     }

@@ -2,20 +2,49 @@
 //!
 //! Compiled once per configuration into a [`Chain`] for each cluster of a route; a route without filters has none and costs nothing.
 
+mod admission;
 mod body;
+mod bucket;
+mod buffer;
 mod chain;
 mod compile;
+mod concurrency;
 mod custom;
+mod descriptor;
 mod fault;
+mod header_mutation;
 mod hook;
+mod layer;
+mod local_rate_limit;
 mod reply;
 
 pub(crate) use body::Filtered;
+pub(crate) use buffer::Buffered;
 pub(crate) use chain::{Chain, Watching};
 pub(crate) use compile::{Filters, Making};
 pub(crate) use custom::Parser;
 pub use custom::{FilterFactory, filter};
+pub(crate) use descriptor::Limits;
 pub(crate) use fault::ActiveFaults;
+use fault::Fault;
 pub(crate) use hook::Place;
 pub use hook::{Ended, Filter, FilterRequest, FilterResponse, Outcome, Step, Verdict, Watch};
+pub use layer::{FaultLayer, FilterBody, FilterLayer, FilterService, RateLimitLayer, ResponseFuture};
+use local_rate_limit::LocalRateLimit;
 pub use reply::Reply;
+
+use crate::outbound::route::Facts;
+use std::time::SystemTime;
+
+/// What a filter knows for the `%VARS%` of header edits, without the request.
+fn plain_facts<'c>(request: &FilterRequest<'c>) -> Facts<'c> {
+    Facts {
+        request: None,
+        response: None,
+        version: request.head().version,
+        endpoint: None,
+        cluster: request.place.cluster,
+        route: request.place.route,
+        start: SystemTime::now(),
+    }
+}

@@ -90,6 +90,7 @@ impl Routing {
                 let http = &snapshot.listener.http;
                 let scope = Scope {
                     routes: &snapshot.routes,
+                    listener: &snapshot.listener.name,
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,

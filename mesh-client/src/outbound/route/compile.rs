@@ -9,7 +9,7 @@ use super::{
     table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
 };
 use crate::outbound::{
-    filter::{Chain, Making},
+    filter::{Chain, Limits, Making},
     pick::MetadataKey,
     retry::Policy,
     route::Profile,
@@ -28,6 +28,8 @@ use std::{
 pub(super) struct Compiler<'a> {
     vhost: &'a VirtualHost,
     scope: Scope<'a>,
+    /// Position of the route that is compiled.
+    index: usize,
     /// Every cluster of the virtual host; made when a header chooses among them.
     known: Option<BTreeSet<Arc<str>>>,
     /// The filters of routes that override nothing; outer `None`: not made yet.
@@ -47,10 +49,16 @@ struct Part<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(vhost: &'a VirtualHost, scope: Scope<'a>) -> Self {
-        Self { vhost, scope, known: None, chain: None, policies: HashMap::new(), ops: HashMap::new() }
+        Self { vhost, scope, index: 0, known: None, chain: None, policies: HashMap::new(), ops: HashMap::new() }
     }
 
-    pub(super) fn action<C>(&mut self, route: &Route, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> RouteAction<C> {
+    pub(super) fn action<C>(
+        &mut self,
+        index: usize,
+        route: &Route,
+        resolve: &mut dyn FnMut(&Arc<str>) -> C,
+    ) -> RouteAction<C> {
+        self.index = index;
         let what = match &route.action {
             Action::Unsupported(reason) => return RouteAction::Unsupported(reason.clone()),
             Action::Forward(forward) => return self.forward(route, forward, resolve),
@@ -173,13 +181,25 @@ impl<'a> Compiler<'a> {
     /// The filters of a cluster; those of the virtual host where nothing more specific is said.
     fn filters(&mut self, part: Part<'_>) -> Option<Arc<Chain>> {
         let cluster = part.weighted.map(|weighted| &weighted.filter_overrides);
-        let general = part.route.filter_overrides.is_empty() && cluster.is_none_or(BTreeMap::is_empty);
+        let Part { route, forward, weighted } = part;
+        let general = route.filter_overrides.is_empty()
+            && cluster.is_none_or(BTreeMap::is_empty)
+            && forward.rate_limits.is_empty()
+            && !forward.include_vh_rate_limits;
         if let Some(chain) = self.chain.as_ref().filter(|_| general) {
             return chain.clone();
         }
         let (host, routes) = (&self.vhost.filter_overrides, &self.scope.routes.filter_overrides);
         let chain = self.scope.shared.chain(Making {
             filters: self.scope.filters,
+            listener: self.scope.listener,
+            names: [&self.vhost.name, &route.name, weighted.map_or("", |weighted| &weighted.name)],
+            route: self.index,
+            limits: Limits {
+                route: &forward.rate_limits,
+                virtual_host: &self.vhost.rate_limits,
+                include: forward.include_vh_rate_limits,
+            },
             levels: [cluster, Some(&part.route.filter_overrides), Some(host), Some(routes)],
             profile: self.scope.profile,
         });

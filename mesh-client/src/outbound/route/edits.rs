@@ -28,7 +28,7 @@ pub(crate) struct Edits {
 
 /// The header edits of one level.
 #[derive(Debug)]
-pub(super) struct Ops {
+pub(crate) struct Ops {
     remove: Box<[HeaderName]>,
     add: Box<[Add]>,
 }
@@ -58,7 +58,7 @@ pub(crate) struct BadRewrite {
 }
 
 impl Ops {
-    pub(super) fn compile(ops: &HeaderOps) -> Self {
+    pub(crate) fn compile(ops: &HeaderOps) -> Self {
         let add = ops.add.iter().map(|add| Add {
             name: add.name.clone(),
             value: Text::compile(&add.value),
@@ -68,8 +68,13 @@ impl Ops {
         Self { remove: ops.remove.as_slice().into(), add: add.collect() }
     }
 
+    /// Whether a value is made of the request.
+    pub(crate) fn reads_request(&self) -> bool {
+        self.add.iter().any(|add| add.value.reads_request())
+    }
+
     /// Envoy's order: removals, then overwrites, then additions; values are made of what the removals left.
-    fn apply(&self, headers: &mut HeaderMap, facts: impl Fn(&HeaderMap, &Text) -> Option<HeaderValue>) {
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, facts: impl Fn(&HeaderMap, &Text) -> Option<HeaderValue>) {
         for name in &self.remove {
             headers.remove(name);
         }
@@ -119,8 +124,8 @@ impl Edits {
         }
         self.rewrite_host(head, facts)?;
         self.rewrite_path(head, facts)?;
-        let reads = self.response.iter().flat_map(|level| &level.add).any(|add| add.value.reads_request());
-        Ok(reads.then(|| Asked { method: head.method.clone(), uri: head.uri.clone(), headers: head.headers.clone() }))
+        let reads = self.response.iter().any(|level| level.reads_request());
+        Ok(reads.then(|| Asked::of(head)))
     }
 
     /// Makes the response's edits.
@@ -131,7 +136,7 @@ impl Edits {
         asked: Option<&Asked>,
         facts: &Facts<'_>,
     ) {
-        let request = asked.map(|asked| RequestHead::new(&asked.method, &asked.uri, &asked.headers));
+        let request = asked.map(Asked::head);
         apply_response(&self.response, status, headers, &Facts { request, ..*facts });
     }
 
@@ -195,6 +200,16 @@ impl Edits {
     }
 }
 
+impl Asked {
+    pub(crate) fn of(head: &Parts) -> Self {
+        Self { method: head.method.clone(), uri: head.uri.clone(), headers: head.headers.clone() }
+    }
+
+    pub(crate) fn head(&self) -> RequestHead<'_> {
+        RequestHead::new(&self.method, &self.uri, &self.headers)
+    }
+}
+
 impl fmt::Display for Edits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |levels: &[Arc<Ops>]| {
@@ -248,7 +263,7 @@ pub(crate) fn set_authority(uri: &mut Uri, headers: &mut HeaderMap, host: &str) 
     Ok(())
 }
 
-fn set_path(uri: &mut Uri, path: &str) -> Result<(), ()> {
+pub(crate) fn set_path(uri: &mut Uri, path: &str) -> Result<(), ()> {
     let slash = if path.starts_with('/') { "" } else { "/" };
     let path: PathAndQuery = format!("{slash}{path}").parse().map_err(drop)?;
     let mut parts = std::mem::take(uri).into_parts();

@@ -13,11 +13,12 @@ mod render;
 mod table;
 
 pub(crate) use answer::{Answer, percent_encoded};
-pub(crate) use edits::{Asked, Edits, set_authority};
+pub(crate) use edits::{Asked, Edits, Ops, set_authority, set_path};
 pub(crate) use hash::{Hasher, hash_of_header};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
-pub(crate) use render::Facts;
+pub(crate) use params::{parameter, query_matches};
+pub(crate) use render::{Facts, Text};
 pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
 
 /// Whose rules a call follows where gRPC and Envoy differ although they read the same configuration.

@@ -4,7 +4,7 @@ use http::{HeaderMap, header};
 use mesh_xds::resource::{CookieMatcher, QueryParameterMatcher, QueryParameterMatcherKind};
 
 /// Whether the first parameter of the name is as asked.
-pub(super) fn query_matches(matcher: &QueryParameterMatcher, query: Option<&str>) -> bool {
+pub(crate) fn query_matches(matcher: &QueryParameterMatcher, query: Option<&str>) -> bool {
     let value = query.and_then(|query| parameter(query, &matcher.name));
     match &matcher.kind {
         QueryParameterMatcherKind::Present(want) => value.is_some() == *want,
@@ -18,7 +18,7 @@ pub(super) fn cookie_matches(matcher: &CookieMatcher, headers: &HeaderMap) -> bo
     matched != matcher.invert
 }
 
-pub(super) fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+pub(crate) fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
 }

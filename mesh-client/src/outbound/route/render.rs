@@ -12,7 +12,7 @@ use std::{
 
 /// A value of a header edit, prepared.
 #[derive(Debug)]
-pub(super) enum Text {
+pub(crate) enum Text {
     /// The same for every request.
     Fixed(HeaderValue),
     /// To be filled in.
@@ -36,7 +36,7 @@ pub(crate) struct Facts<'a> {
 
 impl Text {
     /// What does not depend on the call is filled in now: text, environment, host name.
-    pub(super) fn compile(format: &Format) -> Self {
+    pub(crate) fn compile(format: &Format) -> Self {
         let mut parts: Vec<FormatPart> = Vec::with_capacity(format.parts.len());
         for part in &format.parts {
             let part = match part {
@@ -62,7 +62,7 @@ impl Text {
     }
 
     /// `None`: what came out is not a header value.
-    pub(super) fn value(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
+    pub(crate) fn value(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
         match self {
             Self::Fixed(value) => Some(value.clone()),
             Self::Made(format) => HeaderValue::from_maybe_shared(Bytes::from(render(format, facts))).ok(),

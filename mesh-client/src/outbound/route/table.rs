@@ -27,6 +27,8 @@ pub(crate) struct RouteTable<C> {
 pub(crate) struct Scope<'a> {
     /// The configuration that the virtual host is part of.
     pub(crate) routes: &'a RouteConfiguration,
+    /// Name of the listener.
+    pub(crate) listener: &'a Arc<str>,
     /// Of the connection manager, in order.
     pub(crate) filters: &'a [HttpFilter],
     /// Whose rules hold.
@@ -166,7 +168,7 @@ impl<C> RouteTable<C> {
     pub(crate) fn compile(vhost: &VirtualHost, scope: Scope<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Self {
         let mut compiler = Compiler::new(vhost, scope);
         let compile = |(index, route): (usize, &mesh_xds::resource::Route)| {
-            let entry = RouteEntry { name: route.name.clone(), index, action: compiler.action(route, resolve) };
+            let entry = RouteEntry { name: route.name.clone(), index, action: compiler.action(index, route, resolve) };
             (Matcher::compile(&route.matches, scope.profile), entry)
         };
         Self {

@@ -46,7 +46,9 @@ fn compile(vhost: &VirtualHost, profile: Profile) -> RouteTable<Arc<str>> {
 fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -> RouteTable<Arc<str>> {
     let shared = Filters::default();
     let routes = RouteConfiguration::default();
+    let listener: Arc<str> = "listener".into();
     let scope = Scope {
+        listener: &listener,
         routes: &routes,
         filters,
         profile,

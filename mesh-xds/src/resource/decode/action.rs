@@ -45,7 +45,6 @@ impl Decoder<'_> {
             ("flush_timeout", proto.flush_timeout.is_some()),
             ("early_data_policy", proto.early_data_policy.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
-            ("rate_limits", !proto.rate_limits.is_empty()),
             ("cors", proto.cors.is_some()),
             ("max_grpc_timeout", proto.max_grpc_timeout.is_some()),
             ("grpc_timeout_offset", proto.grpc_timeout_offset.is_some()),
@@ -74,7 +73,10 @@ impl Decoder<'_> {
             Some(policy) => Some(self.at("retry_policy", |cx| cx.retry_policy(policy))?),
             None => None,
         };
+        let rate_limits = self.rate_limits(proto.rate_limits)?;
         Ok(Some(Forward {
+            rate_limits,
+            include_vh_rate_limits: proto.include_vh_rate_limits.is_some_and(|include| include.value),
             cluster,
             timeout,
             max_stream_duration,

@@ -28,7 +28,7 @@ impl Decoder<'_> {
         Ok(HeaderOps { remove, add })
     }
 
-    fn header_add(&mut self, option: HeaderValueOption) -> Valid<HeaderAdd> {
+    pub(super) fn header_add(&mut self, option: HeaderValueOption) -> Valid<HeaderAdd> {
         let Some(header) = option.header else { return Err(self.invalid_at("header", "is missing")) };
         let action = match (option.append, HeaderAppendAction::try_from(option.append_action)) {
             // The deprecated field counts when it is there, as in Envoy; false was "replace".
@@ -67,7 +67,7 @@ impl Decoder<'_> {
     }
 
     /// Envoy: pseudo-headers and `host` are changed by rewrites only.
-    fn editable(&mut self, name: &str) -> Valid<HeaderName> {
+    pub(super) fn editable(&mut self, name: &str) -> Valid<HeaderName> {
         if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
             return Err(self.invalid(format!("\"{name}\" may not be changed: :-headers and host are for rewrites")));
         }

@@ -93,7 +93,7 @@ impl Decoder<'_> {
             .collect()
     }
 
-    fn filled(&mut self, field: &'static str, text: String) -> Valid<String> {
+    pub(super) fn filled(&mut self, field: &'static str, text: String) -> Valid<String> {
         if text.is_empty() { Err(self.invalid_at(field, "must not be empty")) } else { Ok(text) }
     }
 

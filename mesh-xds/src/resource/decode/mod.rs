@@ -111,6 +111,17 @@ impl<'a> Decoder<'a> {
         self.within(Segment::Index(field, index), step)
     }
 
+    /// Every element of a list.
+    fn each<P, T>(
+        &mut self,
+        field: &'static str,
+        protos: Vec<P>,
+        step: impl Fn(&mut Self, P) -> Valid<T>,
+    ) -> Valid<Vec<T>> {
+        let protos = protos.into_iter().enumerate();
+        protos.map(|(index, proto)| self.at_index(field, index, |cx| step(cx, proto))).collect()
+    }
+
     fn at_key<T>(&mut self, field: &'static str, key: &str, step: impl FnOnce(&mut Self) -> Valid<T>) -> Valid<T> {
         self.within(Segment::Key(field, key.to_owned()), step)
     }

@@ -69,7 +69,6 @@ impl Decoder<'_> {
     fn virtual_host(&mut self, proto: ProtoVirtualHost, around: Surroundings<'_>) -> Valid<VirtualHost> {
         self.ignored(&[
             ("require_tls", proto.require_tls != 0),
-            ("rate_limits", !proto.rate_limits.is_empty()),
             ("cors", proto.cors.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
             ("hedge_policy", proto.hedge_policy.is_some()),
@@ -106,7 +105,8 @@ impl Decoder<'_> {
                 routes.push(route);
             }
         }
-        Ok(VirtualHost { name: proto.name.into(), domains, routes, retry_policy, filter_overrides, edits })
+        let rate_limits = self.rate_limits(proto.rate_limits)?;
+        Ok(VirtualHost { name: proto.name.into(), domains, routes, retry_policy, filter_overrides, edits, rate_limits })
     }
 
     /// gRFC A27.

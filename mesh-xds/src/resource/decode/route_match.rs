@@ -78,7 +78,7 @@ impl Decoder<'_> {
         template.map(Arc::new).map_err(|reason| self.invalid_at("typed_config.path_template", reason))
     }
 
-    fn query_parameter(&mut self, proto: ProtoQuery) -> Valid<QueryParameterMatcher> {
+    pub(super) fn query_parameter(&mut self, proto: ProtoQuery) -> Valid<QueryParameterMatcher> {
         if proto.name.is_empty() {
             return Err(self.invalid_at("name", "must not be empty"));
         }

@@ -2,9 +2,17 @@
 
 mod custom;
 mod fault;
+mod header_mutation;
+mod local_rate_limit;
+mod overload;
+mod rate_limit;
 
 pub use custom::{CustomFilter, Extensions, FilterParser, FilterPayload};
 pub use fault::{FaultAbort, FaultConfig, FaultDelay, FaultRateLimit};
+pub use header_mutation::{HeaderMutation, HeaderMutationConfig, QueryMutation};
+pub use local_rate_limit::{LocalDescriptor, LocalRateLimitConfig};
+pub use overload::{AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConfig};
+pub use rate_limit::{HeaderField, RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits};
 
 use std::sync::Arc;
 
@@ -28,6 +36,16 @@ pub enum HttpFilterConfig {
     Router,
     /// `envoy.extensions.filters.http.fault.v3.HTTPFault` (gRFC A33).
     Fault(Arc<FaultConfig>),
+    /// `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`. Those of routes come beside it.
+    HeaderMutation(Arc<HeaderMutationConfig>),
+    /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
+    LocalRateLimit(Arc<LocalRateLimitConfig>),
+    /// `envoy.extensions.filters.http.buffer.v3.Buffer`
+    Buffer(BufferConfig),
+    /// `envoy.extensions.filters.http.admission_control.v3.AdmissionControl`
+    AdmissionControl(Arc<AdmissionControlConfig>),
+    /// `envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency`
+    AdaptiveConcurrency(Arc<AdaptiveConcurrencyConfig>),
     /// One of the application's own.
     Custom(CustomFilter),
 }

@@ -1,11 +1,17 @@
 //! HTTP filters: their configs and their overrides (gRFC A39).
 
 mod fault;
+mod header_mutation;
+mod overload;
+mod rate_limit;
 
-use super::{Decoder, Valid, type_name};
+use super::{Decoder, Invalid, Valid, type_name};
 use crate::resource::{CustomFilter, FilterOverride, FilterPayload, HttpFilterConfig};
 use envoy_types::pb::{
-    envoy::config::route::v3::FilterConfig,
+    envoy::{
+        config::route::v3::FilterConfig,
+        extensions::filters::http::header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+    },
     google::protobuf::{Any, Struct, Value, value::Kind},
 };
 use std::{
@@ -15,6 +21,13 @@ use std::{
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const HEADER_MUTATION: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+const HEADER_MUTATION_PER_ROUTE: &str = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
+const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
+const ADMISSION_CONTROL: &str = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
+const ADAPTIVE_CONCURRENCY: &str = "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// `xds.type.v3.TypedStruct` and `udpa.type.v1.TypedStruct`.
@@ -52,6 +65,37 @@ impl Decoder<'_> {
                 let fault = self.message(&any.value)?;
                 HttpFilterConfig::Fault(Arc::new(self.fault(fault)?))
             }
+            (HEADER_MUTATION, Level::Chain) => {
+                let proto: HeaderMutation = self.message(&any.value)?;
+                let config = self.mutations(proto.mutations, proto.most_specific_header_mutations_wins)?;
+                HttpFilterConfig::HeaderMutation(Arc::new(config))
+            }
+            (HEADER_MUTATION_PER_ROUTE, Level::Route) => {
+                let proto: HeaderMutationPerRoute = self.message(&any.value)?;
+                HttpFilterConfig::HeaderMutation(Arc::new(self.mutations(proto.mutations, false)?))
+            }
+            (HEADER_MUTATION | HEADER_MUTATION_PER_ROUTE, _) => return Err(self.misplaced(name)),
+            (LOCAL_RATE_LIMIT, level) => {
+                let limit = self.message(&any.value)?;
+                HttpFilterConfig::LocalRateLimit(Arc::new(self.local_rate_limit(limit, level)?))
+            }
+            (BUFFER, Level::Chain) => {
+                let buffer = self.message(&any.value)?;
+                HttpFilterConfig::Buffer(self.buffer(buffer)?)
+            }
+            (BUFFER_PER_ROUTE, Level::Route) => {
+                let buffer = self.message(&any.value)?;
+                HttpFilterConfig::Buffer(self.buffer_per_route(buffer)?)
+            }
+            (BUFFER | BUFFER_PER_ROUTE, _) => return Err(self.misplaced(name)),
+            (ADMISSION_CONTROL, _) => {
+                let control = self.message(&any.value)?;
+                HttpFilterConfig::AdmissionControl(Arc::new(self.admission_control(control)?))
+            }
+            (ADAPTIVE_CONCURRENCY, _) => {
+                let concurrency = self.message(&any.value)?;
+                HttpFilterConfig::AdaptiveConcurrency(Arc::new(self.adaptive_concurrency(concurrency)?))
+            }
             (name, _) if is_typed_struct(name) => {
                 let typed: TypedStruct = self.message(&any.value)?;
                 return match type_name(&typed.type_url) {
@@ -61,6 +105,13 @@ impl Decoder<'_> {
             }
             (name, _) => return self.custom(name, FilterPayload::Message(any.value.clone()), level),
         }))
+    }
+
+    /// A config of the filter where one of the route belongs, or the other way round.
+    fn misplaced(&self, name: &str) -> Invalid {
+        self.invalid(format!(
+            "\"{name}\" does not belong here: a filter and its routes have configs of different types"
+        ))
     }
 
     fn custom(&mut self, name: &str, payload: FilterPayload, level: Level) -> Valid<Result<HttpFilterConfig, String>> {
