@@ -1,12 +1,13 @@
 //! What the project's own benchmarks call. Not part of the public interface: may change at any time.
 
 use crate::outbound::{
-    cluster::{Breaker, ClusterDeps, Connectivity, Link, LinkError, LiveCluster, Pick},
+    cluster::{Breaker, CheckTarget, ClusterDeps, Connectivity, Failed, Link, LinkError, LiveCluster, Pick},
     pick::PickInput,
 };
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Endpoint, LbPolicy};
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::Arc,
 };
 use tokio::{
@@ -95,6 +96,7 @@ impl ApplyBench {
 
 impl Link for Connected {
     type Connector = NoConnector;
+    type Kept = ();
 
     fn open(_: SocketAddr, _: &Arc<NoConnector>) -> Arc<Self> {
         Arc::new(Self)
@@ -113,6 +115,18 @@ impl Link for Connected {
     }
 
     fn drain(&self) {}
+
+    fn is_used(_: &Self::Connector) -> bool {
+        true
+    }
+
+    fn check<'a>(
+        _: &'a Arc<Self::Connector>,
+        _: &'a CheckTarget,
+        (): &'a mut (),
+    ) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     fn unhealthy(&self, _: bool) {}
 }

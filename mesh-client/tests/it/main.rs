@@ -21,6 +21,7 @@ mod filters_limits;
 mod filters_overload;
 mod hashing;
 mod headers;
+mod health_checks;
 mod layers;
 mod matching;
 mod mesh_layer;

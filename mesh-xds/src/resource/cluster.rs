@@ -1,6 +1,8 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
-use super::{ClusterLoadAssignment, ConnectionOptions, LbPolicy, LbSettings, OutlierDetection, StringMatcher};
+use super::{
+    ClusterLoadAssignment, ConnectionOptions, HealthCheck, LbPolicy, LbSettings, OutlierDetection, StringMatcher,
+};
 use std::{sync::Arc, time::Duration};
 
 /// A validated cluster.
@@ -20,6 +22,11 @@ pub struct Cluster {
     pub circuit_breakers: CircuitBreakers,
     /// `None`: off.
     pub outlier_detection: Option<Arc<OutlierDetection>>,
+    /// `health_checks`; `None`: endpoints are not probed.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// `ignore_health_on_host_removal`: an endpoint that leaves the assignment leaves the cluster. Default false: one that passes its
+    /// health checks stays until it fails them.
+    pub ignore_health_on_host_removal: bool,
     /// Plaintext or TLS.
     pub transport_socket: TransportSocket,
     /// From `typed_extension_protocol_options`; `None` when not said (gRPC then uses HTTP/2, plain HTTP clients HTTP/1.1).
@@ -216,6 +223,8 @@ impl Cluster {
             connect_timeout: Duration::from_secs(5),
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
+            health_check: None,
+            ignore_health_on_host_removal: false,
             transport_socket: TransportSocket::Plaintext,
             http_protocol: None,
             idle_timeout: Duration::from_secs(3600),

@@ -1,6 +1,6 @@
 //! EDS: `envoy.config.endpoint.v3.ClusterLoadAssignment`.
 
-use super::FractionalPercent;
+use super::{EndpointHealthCheck, FractionalPercent};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 /// Validated endpoints of one cluster: priorities without gaps, each address once.
@@ -51,6 +51,8 @@ pub struct Endpoint {
     pub hostname: Arc<str>,
     /// `metadata.filter_metadata`, when there is any: namespace -> key -> value.
     pub metadata: Option<Arc<BTreeMap<String, BTreeMap<String, MetadataValue>>>>,
+    /// `health_check_config`, when it says anything.
+    pub health_check: Option<Arc<EndpointHealthCheck>>,
 }
 
 /// A metadata value, flattened from `google.protobuf.Value`; lists and structs are left out.
@@ -101,7 +103,14 @@ impl HealthStatus {
 impl Endpoint {
     /// An endpoint of weight 1 and unknown health.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: 1, health: HealthStatus::Unknown, hostname: "".into(), metadata: None }
+        Self {
+            address,
+            weight: 1,
+            health: HealthStatus::Unknown,
+            hostname: "".into(),
+            metadata: None,
+            health_check: None,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod edit;
 mod endpoint;
 mod filter;
 mod format;
+mod health_check;
 mod kind;
 mod lb;
 mod listener;
@@ -36,6 +37,9 @@ pub use filter::{
     RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits,
 };
 pub use format::{Field, FieldName, Format, FormatPart, TimePart};
+pub use health_check::{
+    EndpointHealthCheck, GrpcHealthCheck, HealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
+};
 pub use kind::{Resource, ResourceType};
 pub use lb::{
     ConsistentHashing, CookieHash, CustomLb, HashFunction, HashPolicy, HashSource, HealthStatuses, LbPolicy,

@@ -173,7 +173,7 @@ impl<L: Link> LiveCluster<L> {
         }
     }
 
-    fn welcome(&self, endpoint: &Endpoint<L>) {
+    pub(super) fn welcome(&self, endpoint: &Endpoint<L>) {
         endpoint.counters().forgive();
         let (cluster, address) = (&*self.name, endpoint.address());
         if endpoint.ejection().is_on_probation() {

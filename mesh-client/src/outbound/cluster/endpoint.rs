@@ -2,6 +2,7 @@
 
 use super::{
     Link, LinkError, LiveCluster,
+    health::Health,
     link::Connectivity,
     outlier::{Counters, Ejection, Thresholds},
 };
@@ -10,7 +11,7 @@ use crate::outbound::{
     pick::{Candidate, EndpointInfo, Latency, Standing},
 };
 use arc_swap::ArcSwap;
-use mesh_xds::resource::{HealthStatus, LocalityId, MetadataValue, PeakEwma, WeightedRoundRobin};
+use mesh_xds::resource::{EndpointHealthCheck, HealthStatus, LocalityId, MetadataValue, PeakEwma, WeightedRoundRobin};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -32,11 +33,15 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     /// One of the constants below.
     standing: AtomicU8,
     retired: AtomicBool,
+    /// It does not pass its health checks.
+    failing: AtomicBool,
     counters: Counters,
     address: SocketAddr,
     placement: ArcSwap<Placement>,
     thresholds: Arc<Thresholds>,
     ejection: Mutex<Ejection>,
+    /// And why the last check failed, if it did.
+    health: Mutex<(Health, Option<Arc<str>>)>,
     cluster: Weak<LiveCluster<L>>,
     joined: Instant,
     latency: Latency,
@@ -67,6 +72,8 @@ pub(crate) struct Placement {
     pub(crate) weight: u32,
     /// As the control plane sees it.
     pub(crate) health: HealthStatus,
+    /// How it is to be checked, where it says so.
+    pub(crate) health_check: Option<Arc<EndpointHealthCheck>>,
     /// Or empty.
     pub(crate) hostname: Arc<str>,
     /// `metadata.filter_metadata`.
@@ -113,6 +120,8 @@ impl<L: Link> Endpoint<L> {
             counters: Counters::default(),
             thresholds,
             ejection: Mutex::default(),
+            health: Mutex::new((Health::unknown(), None)),
+            failing: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             cluster,
             joined: Instant::now(),
@@ -201,6 +210,29 @@ impl<L: Link> Endpoint<L> {
         }
     }
 
+    /// What its health checks say. Written under the cluster's writer lock only.
+    pub(super) fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Why its last health check failed, if it did.
+    pub(super) fn ailment(&self) -> Option<Arc<str>> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// `ailment`: why the last check failed, if it did.
+    pub(super) fn set_health(&self, health: Health, ailment: Option<Arc<str>>) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = (health, ailment);
+        if !self.failing.swap(health.is_failing(), Relaxed) && health.is_failing() {
+            self.link.unhealthy(true);
+        }
+    }
+
+    /// Whether its health checks hold it out of the rotation.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.load(Relaxed)
+    }
+
     /// Takes it out of the cluster: what still runs ends, nothing new starts.
     pub(super) fn retire(&self) {
         self.retired.store(true, Relaxed);
@@ -241,14 +273,16 @@ impl<L: Link> Candidate for Endpoint<L> {
     fn standing(&self, panic: bool) -> Standing {
         match self.link.connectivity() {
             Connectivity::TransientFailure => Standing::Unavailable,
-            _ if !panic && matches!(self.standing.load(Relaxed), OUT | CLAIMED | PROBED) => Standing::Unavailable,
+            _ if !panic && (self.is_failing() || matches!(self.standing.load(Relaxed), OUT | CLAIMED | PROBED)) => {
+                Standing::Unavailable
+            }
             Connectivity::Connecting => Standing::Connecting,
             Connectivity::Idle | Connectivity::Ready => Standing::Available,
         }
     }
 
     fn is_ejected(&self) -> bool {
-        Self::is_ejected(self)
+        Self::is_ejected(self) || self.is_failing()
     }
 
     fn load(&self) -> u32 {

@@ -1,9 +1,9 @@
 //! What a cluster needs of a connection to one endpoint, so that it can be tested without a network.
 
-use super::Breaker;
-use crate::outbound::connect::{Connector, Subchannel};
+use super::{Breaker, CheckTarget, Failed};
+use crate::outbound::connect::{Connector, Kept, Subchannel};
 use mesh_xds::resource::Cluster;
-use std::{error::Error, fmt, net::SocketAddr, sync::Arc};
+use std::{error::Error, fmt, net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::sync::watch;
 
 pub(crate) use crate::outbound::connect::Connectivity;
@@ -19,6 +19,9 @@ pub(crate) type ConnectorFactory<L> = Arc<dyn Fn(&Cluster, &Arc<Breaker>) -> Arc
 pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// What the links of one cluster share: TLS, protocol, timeouts.
     type Connector: fmt::Debug + Send + Sync + 'static;
+
+    /// What is kept of one health check for the next: its connection.
+    type Kept: Default + Send + 'static;
 
     /// Makes an idle link: no connection, no task.
     fn open(address: SocketAddr, connector: &Arc<Self::Connector>) -> Arc<Self>;
@@ -36,6 +39,16 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// No new requests come: connections close when those in flight end. Idempotent.
     fn drain(&self);
 
+    /// A request has needed a connection of this connector.
+    fn is_used(connector: &Self::Connector) -> bool;
+
+    /// Asks an endpoint how it is.
+    fn check<'a>(
+        connector: &'a Arc<Self::Connector>,
+        target: &'a CheckTarget,
+        kept: &'a mut Self::Kept,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>>;
+
     /// The endpoint was found unhealthy: connections close now, if the cluster says so; or, if `drain`, when their requests end.
     /// The next request connects again.
     fn unhealthy(&self, drain: bool);
@@ -43,6 +56,7 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
 
 impl Link for Subchannel {
     type Connector = Connector;
+    type Kept = Kept;
 
     fn open(address: SocketAddr, connector: &Arc<Connector>) -> Arc<Self> {
         Self::new(address, connector.clone())
@@ -62,6 +76,18 @@ impl Link for Subchannel {
 
     fn drain(&self) {
         Self::drain(self);
+    }
+
+    fn is_used(connector: &Connector) -> bool {
+        connector.is_used()
+    }
+
+    fn check<'a>(
+        connector: &'a Arc<Connector>,
+        target: &'a CheckTarget,
+        kept: &'a mut Kept,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>> {
+        Box::pin(connector.check(target, kept))
     }
 
     fn unhealthy(&self, drain: bool) {

@@ -8,6 +8,7 @@ mod balancing;
 mod breaker;
 mod eject;
 mod endpoint;
+mod health;
 mod layer;
 mod link;
 mod load;
@@ -20,6 +21,7 @@ pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};
 pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
+pub(crate) use health::{CheckTarget, Failed};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub use load::ChannelLoad;
@@ -88,6 +90,9 @@ struct Writer<L: Link> {
     set: EndpointSet<L>,
     cut: Cut<L>,
     ejected: usize,
+    /// What the control plane says; the set may have more, for their health.
+    wanted: Arc<ClusterLoadAssignment>,
+    checks: health::Sessions<L>,
     watcher: Watcher,
     /// While outlier detection is on.
     sweeper: Option<Sweeper>,
@@ -158,6 +163,8 @@ impl<L: Link> LiveCluster<L> {
                 set: EndpointSet::empty(),
                 cut: Cut::empty(),
                 ejected: 0,
+                wanted: Arc::default(),
+                checks: health::Sessions::default(),
                 watcher: Watcher::start::<L>(&deps.runtime, me.clone(), &connector, &stale),
                 sweeper: None,
                 connector,
@@ -174,6 +181,7 @@ impl<L: Link> LiveCluster<L> {
         let mut writer = live.writer();
         live.set_outlier_detection(&mut writer);
         live.set_endpoints(&mut writer, endpoints);
+        live.set_health_checks(&mut writer);
         live.cut(&mut writer);
         live.publish(&writer);
         drop(writer);
@@ -185,7 +193,7 @@ impl<L: Link> LiveCluster<L> {
     pub(crate) fn update(&self, cluster: Arc<Cluster>, endpoints: Arc<ClusterLoadAssignment>) {
         let mut writer = self.writer();
         let same_cluster = Arc::ptr_eq(&writer.cluster, &cluster);
-        let same_endpoints = Arc::ptr_eq(writer.set.assignment(), &endpoints);
+        let same_endpoints = Arc::ptr_eq(&writer.wanted, &endpoints);
         if same_cluster && same_endpoints {
             return;
         }
@@ -203,6 +211,7 @@ impl<L: Link> LiveCluster<L> {
         if !same_endpoints {
             self.set_endpoints(&mut writer, endpoints);
         }
+        self.set_health_checks(&mut writer);
         self.cut(&mut writer);
         self.publish(&writer);
     }
@@ -266,8 +275,10 @@ impl<L: Link> LiveCluster<L> {
 
     fn set_endpoints(&self, writer: &mut Writer<L>, assignment: Arc<ClusterLoadAssignment>) {
         let connector = writer.connector.clone();
+        let effective = self.with_proven(writer, &assignment);
+        writer.wanted = assignment;
         let (set, removed) =
-            writer.set.next(assignment, |address, placement| self.endpoint(address, placement, &connector));
+            writer.set.next(effective, |address, placement| self.endpoint(address, placement, &connector));
         writer.set = set;
         for endpoint in &removed {
             endpoint.retire();
@@ -283,6 +294,7 @@ impl<L: Link> LiveCluster<L> {
         let next = writer.set.replaced(|old| {
             let new = self.endpoint(old.address(), (*old.placement()).clone(), &connector);
             new.set_ejection(old.ejection());
+            new.set_health(old.health(), None);
             new
         });
         for endpoint in std::mem::replace(&mut writer.set, next).all() {

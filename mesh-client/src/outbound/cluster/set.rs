@@ -183,6 +183,7 @@ impl Placement {
             priority,
             weight: endpoint.weight,
             health: endpoint.health,
+            health_check: endpoint.health_check.clone(),
             hostname: endpoint.hostname.clone(),
             metadata: endpoint.metadata.clone(),
         }

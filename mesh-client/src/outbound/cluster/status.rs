@@ -41,6 +41,8 @@ pub(crate) struct EndpointStatus {
     pub(crate) ejected_for: Option<Duration>,
     /// And why.
     pub(crate) cause: Option<Cause>,
+    /// Its health checks hold it out, for this reason; empty: it was not checked yet.
+    pub(crate) failing: Option<Arc<str>>,
     /// One request is to find out whether it is well again.
     pub(crate) on_probation: bool,
     /// Requests.
@@ -68,6 +70,7 @@ impl<L: Link> LiveCluster<L> {
                 state: endpoint.link().connectivity(),
                 ejected_for: until.map(|until| until.saturating_duration_since(now)),
                 cause: endpoint.ejection().cause(),
+                failing: endpoint.is_failing().then(|| endpoint.ailment().unwrap_or_default()),
                 on_probation: endpoint.is_on_probation(),
                 in_flight: endpoint.in_flight(),
                 last_error: endpoint.last_error().map(|error| in_words(&*error)),
@@ -125,6 +128,11 @@ impl fmt::Display for EndpointStatus {
         }
         if let Some(cause) = self.cause {
             write!(f, " by {cause}")?;
+        }
+        match self.failing.as_deref() {
+            None => {}
+            Some("") => f.write_str(", not used before its first health check")?,
+            Some(reason) => write!(f, ", fails its health checks: {reason}")?,
         }
         if self.on_probation {
             f.write_str(", on probation: one request at a time")?;

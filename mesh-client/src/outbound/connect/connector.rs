@@ -8,7 +8,16 @@ use crate::{
 use http::uri::Authority;
 use mesh_tls::{ClientTls, PeerIdentity};
 use mesh_xds::resource::Cluster;
-use std::{error::Error, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     runtime::Handle,
@@ -71,6 +80,8 @@ pub(crate) struct Connector {
     /// Counts connections (`max_connections`).
     pub(super) breaker: Option<Arc<Breaker>>,
     pub(super) changes: watch::Sender<u64>,
+    /// A request has needed a connection.
+    pub(super) used: AtomicBool,
     pub(super) runtime: Handle,
 }
 
@@ -179,6 +190,7 @@ impl Connector {
             own_handshakes: Semaphore::new(CLUSTER_HANDSHAKES),
             breaker,
             changes: watch::Sender::new(0),
+            used: AtomicBool::new(false),
             runtime,
         })
     }
@@ -188,6 +200,11 @@ impl Connector {
         self.changes.subscribe()
     }
 
+    /// Whether a request has needed a connection.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Relaxed)
+    }
+
     pub(super) fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -195,7 +212,16 @@ impl Connector {
     /// TCP, TLS, HTTP, within the connect timeout. The wait for a handshake slot is not the endpoint's fault and has a
     /// bound of its own, as long again.
     pub(super) async fn open(&self, address: SocketAddr, events: Arc<dyn Events>) -> Result<Opened, ConnectError> {
-        let protocol = self.settings.protocol;
+        self.open_as(address, self.settings.protocol, events).await
+    }
+
+    /// The same, to speak this protocol unless TLS negotiates another.
+    pub(super) async fn open_as(
+        &self,
+        address: SocketAddr,
+        protocol: Protocol,
+        events: Arc<dyn Events>,
+    ) -> Result<Opened, ConnectError> {
         let limit = self.settings.connect_timeout;
         let timed_out = |stage| ConnectError::Timeout { address, stage, limit };
         let begun = Instant::now();
@@ -223,7 +249,7 @@ impl Connector {
         Ok(Opened { connection, generation })
     }
 
-    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    pub(super) async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
         if let Security::Broken(cause) = &self.settings.security {
             return Err(ConnectError::Settings { address, source: Shown(Arc::clone(cause)) });
         }

@@ -4,6 +4,7 @@ mod backoff;
 mod connector;
 mod error;
 mod preconnect;
+mod probe;
 mod socket;
 mod subchannel;
 mod supervisor;
@@ -11,6 +12,7 @@ mod supervisor;
 pub(crate) use backoff::Backoff;
 pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security};
 pub(crate) use error::ConnectError;
+pub(crate) use probe::Kept;
 pub(crate) use subchannel::Subchannel;
 
 /// State of an endpoint's connections.

@@ -278,6 +278,7 @@ impl Subchannel {
             return;
         }
         core.attempts += 1;
+        self.connector.used.store(true, Ordering::Relaxed);
         let (me, connector, address) = (Weak::clone(&self.me), Arc::clone(&self.connector), self.address);
         let listener = Arc::new(Listener { subchannel: Weak::clone(&self.me), notify: Arc::clone(&core.notify) });
         let mut stop = core.stop.subscribe();

@@ -53,9 +53,9 @@ impl Decoder<'_> {
             Some(outlier) => Some(Arc::new(self.at("outlier_detection", |cx| cx.outlier_detection(outlier))?)),
             None => None,
         };
+        let health_check = self.health_checks(std::mem::take(&mut proto.health_checks))?;
         let options = self.protocol_options(&mut proto)?;
         self.ignored(&[
-            ("health_checks", !proto.health_checks.is_empty()),
             ("upstream_bind_config", proto.upstream_bind_config.is_some()),
             ("filters", !proto.filters.is_empty()),
         ]);
@@ -67,6 +67,8 @@ impl Decoder<'_> {
             connect_timeout,
             circuit_breakers,
             outlier_detection,
+            health_check,
+            ignore_health_on_host_removal: proto.ignore_health_on_host_removal,
             transport_socket,
             http_protocol: options.protocol,
             idle_timeout: options.idle_timeout.unwrap_or(Duration::from_secs(3600)),

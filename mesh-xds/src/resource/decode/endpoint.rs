@@ -106,7 +106,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn wire<T>(&self, result: Result<T, Malformed>) -> Valid<T> {
+    pub(super) fn wire<T>(&self, result: Result<T, Malformed>) -> Valid<T> {
         result.map_err(|_| self.invalid("malformed protobuf"))
     }
 
@@ -197,9 +197,14 @@ impl Decoder<'_> {
         }
         let mut address = None;
         let mut hostname: &[u8] = &[];
+        let mut health_check = None;
         for field in Fields::of(target) {
             match self.wire(field)? {
                 (1, value) => address = Some(self.wire(value.bytes())?),
+                (2, value) => {
+                    let body = self.wire(value.bytes())?;
+                    health_check = self.at("endpoint.health_check_config", |cx| cx.endpoint_health_check(body))?;
+                }
                 (3, value) => hostname = self.wire(value.bytes())?,
                 _ => {}
             }
@@ -218,10 +223,10 @@ impl Decoder<'_> {
             shared.hostnames.insert(hostname, text.clone());
             text
         };
-        Ok(Endpoint { address, weight, health, hostname, metadata })
+        Ok(Endpoint { address, weight, health, hostname, metadata, health_check })
     }
 
-    fn address(&mut self, body: &[u8]) -> Valid<SocketAddr> {
+    pub(super) fn address(&mut self, body: &[u8]) -> Valid<SocketAddr> {
         const FIELD: &str = "endpoint.address";
         let mut socket = None;
         for field in Fields::of(body) {

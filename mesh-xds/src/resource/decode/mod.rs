@@ -9,6 +9,7 @@ mod edit;
 mod endpoint;
 mod filter;
 mod hash_policy;
+mod health_check;
 mod lb_policy;
 mod lb_settings;
 mod listener;

@@ -41,6 +41,7 @@ const STATES: [Connectivity; 4] =
 
 impl Link for FakeLink {
     type Connector = FakeConnector;
+    type Kept = ();
 
     fn open(address: SocketAddr, connector: &Arc<FakeConnector>) -> Arc<Self> {
         let changes = connector.changes.clone();
@@ -71,6 +72,18 @@ impl Link for FakeLink {
 
     fn drain(&self) {
         self.drained.store(true, SeqCst);
+    }
+
+    fn is_used(_: &FakeConnector) -> bool {
+        true
+    }
+
+    fn check<'a>(
+        _: &'a Arc<FakeConnector>,
+        _: &'a CheckTarget,
+        (): &'a mut (),
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn unhealthy(&self, drain: bool) {

@@ -2,6 +2,7 @@
 
 mod balancing;
 mod connections;
+mod health_check;
 mod tls;
 
 use super::*;
