@@ -1,7 +1,9 @@
 //! What the project's own benchmarks call. Not part of the public interface: may change at any time.
 
 use crate::outbound::{
-    cluster::{Breaker, CheckTarget, ClusterDeps, Connectivity, Failed, Link, LinkError, LiveCluster, Pick},
+    cluster::{
+        Breaker, CheckTarget, ClusterDeps, Connectivity, Ended, Failed, Link, LinkError, LiveCluster, Pick, Report,
+    },
     pick::PickInput,
 };
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Endpoint, LbPolicy};
@@ -9,6 +11,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -129,6 +132,10 @@ impl Link for Connected {
     }
 
     fn unhealthy(&self, _: bool) {}
+
+    async fn reports(&self, _: SocketAddr, _: Duration, _: impl Fn(&Report) + Send + Sync) -> Ended {
+        Ended::NotServed
+    }
 }
 
 fn runtime() -> Runtime {

@@ -34,4 +34,5 @@ mod retries;
 mod rewrites;
 mod routing;
 mod standing_still;
+mod weighted;
 mod yaml;

@@ -96,7 +96,7 @@ pub struct WeightedRoundRobin {
     pub update: Duration,
     /// How much errors lower the weight; default 1.0, not negative.
     pub error_penalty: f64,
-    /// `metric_names_for_computing_utilization` (gRFC A114): the largest of these, before the application's and the CPU's.
+    /// `metric_names_for_computing_utilization` (gRFC A114): the largest of these, after the application's own and before the CPU's.
     pub utilization_metrics: Vec<String>,
 }
 

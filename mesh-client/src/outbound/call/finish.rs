@@ -73,7 +73,8 @@ impl Call {
                 Some(Verdict::LocalOrigin)
             }
         };
-        if let (Finished::Trailers(_), Some(verdict)) = (&how, verdict) {
+        if let (Finished::Trailers(trailers), Some(verdict)) = (&how, verdict) {
+            self.take_report(trailers);
             self.learn_late(verdict);
         }
         if let (Some(mut in_flight), Some(verdict)) = (self.in_flight.take(), verdict) {

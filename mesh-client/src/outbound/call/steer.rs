@@ -2,7 +2,7 @@
 
 use super::{Call, Chosen};
 use crate::outbound::{
-    cluster::{Answered, Outcome as Verdict, Resource, Want},
+    cluster::{Answered, Outcome as Verdict, Report, Resource, Want},
     pick::PickInput,
     retry::{Outcome, Pushback, Response},
     route::{RequestHead, hash_of_header},
@@ -85,6 +85,9 @@ impl Call {
     /// An attempt ended, or its response began: the policy is told how long it took.
     #[inline]
     pub(super) fn learn(&mut self, answer: Option<&HeaderMap>, outcome: &Outcome) {
+        if let Some(headers) = answer {
+            self.take_report(headers);
+        }
         let Some(sent) = self.steering.as_mut().and_then(|steering| steering.sent.take()) else { return };
         let (failed, hint) = match (answer, outcome) {
             (Some(headers), Outcome::Response(response)) => (is_failure(response), hint(response, headers)),
@@ -93,6 +96,18 @@ impl Call {
         if let Some(in_flight) = &self.in_flight {
             let answered = Answered { took: sent.elapsed(), failed, hint };
             self.upstream().live.learn(in_flight.endpoint(), answered);
+        }
+    }
+
+    /// What the head or the trailers of a response say of the endpoint's load.
+    #[inline]
+    pub(super) fn take_report(&self, headers: &HeaderMap) {
+        if self.steering.is_some()
+            && self.upstream().live.wants(Want::Report)
+            && let Some(in_flight) = &self.in_flight
+            && let Some(report) = Report::of(headers)
+        {
+            self.upstream().live.reported(in_flight.endpoint(), &report);
         }
     }
 

@@ -1,8 +1,8 @@
 //! How a cluster balances: what its policy is built from, what requests see of it, and what it learns of their answers.
 
-use super::{Endpoint, Link, LiveCluster, Unavailable, Writer, unavailable};
+use super::{Endpoint, Link, LiveCluster, Report, Unavailable, Writer, unavailable};
 use crate::outbound::pick::{Balancer, OwnZone, PickInput, Recipe, Registry, Slices};
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, LbPolicy};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, LbPolicy, WeightedRoundRobin};
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -63,6 +63,8 @@ pub(crate) enum Want {
     Headers = 4,
     /// How long the answer took.
     Latency = 8,
+    /// The load report in the answer.
+    Report = 16,
 }
 
 /// What is learnt from an answer, or from its absence.
@@ -94,6 +96,7 @@ impl Wants {
             (Want::Metadata, recipe.settings.subsets.is_some()),
             (Want::Headers, matches!(recipe.policy, LbPolicy::Custom(_))),
             (Want::Latency, matches!(recipe.policy, LbPolicy::PeakEwma(_))),
+            (Want::Report, weighted(&recipe.policy).is_some_and(|config| config.oob_period.is_none())),
         ];
         let bits = wanted.into_iter().filter(|(_, wanted)| *wanted).fold(0, |bits, (want, _)| bits | want as u8);
         self.0.store(bits, Relaxed);
@@ -128,6 +131,13 @@ impl<L: Link> LiveCluster<L> {
         }
     }
 
+    /// A response said how its endpoint is (gRFC A58).
+    pub(crate) fn reported(&self, endpoint: &Endpoint<L>, report: &Report) {
+        if let Some(config) = weighted(innermost(&self.view.load().cluster.lb_policy)) {
+            endpoint.report(report, config);
+        }
+    }
+
     /// Looks at the policy and the endpoints anew: after every change of either.
     pub(super) fn cut(&self, writer: &mut Writer<L>) {
         let Balancing { ring_cap, seed, registry, own_zone } = Balancing::clone(&self.deps.balancing);
@@ -159,6 +169,13 @@ impl<L: Link> LiveCluster<L> {
         self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
         let (cluster, assignment) = (writer.cluster.clone(), writer.set.assignment().clone());
         self.view.store(Arc::new(View { cluster, assignment, balancer, unavailable, sessions: sessions.clone() }));
+        let reports = |policy| weighted(policy).filter(|config| config.oob_period.is_some());
+        let now = reports(&recipe.policy);
+        if now.is_some() || reports(innermost(&before.cluster.lb_policy)).is_some() {
+            for endpoint in writer.set.all() {
+                endpoint.follow(now, &self.deps.runtime);
+            }
+        }
     }
 
     /// Looks at the endpoints again. How many there are, and when to look again although nothing happens.
@@ -225,6 +242,9 @@ impl<L: Link> Cut<L> {
 
     /// When pickers are to be built again because time has gone by.
     fn ages_in(&self, now: Instant) -> Option<Duration> {
+        if let Some(config) = weighted(&self.recipe.policy) {
+            return Some(config.update);
+        }
         let slow = self.recipe.settings.slow_start.filter(|config| self.slices.has_new(config, now))?;
         Some((slow.window / STEPS).clamp(Duration::from_millis(10), Duration::from_secs(1)))
     }
@@ -236,4 +256,11 @@ fn innermost(mut policy: &LbPolicy) -> &LbPolicy {
         policy = child;
     }
     policy
+}
+
+fn weighted(policy: &LbPolicy) -> Option<&Arc<WeightedRoundRobin>> {
+    match policy {
+        LbPolicy::WeightedRoundRobin(config) => Some(config),
+        _ => None,
+    }
 }

@@ -4,6 +4,7 @@ use super::{
     Link, LinkError, LiveCluster,
     health::Health,
     link::Connectivity,
+    orca::{Ended, Follower, Report, Reported},
     outlier::{Counters, Ejection, Thresholds},
 };
 use crate::outbound::{
@@ -20,8 +21,9 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 /// One endpoint of a cluster. Lives as long as its address is in the assignment (or a request holds it), through
 /// changes of everything else that is said of it.
@@ -45,6 +47,8 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     cluster: Weak<LiveCluster<L>>,
     joined: Instant,
     latency: Latency,
+    reported: Reported,
+    follower: Follower,
 }
 
 /// In the rotation.
@@ -58,6 +62,8 @@ const CLAIMED: u8 = 3;
 /// and is under way.
 const PROBED: u8 = 4;
 
+/// Before reports that broke off are asked for again.
+const REPORTS_PAUSE: Duration = Duration::from_secs(1);
 /// The filter whose metadata balancing looks at (Envoy).
 const LB_FILTER: &str = "envoy.lb";
 
@@ -126,6 +132,8 @@ impl<L: Link> Endpoint<L> {
             cluster,
             joined: Instant::now(),
             latency: Latency::new(Instant::now()),
+            reported: Reported::new(Instant::now()),
+            follower: Follower::default(),
         })
     }
 
@@ -236,6 +244,7 @@ impl<L: Link> Endpoint<L> {
     /// Takes it out of the cluster: what still runs ends, nothing new starts.
     pub(super) fn retire(&self) {
         self.retired.store(true, Relaxed);
+        self.follower.set(None, |_| None);
         self.link.drain();
     }
 
@@ -247,6 +256,20 @@ impl<L: Link> Endpoint<L> {
     /// How long its answers take.
     pub(super) fn latency(&self) -> &Latency {
         &self.latency
+    }
+
+    /// It said how it is.
+    pub(super) fn report(&self, report: &Report, config: &WeightedRoundRobin) {
+        self.reported.take(report, config, Instant::now());
+    }
+
+    /// Follows its reports while it is connected, by this configuration; `None`: no longer.
+    pub(super) fn follow(self: &Arc<Self>, config: Option<&Arc<WeightedRoundRobin>>, runtime: &Handle) {
+        let period = config.and_then(|config| config.oob_period);
+        self.follower.set(period, |period| {
+            let config = config.filter(|_| self.link.connectivity() == Connectivity::Ready)?.clone();
+            Some(runtime.spawn(follow(Arc::downgrade(self), config, period)).abort_handle())
+        });
     }
 
     /// Whether a session that sticks to it goes on there.
@@ -311,8 +334,8 @@ impl<L: Link> Candidate for Endpoint<L> {
         self.latency.cost(self.in_flight(), config, now)
     }
 
-    fn reported_weight(&self, _: &WeightedRoundRobin, _: Instant) -> Option<f64> {
-        None
+    fn reported_weight(&self, config: &WeightedRoundRobin, now: Instant) -> Option<f64> {
+        self.reported.weight(config, now)
     }
 
     fn locality(&self) -> LocalityId {
@@ -333,6 +356,27 @@ impl<L: Link> Candidate for Endpoint<L> {
             locality: placement.locality.clone(),
             locality_weight,
             metadata: placement.metadata.clone(),
+        }
+    }
+}
+
+/// Ends when the connection does: with the next one it is begun again.
+async fn follow<L: Link>(endpoint: Weak<Endpoint<L>>, config: Arc<WeightedRoundRobin>, period: Duration) {
+    while let Some(live) = endpoint.upgrade() {
+        let (link, address) = (live.link.clone(), live.address);
+        drop(live);
+        let take = |report: &Report| {
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.report(report, &config);
+            }
+        };
+        match link.reports(address, period, take).await {
+            Ended::NotConnected => return,
+            Ended::NotServed => {
+                tracing::debug!(%address, "the endpoint does not stream load reports");
+                return std::future::pending().await;
+            }
+            Ended::Broken => tokio::time::sleep(REPORTS_PAUSE).await,
         }
     }
 }

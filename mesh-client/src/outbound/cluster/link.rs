@@ -1,9 +1,9 @@
 //! What a cluster needs of a connection to one endpoint, so that it can be tested without a network.
 
-use super::{Breaker, CheckTarget, Failed};
+use super::{Breaker, CheckTarget, Ended, Failed, Report, orca};
 use crate::outbound::connect::{Connector, Kept, Subchannel};
 use mesh_xds::resource::Cluster;
-use std::{error::Error, fmt, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{error::Error, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 pub(crate) use crate::outbound::connect::Connectivity;
@@ -52,6 +52,14 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// The endpoint was found unhealthy: connections close now, if the cluster says so; or, if `drain`, when their requests end.
     /// The next request connects again.
     fn unhealthy(&self, drain: bool);
+
+    /// Follows the load reports of the endpoint (gRFC A51) on a connection that is there, until they end.
+    fn reports(
+        &self,
+        address: SocketAddr,
+        period: Duration,
+        take: impl Fn(&Report) + Send + Sync,
+    ) -> impl Future<Output = Ended> + Send;
 }
 
 impl Link for Subchannel {
@@ -92,5 +100,9 @@ impl Link for Subchannel {
 
     fn unhealthy(&self, drain: bool) {
         Self::unhealthy(self, drain);
+    }
+
+    async fn reports(&self, address: SocketAddr, period: Duration, take: impl Fn(&Report) + Send + Sync) -> Ended {
+        orca::follow(self, address, period, take).await
     }
 }

@@ -12,6 +12,7 @@ mod health;
 mod layer;
 mod link;
 mod load;
+mod orca;
 mod outlier;
 mod set;
 mod status;
@@ -25,6 +26,7 @@ pub(crate) use health::{CheckTarget, Failed};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub use load::ChannelLoad;
+pub(crate) use orca::{Ended, Report};
 pub(crate) use outlier::Cause;
 
 use crate::outbound::{

@@ -5,7 +5,9 @@ use super::{
     filter::{TypedStruct, is_typed_struct, json},
     type_name,
 };
-use crate::resource::{ConsistentHashing, CustomLb, HashFunction, LbPolicy, LbSettings, Maglev, PeakEwma, RingHash};
+use crate::resource::{
+    ConsistentHashing, CustomLb, HashFunction, LbPolicy, LbSettings, Maglev, PeakEwma, RingHash, WeightedRoundRobin,
+};
 use envoy_types::pb::{
     envoy::{
         config::cluster::v3::{
@@ -13,6 +15,7 @@ use envoy_types::pb::{
             cluster::{LbConfig, LbPolicy as ProtoPolicy},
         },
         extensions::load_balancing_policies::{
+            client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
             common::v3::ConsistentHashingLbConfig,
             least_request::v3::{LeastRequest, least_request::SelectionMethod},
             maglev::v3::Maglev as ProtoMaglev,
@@ -35,6 +38,8 @@ const PREFIX: &str = "envoy.extensions.load_balancing_policies.";
 const MAX_RING: u64 = 8 << 20;
 /// Envoy.
 const MAX_TABLE: u64 = 5_000_011;
+/// gRFC A58.
+const MIN_UPDATE: Duration = Duration::from_millis(100);
 
 impl Decoder<'_> {
     /// `load_balancing_policy` wins over `lb_policy`. What a policy's configuration says of its surroundings goes to `settings`.
@@ -165,6 +170,11 @@ impl Decoder<'_> {
                 let table_size = self.table_size(config.table_size)?;
                 let hashing = self.consistent_hashing(config.consistent_hashing_lb_config.as_ref(), (false, None))?;
                 LbPolicy::Maglev(Maglev { table_size, hashing })
+            }
+            "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
+                let config: ClientSideWeightedRoundRobin = self.message(bytes)?;
+                settings.slow_start = self.slow_start(config.slow_start_config.as_ref())?;
+                LbPolicy::WeightedRoundRobin(Arc::new(self.weighted_round_robin(config)?))
             }
             "pick_first.v3.PickFirst" => {
                 LbPolicy::PickFirst { shuffle: self.message::<PickFirst>(bytes)?.shuffle_address_list }
@@ -312,6 +322,31 @@ impl Decoder<'_> {
             Some(factor @ ..100) => Err(self.invalid_at("hash_balance_factor", format!("{factor} is below 100"))),
             factor => Ok(factor),
         }
+    }
+
+    /// gRFC A58.
+    fn weighted_round_robin(&mut self, proto: ClientSideWeightedRoundRobin) -> Valid<WeightedRoundRobin> {
+        let default = WeightedRoundRobin::default();
+        self.ignored(&[("oob_reporting_config", proto.oob_reporting_config.is_some())]);
+        let period = self.duration("oob_reporting_period", proto.oob_reporting_period)?;
+        let oob = proto.enable_oob_load_report.is_some_and(|flag| flag.value);
+        let error_penalty =
+            proto.error_utilization_penalty.map_or(default.error_penalty, |penalty| penalty.value.into());
+        if error_penalty.is_nan() || error_penalty < 0.0 {
+            return Err(self.invalid_at("error_utilization_penalty", format!("{error_penalty} is negative")));
+        }
+        Ok(WeightedRoundRobin {
+            oob_period: oob.then(|| period.unwrap_or(Duration::from_secs(10))),
+            blackout: self.duration("blackout_period", proto.blackout_period)?.unwrap_or(default.blackout),
+            expiration: self
+                .duration("weight_expiration_period", proto.weight_expiration_period)?
+                .unwrap_or(default.expiration),
+            update: self
+                .duration("weight_update_period", proto.weight_update_period)?
+                .map_or(default.update, |period| period.max(MIN_UPDATE)),
+            error_penalty,
+            utilization_metrics: proto.metric_names_for_computing_utilization,
+        })
     }
 }
 

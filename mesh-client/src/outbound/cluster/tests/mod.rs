@@ -89,6 +89,10 @@ impl Link for FakeLink {
     fn unhealthy(&self, drain: bool) {
         self.unhealthy.lock().unwrap().push(drain);
     }
+
+    async fn reports(&self, _: SocketAddr, _: Duration, _: impl Fn(&Report) + Send + Sync) -> Ended {
+        Ended::NotServed
+    }
 }
 
 impl FakeLink {
