@@ -29,6 +29,7 @@ mod mirroring;
 mod mtls;
 mod numbers;
 mod outliers;
+mod policies;
 mod policy;
 mod retries;
 mod rewrites;

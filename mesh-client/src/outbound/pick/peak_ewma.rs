@@ -50,8 +50,8 @@ impl Latency {
         let known = f64::from_bits(self.average.load(Relaxed));
         #[allow(clippy::cast_precision_loss, reason = "nanoseconds of a latency")]
         let default = config.default_rtt.as_nanos() as f64;
-        // An endpoint that has not been asked for a while is worth another look: its latency decays to nothing.
-        let latency = if known == 0.0 { default } else { known * self.decay(config, now) };
+        // An endpoint that has not been asked for a while, or never, is worth another look: its latency decays to nothing.
+        let latency = if known == 0.0 { default } else { known } * self.decay(config, now);
         latency.max(1.0) * (f64::from(in_flight) + 1.0)
     }
 
@@ -94,6 +94,7 @@ mod tests {
         let start = Instant::now();
         let latency = Latency::new(start);
         assert_eq!(latency.cost(0, &config, start), 30e6, "the default before the first answer");
+        assert!(latency.cost(0, &config, start + MS(40_000)) < 1e6, "and less of it as time goes by");
         latency.observe(MS(5), &config, start);
         assert_eq!(latency.cost(0, &config, start), 5e6);
         assert_eq!(latency.cost(3, &config, start), 20e6, "requests in flight count");

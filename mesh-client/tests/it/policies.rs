@@ -1,0 +1,257 @@
+//! Policies beside round robin: what callers and backends see of each.
+
+use crate::support::{
+    CLUSTER, GUARD, TARGET, World, assert_says, edit_cluster, greeter, hello, hello_with, routes, service, to, until,
+};
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                cluster::v3::{Cluster, LoadBalancingPolicy, load_balancing_policy::Policy},
+                core::v3::TypedExtensionConfig,
+            },
+            extensions::load_balancing_policies::{
+                least_request::v3::LeastRequest, pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting,
+                round_robin::v3::RoundRobin,
+            },
+        },
+        google::protobuf::{Any, Struct, UInt32Value, Value, value::Kind},
+    },
+    util::pack_any,
+};
+use examples::backend::Backend;
+use futures::future::join_all;
+use mesh_client::{
+    Mesh, MeshChannel,
+    balance::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest},
+};
+use mesh_control::ControlPlane;
+use prost::Message;
+use std::{collections::BTreeMap, time::Duration};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// `xds.type.v3.TypedStruct`
+#[derive(Clone, PartialEq, Message)]
+struct TypedStruct {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(message, optional, tag = "2")]
+    value: Option<Struct>,
+}
+
+fn typed(name: &str, fields: &[(&str, Kind)]) -> Any {
+    let value = |(key, kind): &(&str, Kind)| ((*key).to_owned(), Value { kind: Some(kind.clone()) });
+    let value = Some(Struct { fields: fields.iter().map(value).collect() });
+    let typed = TypedStruct { type_url: format!("type.googleapis.com/{name}"), value };
+    Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".into(), value: typed.encode_to_vec() }
+}
+
+fn list(configs: Vec<Any>) -> LoadBalancingPolicy {
+    let policy = |config: Any| Policy {
+        typed_extension_config: Some(TypedExtensionConfig { name: "lb".into(), typed_config: Some(config) }),
+    };
+    LoadBalancingPolicy { policies: configs.into_iter().map(policy).collect() }
+}
+
+/// gRFC A52.
+fn policy(configs: Vec<Any>) -> impl FnOnce(&mut Cluster) {
+    move |cluster| cluster.load_balancing_policy = Some(list(configs))
+}
+
+async fn backends(count: usize) -> Vec<Backend> {
+    join_all(NAMES[..count].iter().map(|name| greeter(name))).await
+}
+
+/// The greeter on these backends, without retries.
+async fn control_plane(backends: &[Backend], change: impl FnOnce(&mut Cluster)) -> ControlPlane {
+    let endpoints: Vec<_> = backends.iter().map(|backend| ("v1", backend.addr())).collect();
+    let routes = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
+    let cp = ControlPlane::builder().yaml(service(&endpoints) + &routes).start().await.unwrap();
+    edit_cluster(&cp, CLUSTER, change);
+    cp
+}
+
+/// Who answered, one call after the other.
+async fn calls(channel: &MeshChannel, count: usize) -> BTreeMap<String, u32> {
+    let mut seen = BTreeMap::new();
+    for _ in 0..count {
+        let who = hello(channel).await.map_or_else(|status| status.to_string(), |reply| reply.backend);
+        *seen.entry(who).or_insert(0) += 1;
+    }
+    seen
+}
+
+#[tokio::test]
+async fn pick_first_stays_with_one_endpoint_until_it_cannot_be_reached() {
+    let mut backends = backends(3).await;
+    let config = pack_any(PickFirst { shuffle_address_list: false });
+    let world = World::on(control_plane(&backends, policy(vec![config])).await).await;
+    assert_eq!(calls(&world.channel, 30).await, [("a".to_owned(), 30)].into());
+    assert_eq!(backends[1].connections() + backends[2].connections(), 0, "the others are left alone");
+    backends[0].kill().await;
+    until("the next one takes over", async || hello(&world.channel).await.is_ok_and(|reply| reply.backend == "b"))
+        .await;
+    assert_eq!(calls(&world.channel, 30).await, [("b".to_owned(), 30)].into());
+    backends[0].restart().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(calls(&world.channel, 30).await, [("b".to_owned(), 30)].into(), "it stays where it is");
+}
+
+#[tokio::test]
+async fn shuffled_pick_first_starts_anywhere_and_then_stays() {
+    let backends = backends(4).await;
+    let config = pack_any(PickFirst { shuffle_address_list: true });
+    let cp = control_plane(&backends, policy(vec![config])).await;
+    let mut firsts = BTreeMap::new();
+    for _ in 0..24 {
+        let mesh = crate::support::mesh_on(&cp).await;
+        let seen = calls(&mesh.channel(TARGET).unwrap(), 5).await;
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        *firsts.entry(seen.into_keys().next().unwrap()).or_insert(0) += 1;
+    }
+    assert!(firsts.len() >= 3, "{firsts:?}");
+}
+
+#[tokio::test]
+async fn peak_ewma_leaves_slow_and_failing_endpoints() {
+    let backends = backends(3).await;
+    let ewma = [("penaltyMs", Kind::NumberValue(20_000.0)), ("decayMs", Kind::NumberValue(60_000.0))];
+    let world = World::on(control_plane(&backends, policy(vec![typed("peak_ewma", &ewma)])).await).await;
+    // Many at once: each is asked.
+    join_all((0..24).map(|_| hello(&world.channel))).await;
+    assert!(backends.iter().all(|backend| backend.state().calls() > 0));
+    backends[0].state().set_delay(Duration::from_millis(700));
+    until("the slow one was asked", async || {
+        let before = backends[0].state().calls();
+        hello(&world.channel).await.unwrap();
+        backends[0].state().calls() > before
+    })
+    .await;
+    let seen = calls(&world.channel, 100).await;
+    assert!(seen.get("a").is_none_or(|slow| *slow <= 5), "{seen:?}");
+    // It fails at once, which is quick: the penalty makes it dear.
+    backends[1].state().set_fail_rate(1.0);
+    until("the failing one was asked", async || hello(&world.channel).await.is_err()).await;
+    let seen = calls(&world.channel, 100).await;
+    let good: u32 = ["a", "c"].iter().filter_map(|name| seen.get(*name)).sum();
+    assert!(good >= 95 && seen["c"] > 50, "one of two draws: the slow one is better than the failing one: {seen:?}");
+}
+
+#[tokio::test]
+async fn a_client_uses_its_own_part_of_the_endpoints() {
+    let backends = backends(5).await;
+    let child = Some(list(vec![pack_any(RoundRobin::default())]));
+    let config = RandomSubsetting { subset_size: Some(UInt32Value { value: 2 }), child_policy: child };
+    let cp = control_plane(&backends, policy(vec![pack_any(config)])).await;
+    let mut parts = BTreeMap::new();
+    for _ in 0..12 {
+        let mesh = crate::support::mesh_on(&cp).await;
+        let channel = mesh.channel(TARGET).unwrap();
+        let seen = calls(&channel, 10).await;
+        assert_eq!(seen.values().collect::<Vec<_>>(), [&5, &5], "{seen:?}");
+        *parts.entry(seen.into_keys().collect::<Vec<_>>()).or_insert(0) += 1;
+    }
+    assert!(parts.len() >= 3, "clients have different parts: {parts:?}");
+    let used: std::collections::BTreeSet<_> = parts.keys().flatten().collect();
+    assert!(used.len() >= 4, "together they use nearly all: {parts:?}");
+}
+
+#[tokio::test]
+async fn least_request_of_many_draws_finds_the_idle_endpoint() {
+    let backends = backends(5).await;
+    let config = LeastRequest { choice_count: Some(UInt32Value { value: 10 }), ..LeastRequest::default() };
+    let world = World::on(control_plane(&backends, policy(vec![pack_any(config)])).await).await;
+    for backend in &backends[..4] {
+        backend.state().set_delay(Duration::from_millis(1500));
+    }
+    // Eight slow calls on each of four.
+    let slow: Vec<_> = (0..32)
+        .map(|_| {
+            let channel = world.channel.clone();
+            tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await })
+        })
+        .collect();
+    until("they are busy, and all other answers were read", async || {
+        let busy = backends[..4].iter().map(|backend| backend.state().in_flight()).sum::<u64>();
+        busy >= 20 && u64::from(world.channel.load().requests) == busy
+    })
+    .await;
+    // A draw misses it with a chance of 0.8^10; of two draws it would be found by a third.
+    let seen = join_all((0..6).map(|_| hello(&world.channel))).await;
+    let idle = seen.iter().filter(|reply| reply.as_ref().is_ok_and(|reply| reply.backend == "e")).count();
+    assert!(idle >= 3, "{idle} of 6 went to the idle one");
+    for call in slow {
+        call.await.unwrap().unwrap();
+    }
+}
+
+/// The endpoint whose port is the greatest, or that a header names by its place.
+struct Greatest;
+
+struct GreatestPicker {
+    best: usize,
+    step: usize,
+}
+
+impl LbPolicyFactory for Greatest {
+    fn build(&self, config: &serde_json::Value, endpoints: Vec<EndpointInfo>) -> Box<dyn EndpointPicker> {
+        let best = (0..endpoints.len()).max_by_key(|i| endpoints[*i].address.port()).unwrap_or(0);
+        Box::new(GreatestPicker { best, step: usize::from(config["step"] == 1.0) })
+    }
+}
+
+impl EndpointPicker for GreatestPicker {
+    fn pick(&self, request: &PickRequest<'_>, endpoints: &dyn Endpoints) -> Option<usize> {
+        match request.headers.and_then(|headers| headers.get("x-place")) {
+            Some(place) => place.to_str().ok()?.parse().ok(),
+            None => Some((self.best + self.step) % endpoints.len()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_policy_of_the_programs_own_chooses() {
+    let mut backends = backends(3).await;
+    let step = [("step", Kind::NumberValue(1.0))];
+    // What is not known is passed over.
+    let configs =
+        vec![typed("com.example.Unknown", &[]), typed("com.example.Greatest", &step), pack_any(RoundRobin::default())];
+    let cp = control_plane(&backends, policy(configs)).await;
+    let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap();
+    let mesh = builder.lb_policy("Greatest", Greatest).build().await.unwrap();
+    let channel = mesh.channel(TARGET).unwrap();
+    let best = (0..3).max_by_key(|i| backends[*i].addr().port()).unwrap();
+    let chosen = (best + 1) % 3;
+    assert_eq!(calls(&channel, 10).await, [(NAMES[chosen].to_owned(), 10)].into());
+    for (place, name) in NAMES.iter().enumerate().take(3) {
+        let reply =
+            hello_with(&channel, |r| drop(r.metadata_mut().insert("x-place", place.to_string().parse().unwrap())));
+        assert_eq!(reply.await.unwrap().backend, *name);
+    }
+    // A choice that cannot be reached: another takes its place.
+    backends[chosen].kill().await;
+    until("another one serves", async || hello(&channel).await.is_ok()).await;
+    let seen = calls(&channel, 10).await;
+    assert!(seen.keys().all(|name| name != NAMES[chosen]), "{seen:?}");
+    // A mesh without it takes the next policy of the list.
+    let other = crate::support::mesh_on(&cp).await;
+    backends[chosen].restart().await.unwrap();
+    until("round robin", async || calls(&other.channel(TARGET).unwrap(), 6).await.len() == 3).await;
+}
+
+#[tokio::test]
+async fn a_cluster_without_a_policy_that_is_known_is_refused() {
+    let backends = backends(1).await;
+    let cp = control_plane(&backends, |_| {}).await;
+    let world = World::on(cp).await;
+    edit_cluster(&world.cp, CLUSTER, policy(vec![typed("com.example.Unknown", &[])]));
+    until("it is refused", async || {
+        world.mesh.status().unwrap().resources.iter().any(|resource| resource.error_state.is_some())
+    })
+    .await;
+    let status = world.mesh.status().unwrap();
+    let error = status.resources.iter().find_map(|resource| resource.error_state.as_ref()).unwrap();
+    assert_says(&format!("{error:?}"), &["no supported policy", "com.example.Unknown"]);
+    assert!(hello(&world.channel).await.is_ok(), "the last good configuration serves on");
+}
