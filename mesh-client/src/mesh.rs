@@ -290,6 +290,16 @@ impl MeshBuilder {
         self
     }
 
+    /// How long a call may wait for a connection, or for a stream of one, in all (Linkerd's failfast; it waits 3 s). Once a call has
+    /// waited so long in vain, calls to the same cluster fail at once, with the last error of its connections, until one of its
+    /// endpoints is ready. How many calls may wait at once is `max_pending_requests` of the cluster. Default `None`: calls wait to their
+    /// deadline, and fail sooner only when connections fail.
+    #[must_use]
+    pub fn failfast(mut self, limit: Option<Duration>) -> Self {
+        self.settings.failfast = limit;
+        self
+    }
+
     /// How many bytes of a request body are kept for retries. Default 64 KiB; a larger body goes on and is not retried.
     #[must_use]
     pub fn max_replay_bytes(mut self, bytes: usize) -> Self {

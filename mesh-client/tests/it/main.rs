@@ -13,6 +13,7 @@ mod cancel;
 mod connections;
 mod control_plane;
 mod docs;
+mod failfast;
 mod faults;
 mod features;
 mod filters;

@@ -189,7 +189,7 @@ impl Call {
     async fn lease(&mut self, tried: &[Arc<Endpoint<Subchannel>>]) -> Result<Lease, (Failure, Error)> {
         let mut random = fastrand::Rng::new();
         let mut failures = 0;
-        let mut pending = None;
+        let (mut pending, mut patience) = (None, None);
         // An error from here on must not name the endpoint of the attempt before.
         self.endpoint = None;
         loop {
@@ -217,7 +217,13 @@ impl Call {
             let endpoint = in_flight.endpoint().clone();
             self.wait_in_line(&mut pending)?;
             self.connecting = true;
-            let acquired = endpoint.link().acquire(self.priority).await;
+            let acquired = match self.patience(&mut patience)? {
+                None => endpoint.link().acquire(self.priority).await,
+                Some((at, limit)) => match tokio::time::timeout_at(at, endpoint.link().acquire(self.priority)).await {
+                    Ok(acquired) => acquired,
+                    Err(_) => return Err(self.out_of_patience(limit)),
+                },
+            };
             self.connecting = false;
             let cause = match acquired {
                 Ok(lease) => return Ok(lease),
@@ -238,6 +244,29 @@ impl Call {
                 ));
             }
         }
+    }
+
+    /// Until when the call may wait for a connection, from when it first had to; and the limit (failfast).
+    fn patience(&mut self, patience: &mut Option<Instant>) -> Result<Option<(Instant, Duration)>, (Failure, Error)> {
+        let Some(limit) = self.chosen.routing.facts.settings.failfast else { return Ok(None) };
+        if patience.is_none()
+            && let Some(cause) = self.upstream().live.fails_fast()
+        {
+            self.flag = Flag::NoHealthyUpstream;
+            let message = "no endpoint is ready, and calls before waited in vain (failfast)".into();
+            return Err((Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
+        }
+        let now = Instant::now();
+        let begun = *patience.get_or_insert(now);
+        Ok(begun.checked_add(limit).map(|at| (at, limit)))
+    }
+
+    /// It has waited so long.
+    fn out_of_patience(&mut self, limit: Duration) -> (Failure, Error) {
+        let cause = self.upstream().live.stalled();
+        self.flag = Flag::NoHealthyUpstream;
+        let message = format!("no endpoint was ready within {limit:?} (failfast)");
+        (Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause))))
     }
 
     /// Counts the call as waiting for a connection (Envoy's `max_pending_requests`), once.

@@ -55,6 +55,8 @@ use tokio::time::Instant;
 pub(crate) struct Settings {
     /// Limit of the wait for the first configuration, for calls that have no deadline.
     pub(crate) resolve_timeout: Duration,
+    /// How long calls may wait for a connection; `None`: to their deadline.
+    pub(crate) failfast: Option<Duration>,
     /// Bytes of a request body kept for a retry.
     pub(crate) max_replay_bytes: usize,
     /// How trace context is handed on.
@@ -225,6 +227,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             resolve_timeout: Duration::from_secs(20),
+            failfast: None,
             max_replay_bytes: 64 << 10,
             propagation: Propagation::default(),
         }

@@ -8,6 +8,7 @@ mod balancing;
 mod breaker;
 mod eject;
 mod endpoint;
+mod failfast;
 mod health;
 mod layer;
 mod link;
@@ -83,6 +84,8 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     metrics: Metrics,
     /// The assignment has a `drop_overload`.
     drops: AtomicBool,
+    /// Calls that would have to wait for a connection fail at once.
+    stalled: AtomicBool,
     wants: Wants,
 }
 
@@ -178,6 +181,7 @@ impl<L: Link> LiveCluster<L> {
             deps,
             stale,
             drops: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             wants: Wants::default(),
         });
         let mut writer = live.writer();

@@ -18,6 +18,8 @@ pub(crate) struct ClusterStatus {
     pub(crate) high: [(Resource, u32, u32); 3],
     /// Retries in flight.
     pub(crate) retries: u32,
+    /// Calls that would have to wait for a connection fail at once.
+    pub(crate) fails_fast: bool,
     /// In the order of the assignment.
     pub(crate) endpoints: Vec<EndpointStatus>,
 }
@@ -57,6 +59,7 @@ impl<L: Link> LiveCluster<L> {
         let view = self.view.load_full();
         let picker = view.balancer.all();
         let outlier_detection = view.cluster.outlier_detection.as_deref();
+        let fails_fast = self.fails_fast().is_some();
         let writer = self.writer();
         let endpoint = |endpoint: &Arc<super::Endpoint<L>>| {
             let placement = endpoint.placement();
@@ -83,6 +86,7 @@ impl<L: Link> LiveCluster<L> {
             retries: RoutingPriority::ALL.map(|priority| self.budget(priority).in_flight()).iter().sum(),
             breaker: of(RoutingPriority::Default),
             high: of(RoutingPriority::High),
+            fails_fast,
             endpoints: writer.set.all().map(endpoint).collect(),
         }
     }
@@ -96,6 +100,9 @@ impl fmt::Display for ClusterStatus {
         }
         if self.panic {
             f.write_str(", ejected endpoints are used because there are no others")?;
+        }
+        if self.fails_fast {
+            f.write_str(", fails fast: no endpoint is ready")?;
         }
         for (resource, in_use, limit) in self.breaker {
             write!(f, ", {resource} {in_use} of {limit}")?;
