@@ -5,7 +5,9 @@
 //!
 //! - [`Mesh::channel`] gives a [`MeshChannel`]: the `T` of any generated tonic client.
 //! - [`Mesh::layer`] wraps any hyper client: hosts the mesh knows are routed, all others go to the inner client untouched.
-//! - [`retry::RetryLayer`], [`timeout::TimeoutLayer`] and [`trace::TracePropagationLayer`] are the same parts as plain tower layers.
+//! - [`retry::RetryLayer`], [`retry::HedgeLayer`], [`timeout::TimeoutLayer`], [`circuit_breaker::CircuitBreakerLayer`],
+//!   [`balance::LoadBalanceLayer`], [`filter::RateLimitLayer`], [`filter::FaultLayer`] and [`trace::TracePropagationLayer`] are the same parts
+//!   as plain tower layers.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -53,17 +55,24 @@ pub mod filter {
     };
 }
 
-/// Load-balancing policies of the program's own: [`MeshBuilder::lb_policy`].
+/// Load balancing over services, for any client: [`LoadBalanceLayer`](balance::LoadBalanceLayer); and policies of the program's own:
+/// [`MeshBuilder::lb_policy`].
 pub mod balance {
-    pub use crate::outbound::pick::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest};
+    pub use crate::outbound::pick::{
+        Balance, Change, Discover, EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, LoadBalanceLayer,
+        NoServices, PickRequest, RequestHash, ResponseBody, ResponseFuture, ServiceList,
+    };
+    pub use mesh_xds::resource::LbPolicy;
 }
 
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {
     pub use crate::outbound::retry::{
-        Budget, Condition, DEFAULT_REPLAY_CAP, PerTryElapsed, Permit, Policy, PolicyBuilder, ReplayBody, ReplayError,
-        ResponseFuture, Retry, RetryLayer,
+        Condition, DEFAULT_REPLAY_CAP, Hedge, HedgeBody, HedgeFuture, HedgeLayer, Hook, HookOutcome, HookVerdict,
+        PerTryElapsed, Permit, Policy, PolicyBuilder, ReplayBody, ReplayError, ResponseFuture, Retry, RetryBudget,
+        RetryLayer,
     };
+    pub use mesh_xds::resource::{ResetFormat, ResetHeader};
 }
 
 /// Circuit breaking, for any client: [`CircuitBreakerLayer`](circuit_breaker::CircuitBreakerLayer).

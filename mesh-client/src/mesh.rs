@@ -13,6 +13,7 @@ use crate::{
         narrate,
         pick::{LbPolicyFactory, OwnZone, Registry},
         resolve::{Facts, Resolver, State, Target, TargetError},
+        retry::{Hook, HookRef, RetryBudget},
         route::Profile,
         timeout::is_grpc,
         upstream::Upstreams,
@@ -311,6 +312,21 @@ impl MeshBuilder {
     #[must_use]
     pub fn trace(mut self, propagation: Propagation) -> Self {
         self.settings.propagation = propagation;
+        self
+    }
+
+    /// Asks the application about the outcome of every attempt, before the conditions of the route's retry policy do.
+    #[must_use]
+    pub fn retry_hook(mut self, hook: impl Hook) -> Self {
+        self.settings.retry_hook = Some(HookRef(Arc::new(hook)));
+        self
+    }
+
+    /// Limits the retries and hedges to each cluster by such a budget, beside what the cluster's configuration allows: Linkerd's
+    /// [`RetryBudget::ratio`], or gRPC's [`RetryBudget::throttle`]. Every cluster counts by itself.
+    #[must_use]
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.settings.retry_budget = Some(Arc::new(budget));
         self
     }
 

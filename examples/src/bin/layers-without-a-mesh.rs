@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use mesh_client::circuit_breaker::{CircuitBreakerLayer, Limits};
-use mesh_client::retry::{Budget, Condition, Policy, RetryLayer};
+use mesh_client::retry::{Condition, Policy, RetryBudget, RetryLayer};
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 const REQUESTS: u32 = 200;
@@ -21,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let policy = Policy::http().on(Condition::Http5xx).max_retries(10).build();
     let mut client = ServiceBuilder::new()
         .layer(CircuitBreakerLayer::new(Limits::max_requests(100)))
-        .layer(RetryLayer::new(policy).budget(Budget::percent(20.0, 3)))
+        .layer(RetryLayer::new(policy).budget(RetryBudget::percent(20.0, 3)))
         .service(Client::builder(TokioExecutor::new()).build_http());
 
     let mut failed = 0;

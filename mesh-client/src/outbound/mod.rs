@@ -3,6 +3,8 @@
 pub(crate) mod call;
 pub(crate) mod cluster;
 pub(crate) mod connect;
+#[cfg(test)]
+mod contract;
 pub(crate) mod filter;
 pub(crate) mod identity;
 pub(crate) mod narrate;

@@ -14,6 +14,7 @@ use crate::{
     },
 };
 use mesh_tls::PeerIdentity;
+use mesh_xds::resource::Hedge;
 use std::{borrow::Cow, net::SocketAddr};
 use tokio::time::Instant;
 
@@ -125,6 +126,11 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
     }
     if let Some(policy) = &forward.retry {
         steps.push(step("retries", format!("at most {}", policy.max_retries())));
+    }
+    match forward.hedge {
+        Some(Hedge::PerTryTimeout) => steps.push(step("hedge", "another request when the limit of an attempt passes")),
+        Some(Hedge::After(delay)) => steps.push(step("hedge", format!("another request after each {delay:?}"))),
+        None => {}
     }
     if let Some(idle) = forward.idle {
         steps.push(step("timeout", format!("{idle:?} without a movement (the route's idle_timeout)")));

@@ -6,7 +6,7 @@ use crate::{
         connect::{Connector, ConnectorSettings, Security, Subchannel},
         filter::Filters,
         identity::Identities,
-        retry::Permit,
+        retry::{Permit, RetryBudget},
         route::Profile,
     },
     telemetry::metrics::RequestMetrics,
@@ -30,6 +30,8 @@ pub(crate) struct Upstream {
     pub(crate) metrics: RequestMetrics,
     /// Bytes of bodies that are held to be sent here as copies of requests.
     pub(crate) mirrored: AtomicUsize,
+    /// The mesh's own limit of retries, beside that of the cluster.
+    pub(crate) budget: Option<Arc<RetryBudget>>,
 }
 
 /// All clusters of a mesh. A cluster lives while a configuration or a call holds it (gRFC A31), and is shared by the targets that
@@ -71,12 +73,14 @@ impl Upstreams {
     }
 
     /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which
-    /// HTTP version its endpoints speak gets that of the profile: HTTP/2 for gRPC, HTTP/1.1 as Envoy does.
+    /// HTTP version its endpoints speak gets that of the profile: HTTP/2 for gRPC, HTTP/1.1 as Envoy does. A new one limits its retries
+    /// by `budget` too, counted by itself.
     pub(crate) fn apply(
         &self,
         cluster: &Arc<Cluster>,
         endpoints: &Arc<ClusterLoadAssignment>,
         profile: Profile,
+        budget: Option<&RetryBudget>,
     ) -> Arc<Upstream> {
         let protocol = match (cluster.http_protocol, profile) {
             (Some(HttpProtocol::Http1), _) | (None, Profile::Envoy) => Protocol::Http1,
@@ -100,6 +104,7 @@ impl Upstreams {
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),
             metrics: RequestMetrics::new(&cluster.name),
             mirrored: AtomicUsize::new(0),
+            budget: budget.map(|budget| Arc::new(budget.fresh())),
         });
         clusters.retain(|_, upstream| upstream.strong_count() > 0);
         clusters.insert(key, Arc::downgrade(&upstream));
@@ -111,7 +116,11 @@ impl Upstream {
     /// A share of the retry budget, if there is one left.
     pub(crate) fn retry_permit(&self, profile: Profile, priority: RoutingPriority) -> Option<Permit> {
         let active = self.live.breaker().in_use(priority, Resource::Requests);
-        self.live.budget(priority).try_acquire_as(profile, active)
+        let permit = self.live.budget(priority).try_acquire_as(profile, active)?;
+        match &self.budget {
+            None => Some(permit),
+            Some(budget) => budget.try_acquire_as(profile, active).map(|own| permit.and(own)),
+        }
     }
 }
 

@@ -33,6 +33,8 @@ struct H2 {
     length: Option<u64>,
     /// Tells the rest of the request that the response is complete; dropped, that nobody reads it.
     upload: Option<oneshot::Sender<()>>,
+    /// Trailers that came before any data, looked at ahead of the body.
+    early: Option<Box<HeaderMap>>,
 }
 
 /// The stream counts until both its directions ended.
@@ -55,7 +57,7 @@ impl RecvBody {
             return Self(Inner::Ended);
         }
         let Some(upload) = upload else {
-            return Self(Inner::H2(H2 { stream, lease: Guard::Own(lease), length, upload: None }));
+            return Self(Inner::H2(H2 { stream, lease: Guard::Own(lease), length, upload: None, early: None }));
         };
         // Its own task only here: the caller need not read the response for the request to go on.
         let lease = Arc::new(lease);
@@ -66,7 +68,26 @@ impl RecvBody {
             upload.finish(response).await;
             drop(held);
         });
-        Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(tell) }))
+        Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(tell), early: None }))
+    }
+
+    /// The trailers, if they are there already and no data is before them: a response that ends without a message. Does not wait.
+    pub(crate) fn look_for_trailers(&mut self, cx: &mut Context<'_>) {
+        if let Inner::H2(body) = &mut self.0
+            && body.early.is_none()
+            // Data in front of the trailers stays where it is.
+            && let Poll::Ready(Ok(Some(trailers))) = body.stream.poll_trailers(cx)
+        {
+            body.early = Some(Box::new(trailers));
+        }
+    }
+
+    /// What [`look_for_trailers`](Self::look_for_trailers) found.
+    pub(crate) fn early_trailers(&self) -> Option<&HeaderMap> {
+        match &self.0 {
+            Inner::H2(body) => body.early.as_deref(),
+            Inner::Ended | Inner::H1 { .. } => None,
+        }
     }
 
     /// Whether nothing of it is left to read, as far as is known without a look at the connection.
@@ -85,6 +106,10 @@ impl RecvBody {
 
 impl H2 {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
+        if let Some(trailers) = self.early.take() {
+            self.complete();
+            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
+        }
         let result = match ready!(self.stream.poll_data(cx)) {
             Some(Ok(data)) => {
                 // Fails only for a stream that is gone, where there is nothing to give back.
@@ -173,7 +198,7 @@ impl Body for RecvBody {
         match &self.0 {
             Inner::Ended => true,
             Inner::H1 { body, .. } => body.is_end_stream(),
-            Inner::H2(body) => body.stream.is_end_stream(),
+            Inner::H2(body) => body.early.is_none() && body.stream.is_end_stream(),
         }
     }
 

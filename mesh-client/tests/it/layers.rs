@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use mesh_client::{
     circuit_breaker::{CircuitBreaker, CircuitBreakerLayer, Limits},
-    retry::{Budget, Condition, Policy, ReplayBody, Retry, RetryLayer},
+    retry::{Condition, Policy, ReplayBody, Retry, RetryBudget, RetryLayer},
     timeout::{Timeout, TimeoutLayer},
     trace::{TracePropagation, TracePropagationLayer},
 };
@@ -38,7 +38,7 @@ impl App {
     fn new(policy: Policy, breaker: &CircuitBreakerLayer) -> Self {
         let hyper = Client::builder(TokioExecutor::new()).build_http();
         let client = ServiceBuilder::new()
-            .layer(RetryLayer::new(policy).budget(Budget::percent(20.0, 3)))
+            .layer(RetryLayer::new(policy).budget(RetryBudget::percent(20.0, 3)))
             .layer(breaker.clone())
             .layer(TimeoutLayer::new(Duration::from_secs(20)))
             .layer(TracePropagationLayer::new())

@@ -66,7 +66,13 @@ pub(super) fn configuration<'a>(target: &Target<'a>, model: &Model) -> (RouteCon
         Some(routing) => routes(target, &routing.routes, model).into_iter().unzip(),
         None => (vec![default_route(target)], vec![target.service.object.at()]),
     };
-    let host = VirtualHost { name: format!("{}:{port}", target.host), domains, routes, ..VirtualHost::default() };
+    let host = VirtualHost {
+        name: format!("{}:{port}", target.host),
+        domains,
+        routes,
+        include_request_attempt_count: true,
+        ..VirtualHost::default()
+    };
     let configuration = RouteConfiguration {
         name: cluster_name(port, "", target.host),
         virtual_hosts: vec![host],

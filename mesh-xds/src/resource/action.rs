@@ -52,6 +52,17 @@ pub struct Forward {
     pub idle_timeout: Option<Duration>,
     /// Whose circuit breakers count its requests.
     pub priority: RoutingPriority,
+    /// When a second request is sent while the first is on its way. Needs a retry policy, which limits it.
+    pub hedge: Option<Hedge>,
+}
+
+/// When a request is sent once more although an earlier one may still be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hedge {
+    /// When the attempt's own limit passes, instead of giving it up (Envoy's `hedge_on_per_try_timeout`).
+    PerTryTimeout,
+    /// After each such time without an answer (gRFC A6 `hedgingDelay`).
+    After(Duration),
 }
 
 /// `RequestMirrorPolicy`: copies of requests, whose responses are thrown away.
@@ -212,6 +223,7 @@ impl Forward {
             priority: RoutingPriority::Default,
             rate_limits: Vec::new(),
             include_vh_rate_limits: false,
+            hedge: None,
         }
     }
 }

@@ -18,7 +18,7 @@ mod route;
 mod template;
 
 pub use action::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster,
+    Action, ClusterSpecifier, DirectResponse, Forward, Hedge, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster,
     MirrorHost, PathRewrite, Redirect, RedirectPath, WeightedCluster,
 };
 pub use cluster::{
@@ -53,6 +53,7 @@ pub use matcher::{
 };
 pub use outlier::{FailureAccrual, OutlierDetection};
 pub use route::{
-    BackOff, DomainPattern, PathMatcher, RetryOn, RetryPolicy, Route, RouteConfiguration, RouteMatch, VirtualHost,
+    AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
+    Route, RouteConfiguration, RouteMatch, VirtualHost,
 };
 pub use template::{PathTemplate, TemplateRewrite};

@@ -2,8 +2,9 @@
 
 use super::{
     Action, ClusterSpecifier, CookieMatcher, FilterOverride, FractionalPercent, HeaderEdits, HeaderMatcher,
-    MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit, SafeRegex,
+    MetadataValue, MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit, SafeRegex,
 };
+use http::HeaderName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -36,6 +37,8 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     /// For routes that have none.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// Who is told how often a request was tried.
+    pub attempt_count: AttemptCount,
     /// `typed_per_filter_config` by filter instance name.
     pub filter_overrides: BTreeMap<Arc<str>, FilterOverride>,
     /// Header edits of its routes.
@@ -126,6 +129,18 @@ impl Default for PathMatcher {
     }
 }
 
+/// Who is told how often a request was tried. Envoy's headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttemptCount {
+    /// Endpoints: `x-envoy-attempt-count`, from 1 (`include_request_attempt_count`).
+    pub in_request: bool,
+    /// The caller, by the same header (`include_attempt_count_in_response`).
+    pub in_response: bool,
+    /// Endpoints: `x-envoy-is-timeout-retry: true` where the attempt before had no answer in time
+    /// (`include_is_timeout_retry_header`).
+    pub after_timeout: bool,
+}
+
 /// `RetryPolicy`, gRPC (A44) and Envoy fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
@@ -141,6 +156,45 @@ pub struct RetryPolicy {
     pub back_off: BackOff,
     /// Envoy `previous_hosts`: an attempt avoids the hosts that failed before.
     pub avoid_previous_hosts: bool,
+    /// Hosts that retries stay away from while there are others.
+    pub omit_hosts: Vec<OmitHosts>,
+    /// `previous_priorities`: retries go to other priorities than as many attempts before (`update_frequency`). Zero: off.
+    pub leave_priorities: u32,
+    /// Responses with one of these headers are retried (`retriable-headers`).
+    pub retriable_headers: Vec<HeaderMatcher>,
+    /// Only requests with one of these headers are retried; empty is all.
+    pub retriable_request_headers: Vec<HeaderMatcher>,
+    /// Headers that say when to come back, instead of the back-off.
+    pub reset_headers: Vec<ResetHeader>,
+    /// The longest time that such a header may ask for.
+    pub max_reset: Duration,
+}
+
+/// A predicate of hosts that retries stay away from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OmitHosts {
+    /// Those whose metadata says `envoy.lb: canary: true`.
+    Canary,
+    /// Those whose `envoy.lb` metadata has all of these.
+    Metadata(BTreeMap<String, MetadataValue>),
+}
+
+/// A response header that says when to come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetHeader {
+    /// As in `retry-after`.
+    pub name: HeaderName,
+    /// What its number means.
+    pub format: ResetFormat,
+}
+
+/// What the number in a [`ResetHeader`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetFormat {
+    /// Seconds from now.
+    Seconds,
+    /// Seconds since 1970.
+    UnixTime,
 }
 
 /// `retry_on`, decoded. Unknown words are ignored with a note.
@@ -162,6 +216,8 @@ pub struct RetryOn {
     pub refused_stream: bool,
     /// `retriable-4xx`: 409.
     pub retriable_4xx: bool,
+    /// `envoy-ratelimited`: responses with `x-envoy-ratelimited`, which are not retried otherwise.
+    pub rate_limited: bool,
     /// `retriable_status_codes`, in force when `retriable-status-codes` is listed, or numbers in `retry_on` itself (Istio).
     pub statuses: Vec<u16>,
 }
@@ -185,6 +241,12 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             back_off: BackOff::default(),
             avoid_previous_hosts: false,
+            omit_hosts: Vec::new(),
+            leave_priorities: 0,
+            retriable_headers: Vec::new(),
+            retriable_request_headers: Vec::new(),
+            reset_headers: Vec::new(),
+            max_reset: Duration::from_secs(300),
         }
     }
 }

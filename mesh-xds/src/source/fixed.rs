@@ -3,7 +3,7 @@
 use super::Policy;
 use crate::{
     resource::{
-        Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Forward,
+        Action, AttemptCount, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Forward,
         HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, Route, RouteConfiguration, RouteMatch,
         RouteSource, VirtualHost,
     },
@@ -36,6 +36,7 @@ impl Template {
             timeout: policy.timeout,
             retry_policy: policy.retry.clone(),
             hash_policies: policy.hash.clone().into(),
+            hedge: policy.hedge,
             ..Forward::to(ClusterSpecifier::Cluster(name.clone()))
         };
         let route = Route::new("default", RouteMatch::default(), Action::Forward(Arc::new(forward)));
@@ -43,6 +44,7 @@ impl Template {
             name: name.clone(),
             domains: vec![DomainPattern::Any],
             routes: vec![route],
+            attempt_count: AttemptCount { in_request: true, ..AttemptCount::default() },
             ..VirtualHost::default()
         };
         let routes = Arc::new(RouteConfiguration {

@@ -7,7 +7,7 @@ pub use dns::{DnsOptions, DnsTargetError, dns};
 pub use fixed::fixed;
 pub use hickory_resolver::config::ResolverConfig;
 
-use crate::resource::{Cluster, HashPolicy, HttpFilter, RetryPolicy};
+use crate::resource::{Cluster, HashPolicy, Hedge, HttpFilter, RetryPolicy};
 use std::{sync::Arc, time::Duration};
 
 /// The policy of a target that has no control plane.
@@ -17,6 +17,8 @@ pub struct Policy {
     pub cluster: Option<Cluster>,
     /// Retry policy of its route.
     pub retry: Option<Arc<RetryPolicy>>,
+    /// When its requests are sent once more while they wait for an answer; limited by `retry`.
+    pub hedge: Option<Hedge>,
     /// Timeout of its route; `None` when unset, zero disables.
     pub timeout: Option<Duration>,
     /// Filters of its requests, in order; the router comes by itself.

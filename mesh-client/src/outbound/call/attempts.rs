@@ -5,10 +5,10 @@ use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
-        cluster::{Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
+        cluster::{Avoid, Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
         connect::Subchannel,
         narrate,
-        retry::{Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation},
+        retry::{Attempts, Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation},
         route::Profile,
         timeout::{Idle, StoodStill, write_grpc_timeout},
     },
@@ -16,7 +16,7 @@ use crate::{
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{HeaderMap, Request, Response, StatusCode, request::Parts};
 use http_body::Body;
 use smallvec::SmallVec;
 use std::{
@@ -69,7 +69,12 @@ where
         Ok((Self { head: SavedHead::of(&head), body: kept }, Request::from_parts(head, body)))
     }
 
-    fn again(&self) -> Request<Outgoing<B>> {
+    /// All of the request is kept: it can be sent while an earlier attempt still is.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.body, Kept::Whole(_))
+    }
+
+    pub(super) fn again(&self) -> Request<Outgoing<B>> {
         self.head.restore(self.body.again())
     }
 }
@@ -86,30 +91,32 @@ impl Call {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let policy = self.policy().cloned();
-        let (policy, deadline) = (policy.as_deref(), self.chosen.deadline);
-        let (grpc, profile) = (self.chosen.grpc, self.chosen.routing.facts.profile);
-        let priority = self.priority;
-        let per_try = policy.and_then(Policy::per_try_timeout);
-        let avoid_tried = policy.is_none_or(Policy::avoid_previous_hosts);
-        let mut tried: SmallVec<[Arc<Endpoint<Subchannel>>; 2]> = SmallVec::new();
+        let configured = self.policy().cloned();
+        let per_try = configured.as_deref().and_then(Policy::per_try_timeout);
+        let policy = configured
+            .as_deref()
+            .filter(|policy| policy.is_for_all() || resend.head.matches(|head| policy.applies(head)));
+        if let (Some(policy), Some(first)) = (policy, request.take_if(|_| self.hedges(resend))) {
+            return self.hedged(policy, resend, first).await;
+        }
+        if request.is_some() {
+            self.begins();
+        }
+        let mut tried: Tried = SmallVec::new();
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+        let mut after_timeout = false;
         loop {
             let (attempt, outcome) = match ended.take() {
                 Some(ended) => ended,
                 None => {
-                    let attempt = match self.lease(&tried).await {
+                    let mut attempt = match self.lease(&avoid(policy, &tried)).await {
                         Err((failure, error)) => Attempt::Failed(failure, error),
                         Ok(lease) => {
                             if let Some(explain) = &self.chosen.explain {
                                 explain.add("peer", narrate::peer(lease.peer()));
                             }
                             let mut request = request.take().unwrap_or_else(|| resend.again());
-                            self.attempts.write_header(request.headers_mut(), profile);
-                            if grpc && (deadline.is_some() || per_try.is_some()) {
-                                write_grpc_timeout(request.headers_mut(), deadline.as_ref(), per_try, Instant::now());
-                            }
-                            self.name_endpoint(&mut request);
+                            self.dress(&mut request, per_try, after_timeout);
                             self.begin_attempt();
                             let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
                             match sent {
@@ -123,41 +130,119 @@ impl Call {
                             }
                         }
                     };
+                    self.look_once(&mut attempt).await;
                     let outcome = self.judge(&attempt);
                     (attempt, outcome)
                 }
             };
-            let situation = Situation {
-                replayable: resend.body.is_replayable(),
-                now: Instant::now(),
-                deadline: deadline.map(|d| d.at),
-            };
-            let upstream = &self.chosen.routing.upstreams()[self.upstream];
-            let budget = || upstream.retry_permit(profile, priority).map(Some);
+            self.count(policy, &outcome);
             let number = self.attempts.number();
+            let situation = self.situation(policy, resend, &attempt, &outcome, number);
+            let upstream = &self.chosen.routing.upstreams()[self.upstream];
+            let budget = || upstream.retry_permit(self.chosen.routing.facts.profile, self.priority).map(Some);
             let decision = self.attempts.next(policy, &outcome, situation, budget, &mut rng);
             if let Some(explain) = &self.chosen.explain {
                 narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
             }
             let delay = match decision {
-                Decision::Return(_) => {
-                    return match attempt {
-                        Attempt::Response(response) => Ok(response),
-                        Attempt::Failed(_, error) => Err(error),
-                    };
-                }
+                Decision::Return(_) => return attempt.result(),
                 Decision::RetryNow => None,
                 Decision::RetryAfter(delay) => Some(delay),
             };
+            after_timeout = outcome == Outcome::Failure(Failure::PerTryTimeout);
             self.upstream().metrics.retries.increment(1);
-            if let Some(in_flight) = self.in_flight.take().filter(|_| avoid_tried) {
+            if let Some(in_flight) = self.in_flight.take() {
                 // One that was let go of (it is draining, or the stream never left) may be picked again.
                 tried.push(in_flight.endpoint().clone());
             }
             drop(attempt);
             if let Some(delay) = delay {
+                self.backing_off = true;
                 tokio::time::sleep(delay).await;
+                self.backing_off = false;
             }
+        }
+    }
+
+    /// The first attempt begins: what a budget gives a share of.
+    pub(super) fn begins(&self) {
+        if let Some(budget) = &self.upstream().budget {
+            budget.call_begins();
+        }
+    }
+
+    /// Tells the mesh's own budget how an attempt ended.
+    pub(super) fn count(&self, policy: Option<&Policy>, outcome: &Outcome) {
+        if let (Some(budget), Some(policy)) = (&self.upstream().budget, policy) {
+            budget.attempt_ended(policy.blames(outcome));
+        }
+    }
+
+    /// What is known when an attempt ended.
+    pub(super) fn situation<B>(
+        &self,
+        policy: Option<&Policy>,
+        resend: &Resend<B>,
+        attempt: &Attempt,
+        outcome: &Outcome,
+        number: u32,
+    ) -> Situation
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let hook = policy.and_then(Policy::hook).or(self.chosen.routing.facts.settings.retry_hook.as_ref());
+        let asked = hook.and_then(|hook| match attempt {
+            Attempt::Response(response) => {
+                outcome.ask(hook, number, Some((response.status(), response.headers())), None)
+            }
+            Attempt::Failed(_, error) => outcome.ask(hook, number, None, Some(error)),
+        });
+        Situation {
+            replayable: resend.body.is_replayable(),
+            now: Instant::now(),
+            deadline: self.chosen.deadline.map(|deadline| deadline.at),
+            asked,
+        }
+    }
+
+    /// The headers that every attempt has of its own.
+    pub(super) fn dress<B>(&self, request: &mut Request<B>, per_try: Option<Duration>, after_timeout: bool) {
+        let headers = request.headers_mut();
+        let count = self.chosen.forward().attempt_count;
+        if self.chosen.routing.facts.profile == Profile::Grpc {
+            self.attempts.write_header(headers, Profile::Grpc);
+        } else if count.in_request {
+            self.attempts.write_count(headers);
+        }
+        if after_timeout && count.after_timeout {
+            Attempts::write_timeout_retry(headers);
+        }
+        let deadline = self.chosen.deadline.as_ref();
+        if self.chosen.grpc && (deadline.is_some() || per_try.is_some()) {
+            write_grpc_timeout(headers, deadline, per_try, Instant::now());
+        }
+        self.name_endpoint(request);
+    }
+
+    /// Looks for trailers in the response of an attempt, if it has one.
+    pub(super) async fn look_once(&self, attempt: &mut Attempt) {
+        let Attempt::Response(response) = attempt else { return };
+        poll_fn(|cx| {
+            self.look_for_trailers(response, cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// A gRPC response may end right behind its head: then its status counts as if it were in the head, and nothing was committed.
+    pub(super) fn look_for_trailers(&self, response: &mut Response<RecvBody>, cx: &mut Context<'_>) {
+        if self.chosen.grpc
+            && self.policy().is_some_and(|policy| policy.reads_grpc_status())
+            && response.status() == StatusCode::OK
+            && grpc_status(response.headers()).is_none()
+        {
+            response.body_mut().look_for_trailers(cx);
         }
     }
 
@@ -186,7 +271,7 @@ impl Call {
 
     /// A stream on a connection to a picked endpoint. An endpoint that cannot be connected to is left for the next one: nothing was
     /// sent, so this is no retry.
-    async fn lease(&mut self, tried: &[Arc<Endpoint<Subchannel>>]) -> Result<Lease, (Failure, Error)> {
+    pub(super) async fn lease(&mut self, avoid: &Avoid<'_, Subchannel>) -> Result<Lease, (Failure, Error)> {
         let mut random = fastrand::Rng::new();
         let mut failures = 0;
         let (mut pending, mut patience) = (None, None);
@@ -195,7 +280,7 @@ impl Call {
         loop {
             let picked = match self.in_flight.take() {
                 Some(picked) => picked,
-                None => match self.upstream().live.pick(&self.pick_input(), tried, &mut random) {
+                None => match self.upstream().live.pick_again(&self.pick_input(), avoid, &mut random) {
                     Pick::Endpoint(endpoint) => InFlight::of(endpoint),
                     Pick::Fail(cause) => {
                         // An endpoint that refuses connections may take the next one: that is a failure to connect.
@@ -320,8 +405,13 @@ impl Call {
     /// A response that goes on is judged at its end.
     pub(super) fn judge_response(&mut self, response: &Response<RecvBody>) -> Outcome {
         let grpc = self.chosen.grpc;
-        let outcome = Outcome::of_response(response.status(), response.headers(), grpc);
-        self.learn(Some(response.headers()), &outcome);
+        let headers = final_headers(response);
+        let outcome = Outcome::of_response(response.status(), headers, grpc);
+        let outcome = match self.policy() {
+            Some(policy) => outcome.read_by(policy, headers),
+            None => outcome,
+        };
+        self.learn(Some(headers), &outcome);
         if let (Outcome::Response(head), Some(in_flight)) = (&outcome, &mut self.in_flight) {
             match head.grpc {
                 Some(code) => {
@@ -378,11 +468,37 @@ async fn limited<T>(
     }
 }
 
+/// The endpoints of the attempts so far.
+pub(super) type Tried = SmallVec<[Arc<Endpoint<Subchannel>>; 2]>;
+
+/// What the next attempt stays away from.
+pub(super) fn avoid<'a>(policy: Option<&'a Policy>, tried: &'a Tried) -> Avoid<'a, Subchannel> {
+    Avoid {
+        tried,
+        previous_hosts: policy.is_none_or(Policy::avoid_previous_hosts),
+        // The first attempt goes anywhere.
+        omit: policy.filter(|_| !tried.is_empty()).map_or(&[], Policy::omit_hosts),
+        leave_priorities: policy.map_or(0, Policy::leave_priorities),
+    }
+}
+
+/// The headers of a response, or the trailers if those are all that comes.
+fn final_headers(response: &Response<RecvBody>) -> &HeaderMap {
+    response.body().early_trailers().unwrap_or(response.headers())
+}
+
 impl Attempt {
-    /// In words.
-    fn ended(&self) -> String {
+    pub(super) fn result(self) -> Result<Response<RecvBody>, Error> {
         match self {
-            Self::Response(response) => match grpc_status(response.headers()) {
+            Self::Response(response) => Ok(response),
+            Self::Failed(_, error) => Err(error),
+        }
+    }
+
+    /// In words.
+    pub(super) fn ended(&self) -> String {
+        match self {
+            Self::Response(response) => match grpc_status(final_headers(response)) {
                 Some(code) => format!("HTTP {}, grpc-status {code}", response.status().as_u16()),
                 None => format!("HTTP {}", response.status().as_u16()),
             },

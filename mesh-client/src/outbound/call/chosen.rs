@@ -154,6 +154,9 @@ impl Chosen {
         }
         let mut call = self.call(upstream, edited, false);
         call.steering = steering;
+        if call.chosen.forward().attempt_count.in_request {
+            call.attempts.write_count(&mut head.headers);
+        }
         Ok(call)
     }
 
@@ -169,6 +172,7 @@ impl Chosen {
             endpoint: None,
             in_flight: None,
             connecting: false,
+            backing_off: false,
             copy,
             admitted: !copy,
             priority,

@@ -175,7 +175,10 @@ where
             unreachable!("it was sent above")
         };
         match Pin::new(sending).poll(cx) {
-            Poll::Ready(Ok(response)) => return Poll::Ready(self.answered(response)),
+            Poll::Ready(Ok(mut response)) => {
+                self.call.look_for_trailers(&mut response, cx);
+                return Poll::Ready(self.answered(response));
+            }
             Poll::Ready(Err(error)) => {
                 let attempt = self.call.broken(error);
                 return Poll::Ready(self.failed(attempt));

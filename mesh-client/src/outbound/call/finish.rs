@@ -34,6 +34,9 @@ impl Call {
     pub(super) fn answered(&mut self, response: &mut Response<RecvBody>) {
         self.edit_response(response);
         self.set_cookies(response.headers_mut());
+        if self.chosen.forward().attempt_count.in_response {
+            self.attempts.write_count(response.headers_mut());
+        }
         self.status = response.status().as_u16();
         self.flag = Flag::None;
         self.attempts.settle();

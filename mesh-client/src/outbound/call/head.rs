@@ -1,5 +1,6 @@
 //! The head of a request: completed once, kept for further attempts.
 
+use crate::outbound::route::RequestHead;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header,
     request::Parts,
@@ -42,6 +43,12 @@ impl SavedHead {
     /// Of a head whose `headers` were saved apart.
     pub(super) fn new(head: Parts, headers: SavedHeaders) -> Self {
         Self { method: head.method, uri: head.uri, headers }
+    }
+
+    /// The head as matchers of requests see it.
+    pub(super) fn matches(&self, matches: impl FnOnce(&RequestHead<'_>) -> bool) -> bool {
+        let headers = self.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        matches(&RequestHead::new(&self.method, &self.uri, &headers))
     }
 
     pub(super) fn restore<B>(&self, body: B) -> Request<B> {

@@ -12,6 +12,7 @@ mod filtered;
 mod finish;
 mod general;
 mod head;
+mod hedged;
 mod mirror;
 mod steer;
 mod tap;
@@ -27,7 +28,7 @@ use crate::{
         cluster::InFlight,
         connect::Subchannel,
         resolve::{Routing, State},
-        retry::{Attempts, Policy},
+        retry::{Attempts, HookRef, Policy, RetryBudget},
         timeout::{Idle, parse_grpc_timeout},
         upstream::Upstream,
     },
@@ -61,6 +62,10 @@ pub(crate) struct Settings {
     pub(crate) max_replay_bytes: usize,
     /// How trace context is handed on.
     pub(crate) propagation: Propagation,
+    /// What the application says of outcomes, where a policy has no hook of its own.
+    pub(crate) retry_hook: Option<HookRef>,
+    /// Of each cluster, beside the cluster's own.
+    pub(crate) retry_budget: Option<Arc<RetryBudget>>,
 }
 
 /// One call on its way to a response.
@@ -92,6 +97,8 @@ pub(crate) struct Call {
     idle: Option<Arc<Idle>>,
     /// It waits for a connection.
     connecting: bool,
+    /// It waits to be retried.
+    backing_off: bool,
     /// It is a copy of another: tried once.
     copy: bool,
     /// It counts against `max_requests`, to the end of the stream (gRFC A32).
@@ -223,6 +230,13 @@ impl Core {
     }
 }
 
+impl Settings {
+    /// Whether calls need more than the direct road has, whatever their route.
+    pub(crate) fn needs_general_road(&self) -> bool {
+        self.retry_hook.is_some() || self.retry_budget.is_some()
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -230,6 +244,8 @@ impl Default for Settings {
             failfast: None,
             max_replay_bytes: 64 << 10,
             propagation: Propagation::default(),
+            retry_hook: None,
+            retry_budget: None,
         }
     }
 }

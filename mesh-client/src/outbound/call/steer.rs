@@ -76,9 +76,16 @@ impl Call {
     /// An attempt begins.
     #[inline]
     pub(super) fn begin_attempt(&mut self) {
+        if self.steering.is_some() {
+            self.attempt_began(Instant::now());
+        }
+    }
+
+    /// The attempt that is judged next began at this moment.
+    pub(super) fn attempt_began(&mut self, at: Instant) {
         if let Some(steering) = &mut self.steering {
             let upstream = &self.chosen.routing.upstreams()[self.upstream];
-            steering.sent = upstream.live.wants(Want::Latency).then(Instant::now);
+            steering.sent = upstream.live.wants(Want::Latency).then_some(at);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Circuit breaker: how much may be in flight to a cluster at once, by priority (gRFC A32, Envoy's `circuit_breakers`). Retries are
-//! limited by their own [`Budget`](crate::outbound::retry::Budget).
+//! limited by their own [`RetryBudget`](crate::outbound::retry::RetryBudget).
 
 use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
 use std::{

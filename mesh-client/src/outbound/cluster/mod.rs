@@ -4,6 +4,7 @@
 //! survive every change that does not concern them. A request costs one pointer load for the pick, and an atomic add
 //! each for the breaker, the load and the outcome.
 
+mod again;
 mod balancing;
 mod breaker;
 mod eject;
@@ -19,6 +20,7 @@ mod set;
 mod status;
 mod watcher;
 
+pub(crate) use again::Avoid;
 pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};
@@ -33,7 +35,7 @@ pub(crate) use outlier::Cause;
 use crate::outbound::{
     connect::Subchannel,
     pick::{PickInput, Turn},
-    retry::Budget,
+    retry::RetryBudget,
     route::Profile,
 };
 use arc_swap::ArcSwap;
@@ -78,7 +80,7 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     turn: Arc<Turn>,
     deps: ClusterDeps<L>,
     /// By priority.
-    budgets: [Arc<Budget>; 2],
+    budgets: [Arc<RetryBudget>; 2],
     /// A rebuild is due.
     stale: Arc<Notify>,
     metrics: Metrics,
@@ -174,7 +176,7 @@ impl<L: Link> LiveCluster<L> {
                 sweeper: None,
                 connector,
             }),
-            budgets: RoutingPriority::ALL.map(|p| Arc::new(Budget::of(&cluster.circuit_breakers.at(p)))),
+            budgets: RoutingPriority::ALL.map(|p| Arc::new(RetryBudget::of(&cluster.circuit_breakers.at(p)))),
             breaker,
             thresholds: Arc::default(),
             turn: Arc::new(Turn::anywhere()),
@@ -223,7 +225,7 @@ impl<L: Link> LiveCluster<L> {
     }
 
     /// Limits the retries of requests of this priority.
-    pub(crate) fn budget(&self, priority: RoutingPriority) -> &Arc<Budget> {
+    pub(crate) fn budget(&self, priority: RoutingPriority) -> &Arc<RetryBudget> {
         &self.budgets[priority as usize]
     }
 

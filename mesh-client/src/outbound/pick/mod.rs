@@ -7,6 +7,7 @@ mod bounded;
 mod custom;
 mod flat;
 mod hash;
+mod layer;
 mod least_request;
 mod locality;
 mod maglev;
@@ -27,6 +28,9 @@ mod zone;
 pub(crate) use custom::Registry;
 pub use custom::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest};
 pub(crate) use hash::{xxh64, xxh64_seeded};
+pub use layer::{
+    Balance, Change, Discover, LoadBalanceLayer, NoServices, RequestHash, ResponseBody, ResponseFuture, ServiceList,
+};
 pub(crate) use locality::{Class, Group};
 pub(crate) use peak_ewma::Latency;
 pub(crate) use subset::MetadataKey;

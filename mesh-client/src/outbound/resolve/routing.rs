@@ -73,7 +73,7 @@ impl Routing {
         for (name, entry) in &snapshot.clusters {
             let upstream = match entry {
                 ClusterEntry::Ready { cluster, endpoints } => {
-                    serving.push(upstreams.apply(cluster, endpoints, profile));
+                    serving.push(upstreams.apply(cluster, endpoints, profile, facts.settings.retry_budget.as_deref()));
                     UpstreamRef::Live(serving.len() - 1)
                 }
                 ClusterEntry::Failed(cause) => UpstreamRef::Failed(cause.clone()),
@@ -95,6 +95,7 @@ impl Routing {
                     profile,
                     max_stream_duration: http.max_stream_duration,
                     stream_idle_timeout: http.stream_idle_timeout,
+                    general: facts.settings.needs_general_road(),
                     shared: &upstreams.filters,
                 };
                 Arc::new(RouteTable::compile(vhost, scope, &mut |name| {

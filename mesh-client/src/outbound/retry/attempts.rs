@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
 /// A call that never leaves the client is tried again at once, but not for ever: connections that die this often between
 /// pick and send are an outage.
@@ -34,6 +35,8 @@ pub(crate) struct Situation {
     pub(crate) now: Instant,
     /// When the call ends.
     pub(crate) deadline: Option<Instant>,
+    /// What the application's own hook says of the outcome, if anything.
+    pub(crate) asked: Option<bool>,
 }
 
 /// What to do after an attempt.
@@ -58,6 +61,8 @@ pub(crate) enum Stop {
     NotReplayable,
     /// As many attempts as allowed were made.
     Exhausted,
+    /// The application's own hook forbids it.
+    Hook,
     /// The server forbids it.
     Pushback,
     /// The next attempt would start after the deadline.
@@ -120,8 +125,10 @@ impl Attempts {
         situation: Situation,
         rng: &mut impl FnMut(u32) -> u32,
     ) -> Result<(Duration, u32), Stop> {
-        if !policy.retries(outcome) {
-            return Err(Stop::NotRetriable);
+        match situation.asked {
+            Some(false) => return Err(Stop::Hook),
+            None if !policy.retries(outcome) => return Err(Stop::NotRetriable),
+            _ => {}
         }
         let pushback = match outcome {
             Outcome::Response(response) => response.pushback,
@@ -136,14 +143,44 @@ impl Attempts {
         if !situation.replayable {
             return Err(Stop::NotReplayable);
         }
-        let (delay, delays) = match pushback {
-            Pushback::After(delay) => (delay, 0),
+        let reset = match outcome {
+            Outcome::Response(response) => response.signs.reset,
+            Outcome::Failure(_) => None,
+        };
+        let (delay, delays) = match (pushback, reset) {
+            (Pushback::After(delay), _) => (delay, 0),
+            // Envoy's `JitteredLowerBoundBackOffStrategy`: no sooner, and up to half as much later.
+            (_, Some(reset)) => (reset + jitter(reset / 2, rng), self.delays),
             _ => (policy.delay(self.delays, rng), self.delays + 1),
         };
         match situation.deadline {
             Some(deadline) if deadline.saturating_duration_since(situation.now) <= delay => Err(Stop::Deadline),
             _ => Ok((delay, delays)),
         }
+    }
+
+    /// A further request beside those in flight, which may still be answered: counts and is paid for as a retry.
+    ///
+    /// # Errors
+    /// There is none to be sent.
+    pub(crate) fn hedge(
+        &mut self,
+        policy: &Policy,
+        situation: Situation,
+        budget: impl FnOnce() -> Option<Option<Permit>>,
+    ) -> Result<Option<Permit>, Stop> {
+        if self.retries >= policy.max_retries() {
+            return Err(Stop::Exhausted);
+        }
+        if !situation.replayable {
+            return Err(Stop::NotReplayable);
+        }
+        if situation.deadline.is_some_and(|deadline| deadline <= situation.now) {
+            return Err(Stop::Deadline);
+        }
+        let permit = budget().ok_or(Stop::Budget)?;
+        self.retries += 1;
+        Ok(permit)
     }
 
     /// The attempt now under way (or last made), from 1, transparent ones included.
@@ -162,9 +199,25 @@ impl Attempts {
         match (self.retries, profile) {
             (0, _) => {}
             (n, Profile::Grpc) => drop(headers.insert(PREVIOUS_ATTEMPTS, count(n))),
-            (n, Profile::Envoy) => drop(headers.insert(ATTEMPT_COUNT, count(n + 1))),
+            (_, Profile::Envoy) => self.write_count(headers),
         }
     }
+
+    /// The attempts made, transparent ones not counted: Envoy's `x-envoy-attempt-count`.
+    pub(crate) fn write_count(&self, headers: &mut HeaderMap) {
+        headers.insert(ATTEMPT_COUNT, count(self.retries + 1));
+    }
+
+    /// The attempt before had no answer within its own limit: Envoy's `x-envoy-is-timeout-retry`.
+    pub(crate) fn write_timeout_retry(headers: &mut HeaderMap) {
+        headers.insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
+    }
+}
+
+/// Uniform in `0..=most`, in whole microseconds.
+fn jitter(most: Duration, rng: &mut impl FnMut(u32) -> u32) -> Duration {
+    let micros = u32::try_from(most.as_micros()).unwrap_or(u32::MAX);
+    Duration::from_micros(rng(micros.saturating_add(1)).into())
 }
 
 /// Small numbers without an allocation.
@@ -186,6 +239,7 @@ impl fmt::Display for Stop {
             Self::NoPolicy => "there is no retry policy",
             Self::NotReplayable => "the request body is too long to be sent again",
             Self::Exhausted => "all attempts are used up",
+            Self::Hook => "the application's retry hook says no",
             Self::Pushback => "the server asked not to retry",
             Self::Deadline => "the next attempt would start after the deadline",
             Self::Budget => "the cluster's retry budget is used up",

@@ -1,21 +1,49 @@
-//! The retry budget of a cluster: one atomic, exact under any number of threads.
+//! Retry budgets: of Envoy, of Linkerd, and gRPC's throttle, each one atomic and exact under any number of threads.
+
+mod ratio;
+mod throttle;
 
 use crate::outbound::route::Profile;
 use mesh_xds::resource::CircuitBreakers;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+use ratio::Ratio;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
+use throttle::Throttle;
+use tokio::time::Instant;
 
 /// Parts of a whole in [`Limit::share`].
 const WHOLE: u64 = 1_000_000;
 
-/// Limits the retries in flight to a share of the active requests, or to a number. Envoy's
-/// `circuit_breakers.thresholds.retry_budget` and `max_retries`: a retry counts from the moment it is decided (its
-/// back-off included) until it ended or its response head is passed on. Shared by all calls to a cluster; the limit can be
-/// changed while retries are in flight.
+/// Limits retries and hedges, so that they never multiply an outage. Shared by all calls to a cluster, or through a layer.
+///
+/// | made by | limits | is |
+/// |---|---|---|
+/// | [`percent`](Self::percent), [`fixed`](Self::fixed) | those in flight, to a share of the active requests or a number | Envoy's `retry_budget` and `max_retries` |
+/// | [`ratio`](Self::ratio) | those of the last seconds, to a share of the calls that began in them | Linkerd's |
+/// | [`throttle`](Self::throttle) | none while more fails than succeeds | gRPC's `retryThrottling` (gRFC A6) |
+///
+/// No kind ever gives out more than it has, whatever the number of threads.
 #[derive(Debug)]
-pub struct Budget {
+pub struct RetryBudget {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Share(Share),
+    Ratio(Ratio),
+    Throttle(Throttle),
+}
+
+/// Those in flight: a retry counts from the moment it is decided (its back-off included) until it ended or its response head is
+/// passed on. The limit can be changed while retries are in flight.
+#[derive(Debug)]
+struct Share {
     limit: AtomicU64,
     in_flight: AtomicU32,
 }
@@ -29,61 +57,129 @@ struct Limit {
     envoy_only: bool,
 }
 
-/// One retry in flight. Dropping it gives it back.
+/// Leave for one retry. Dropping it ends the retry.
 #[derive(Debug)]
 #[must_use = "a permit counts only while it is held"]
-pub struct Permit(Arc<Budget>);
+pub struct Permit {
+    counted: Option<Arc<RetryBudget>>,
+    also: Option<Box<Self>>,
+}
 
-impl Budget {
+impl RetryBudget {
     /// At most `percent` (0..=100) of the active requests, and `min` in any case. Envoy's defaults are 20 and 3.
     pub fn percent(percent: f64, min: u32) -> Self {
-        Self::new(Limit::percent(percent, min))
+        Self::share(Limit::percent(percent, min))
     }
 
     /// At most `max` retries in flight. Envoy's default is 3.
     pub fn fixed(max: u32) -> Self {
-        Self::new(Limit { share: 0, min: max, envoy_only: false })
+        Self::share(Limit { share: 0, min: max, envoy_only: false })
+    }
+
+    /// In each `ttl`, `ratio` (0..=1000, in hundredths) retries for each call that began, and `min_per_second` besides. Linkerd's
+    /// documentation has 0.2, 10 and 10 s. What is not used is forgotten after `ttl`.
+    pub fn ratio(ratio: f64, min_per_second: u32, ttl: Duration) -> Self {
+        Self { kind: Kind::Ratio(Ratio::new(ratio, min_per_second, ttl, Instant::now())) }
+    }
+
+    /// gRFC A6: a count of `max_tokens` (1..=1000) loses one for each failure and gains `token_ratio` (in thousandths) for each success;
+    /// while it is at half or below, nothing is retried.
+    pub fn throttle(max_tokens: u32, token_ratio: f64) -> Self {
+        Self { kind: Kind::Throttle(Throttle::new(max_tokens, token_ratio)) }
     }
 
     /// The budget of a cluster: `retry_budget`, else `max_retries`, which binds only calls of the Envoy profile.
     pub(crate) fn of(breakers: &CircuitBreakers) -> Self {
-        Self::new(Limit::of(breakers))
+        Self::share(Limit::of(breakers))
     }
 
-    fn new(limit: Limit) -> Self {
-        Self { limit: AtomicU64::new(limit.pack()), in_flight: AtomicU32::new(0) }
+    fn share(limit: Limit) -> Self {
+        Self { kind: Kind::Share(Share { limit: AtomicU64::new(limit.pack()), in_flight: AtomicU32::new(0) }) }
     }
 
-    /// Takes over a changed configuration; what is in flight stays counted.
+    /// Another one with these limits, which counts by itself.
+    pub(crate) fn fresh(&self) -> Self {
+        Self {
+            kind: match &self.kind {
+                Kind::Share(share) => return Self::share(Limit::unpack(share.limit.load(Ordering::Relaxed))),
+                Kind::Ratio(ratio) => Kind::Ratio(ratio.fresh(Instant::now())),
+                Kind::Throttle(throttle) => Kind::Throttle(throttle.fresh()),
+            },
+        }
+    }
+
+    /// Takes over a changed configuration of a cluster; what is in flight stays counted.
     pub(crate) fn update(&self, breakers: &CircuitBreakers) {
-        self.limit.store(Limit::of(breakers).pack(), Ordering::Relaxed);
+        if let Kind::Share(share) = &self.kind {
+            share.limit.store(Limit::of(breakers).pack(), Ordering::Relaxed);
+        }
     }
 
-    /// One more retry, if the limit allows it. `active` is the number of requests in flight to the cluster, retries
-    /// included. Never overshoots the limit that follows from `active`.
+    /// Leave for one more retry, if there is any. `active` is the number of requests in flight, retries included.
     pub fn try_acquire(self: &Arc<Self>, active: u32) -> Option<Permit> {
         self.try_acquire_as(Profile::Envoy, active)
     }
 
     /// As [`try_acquire`](Self::try_acquire), for a call by the rules of `profile`.
     pub(crate) fn try_acquire_as(self: &Arc<Self>, profile: Profile, active: u32) -> Option<Permit> {
-        let limit = Limit::unpack(self.limit.load(Ordering::Relaxed));
-        let max = if limit.envoy_only && profile == Profile::Grpc { u32::MAX } else { limit.max(active) };
-        self.in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then(|| n + 1))
-            .ok()
-            .map(|_| Permit(self.clone()))
+        let counted = match &self.kind {
+            Kind::Share(share) => share.take(profile, active).then(|| self.clone()),
+            Kind::Ratio(ratio) => return ratio.withdraw(Instant::now()).then(Permit::uncounted),
+            Kind::Throttle(throttle) => return throttle.allows().then(Permit::uncounted),
+        };
+        counted.map(|budget| Permit { counted: Some(budget), also: None })
     }
 
-    /// Retries in flight.
+    /// A call begins: what [`ratio`](Self::ratio) gives a share of.
+    pub fn call_begins(&self) {
+        if let Kind::Ratio(ratio) = &self.kind {
+            ratio.deposit(Instant::now());
+        }
+    }
+
+    /// An attempt ended, in a failure that the policy retries (or whose server asks not to), or not: what
+    /// [`throttle`](Self::throttle) counts.
+    pub fn attempt_ended(&self, failed: bool) {
+        if let Kind::Throttle(throttle) = &self.kind {
+            throttle.count(failed);
+        }
+    }
+
+    /// Retries in flight; 0 of a budget that does not count them.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Acquire)
+        match &self.kind {
+            Kind::Share(share) => share.in_flight.load(Ordering::Acquire),
+            Kind::Ratio(_) | Kind::Throttle(_) => 0,
+        }
+    }
+}
+
+impl Share {
+    /// Never overshoots the limit that follows from `active`.
+    fn take(&self, profile: Profile, active: u32) -> bool {
+        let limit = Limit::unpack(self.limit.load(Ordering::Relaxed));
+        let max = if limit.envoy_only && profile == Profile::Grpc { u32::MAX } else { limit.max(active) };
+        self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then(|| n + 1)).is_ok()
+    }
+}
+
+impl Permit {
+    fn uncounted() -> Self {
+        Self { counted: None, also: None }
+    }
+
+    /// Both at once; `self` is a single one.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.also = Some(Box::new(other));
+        self
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if let Some(Kind::Share(share)) = self.counted.as_ref().map(|budget| &budget.kind) {
+            share.in_flight.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 

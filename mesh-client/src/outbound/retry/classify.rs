@@ -1,5 +1,6 @@
 //! What came of an attempt.
 
+use super::{HookOutcome, HookRef, Policy};
 use crate::headers::find;
 use crate::transport::{Kind, TransportError};
 use h2::Reason;
@@ -28,6 +29,19 @@ pub(crate) struct Response {
     pub(crate) grpc: Option<u32>,
     /// `grpc-retry-pushback-ms`, of such a head.
     pub(crate) pushback: Pushback,
+    /// What else of it a policy asked for.
+    pub(crate) signs: Signs,
+}
+
+/// What only some policies look for in a response head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Signs {
+    /// It has one of the policy's headers.
+    pub(crate) by_header: bool,
+    /// It says that a rate limit refused the request (`x-envoy-ratelimited`).
+    pub(crate) rate_limited: bool,
+    /// When it asks the caller to come back, within what the policy allows.
+    pub(crate) reset: Option<Duration>,
 }
 
 /// What the server says of retries (gRFC A6).
@@ -70,7 +84,31 @@ impl Outcome {
     pub(crate) fn of_response(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Self {
         let code = if grpc { grpc_code(status, headers) } else { None };
         let pushback = if code.is_some() { pushback(headers) } else { Pushback::None };
-        Self::Response(Response { status: status.as_u16(), grpc: code, pushback })
+        Self::Response(Response { status: status.as_u16(), grpc: code, pushback, signs: Signs::default() })
+    }
+
+    /// With what `policy` looks for in the headers.
+    pub(crate) fn read_by(mut self, policy: &Policy, headers: &HeaderMap) -> Self {
+        if let Self::Response(response) = &mut self {
+            policy.read(response, headers);
+        }
+        self
+    }
+
+    /// What the application says of it; it is not asked about what can never be retried.
+    pub(crate) fn ask(
+        &self,
+        hook: &HookRef,
+        attempt: u32,
+        response: Option<(StatusCode, &HeaderMap)>,
+        error: Option<&(dyn std::error::Error + 'static)>,
+    ) -> Option<bool> {
+        let grpc = match self {
+            Self::Response(response) => response.grpc.map(|code| tonic::Code::from_i32(code.cast_signed())),
+            Self::Failure(Failure::Overloaded | Failure::Deadline | Failure::Local) => return None,
+            Self::Failure(_) => None,
+        };
+        hook.ask(&HookOutcome { attempt, response, grpc, error })
     }
 
     /// Guesses from the error of some other client: connect failures and HTTP/2 resets are found in the `source()`

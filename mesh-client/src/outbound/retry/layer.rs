@@ -1,10 +1,13 @@
 //! Retries as a tower layer, for any client: no mesh needed.
 
 use super::{
-    Attempts, Budget, DEFAULT_REPLAY_CAP, Decision, Outcome, PerTryElapsed, Policy, Replay, ReplayBody, Situation,
+    Attempts, DEFAULT_REPLAY_CAP, Decision, Outcome, PerTryElapsed, Policy, Replay, ReplayBody, RetryBudget, Situation,
 };
 use crate::{
-    outbound::timeout::{Deadline, Rules, is_grpc, write_grpc_timeout},
+    outbound::{
+        route::RequestHead,
+        timeout::{Deadline, Rules, is_grpc, write_grpc_timeout},
+    },
     transport::BoxError,
 };
 use bytes::Bytes;
@@ -31,12 +34,12 @@ use tower_service::Service;
 /// the policy says. All services made by one layer, or by its clones, share its budget.
 ///
 /// ```
-/// use mesh_client::retry::{Budget, Condition, Policy, RetryLayer};
+/// use mesh_client::retry::{RetryBudget, Condition, Policy, RetryLayer};
 /// use tower::ServiceBuilder;
 /// # use std::convert::Infallible;
 ///
 /// let policy = Policy::http().on(Condition::Http5xx).max_retries(2).build();
-/// let layer = RetryLayer::new(policy).budget(Budget::percent(20.0, 3));
+/// let layer = RetryLayer::new(policy).budget(RetryBudget::percent(20.0, 3));
 /// # let client = tower::service_fn(|_: http::Request<mesh_client::retry::ReplayBody<http_body_util::Full<bytes::Bytes>>>| async {
 /// #     Ok::<_, Infallible>(http::Response::new(()))
 /// # });
@@ -59,7 +62,7 @@ pub struct Retry<S> {
 #[derive(Debug)]
 struct Shared {
     policy: Arc<Policy>,
-    budget: Option<Arc<Budget>>,
+    budget: Option<Arc<RetryBudget>>,
     replay_cap: usize,
     /// Calls in flight.
     active: AtomicU32,
@@ -84,6 +87,8 @@ where
     attempts: Attempts,
     deadline: Option<Deadline>,
     grpc: bool,
+    /// The policy holds for this request.
+    applies: bool,
     shared: Arc<Shared>,
 }
 
@@ -109,7 +114,7 @@ impl RetryLayer {
 
     /// Limits the retries in flight of all calls through this layer.
     #[must_use]
-    pub fn budget(self, budget: Budget) -> Self {
+    pub fn budget(self, budget: RetryBudget) -> Self {
         self.map(|shared| shared.budget = Some(Arc::new(budget)))
     }
 
@@ -160,6 +165,9 @@ where
         let mut service = std::mem::replace(&mut self.inner, clone);
         let shared = self.shared.clone();
         shared.active.fetch_add(1, Ordering::AcqRel);
+        if let Some(budget) = &shared.budget {
+            budget.call_begins();
+        }
         let (parts, body) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         let deadline = Rules::default().deadline(Instant::now(), &parts.headers).filter(|_| grpc);
@@ -167,7 +175,8 @@ where
         let (replay, body) = Replay::new(body, shared.replay_cap);
         let request = attempt(&parts, body, &attempts, &shared.policy, deadline.as_ref(), grpc);
         let state = State::call(&mut service, request, &shared.policy);
-        ResponseFuture { state, service, parts, replay, attempts, deadline, grpc, shared }
+        let applies = shared.policy.applies(&RequestHead::new(&parts.method, &parts.uri, &parts.headers));
+        ResponseFuture { state, service, parts, replay, attempts, deadline, grpc, applies, shared }
     }
 }
 
@@ -222,16 +231,27 @@ where
                         }
                     };
                     let outcome = match &result {
-                        Ok(response) => Outcome::of_response(response.status(), response.headers(), *this.grpc),
+                        Ok(response) => Outcome::of_response(response.status(), response.headers(), *this.grpc)
+                            .read_by(policy, response.headers()),
                         Err(error) => Outcome::of_error(&**error),
                     };
+                    if let Some(budget) = &this.shared.budget {
+                        budget.attempt_ended(policy.blames(&outcome));
+                    }
+                    let asked = policy.hook().and_then(|hook| {
+                        let head = result.as_ref().ok().map(|response| (response.status(), response.headers()));
+                        let error = result.as_ref().err().map(|error| &**error as &(dyn std::error::Error + 'static));
+                        outcome.ask(hook, this.attempts.number(), head, error)
+                    });
                     let situation = Situation {
                         replayable: this.replay.is_replayable(),
                         now: Instant::now(),
                         deadline: this.deadline.map(|deadline| deadline.at),
+                        asked,
                     };
                     let mut rng = |bound| fastrand::u32(..bound);
-                    match this.attempts.next(Some(policy), &outcome, situation, || this.shared.permit(), &mut rng) {
+                    let policy = if *this.applies { Some(policy) } else { None };
+                    match this.attempts.next(policy, &outcome, situation, || this.shared.permit(), &mut rng) {
                         Decision::Return(_) => return Poll::Ready(result),
                         Decision::RetryNow => State::Retrying,
                         Decision::RetryAfter(delay) => State::Waiting(Box::pin(tokio::time::sleep(delay))),

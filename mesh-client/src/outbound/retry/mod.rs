@@ -3,14 +3,20 @@
 mod attempts;
 mod budget;
 mod classify;
+mod hedge;
+mod hook;
 mod layer;
 mod outgoing;
 mod policy;
 mod replay;
+mod reset;
 
 pub(crate) use attempts::{Attempts, Decision, Situation};
-pub use budget::{Budget, Permit};
+pub use budget::{Permit, RetryBudget};
 pub(crate) use classify::{Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, http_from_grpc};
+pub use hedge::{Hedge, HedgeBody, HedgeFuture, HedgeLayer};
+pub(crate) use hook::HookRef;
+pub use hook::{Hook, HookOutcome, HookVerdict};
 pub use layer::{ResponseFuture, Retry, RetryLayer};
 pub(crate) use outgoing::{Kept, Outgoing};
 pub use policy::{Condition, Policy, PolicyBuilder};

@@ -16,8 +16,8 @@ use crate::outbound::{
     timeout::Rules,
 };
 use mesh_xds::resource::{
-    Action, ClusterSpecifier, Forward as Forwarding, HeaderEdits, HeaderOps, HostRewrite, RetryPolicy, Route,
-    VirtualHost, WeightedCluster,
+    Action, AttemptCount, ClusterSpecifier, Forward as Forwarding, HeaderEdits, HeaderOps, HostRewrite, RetryPolicy,
+    Route, VirtualHost, WeightedCluster,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -84,17 +84,22 @@ impl<'a> Compiler<'a> {
             .filter(|limit| profile == Profile::Envoy && !limit.is_zero());
         let mirrors = forward.mirrors.iter().map(|mirror| Mirror::compile(mirror, self.known(), resolve)).collect();
         let priority = forward.priority;
+        let hedge = forward.hedge.filter(|_| retry.is_some());
+        // gRPC has a header of its own (gRFC A6).
+        let attempt_count = if profile == Profile::Envoy { self.vhost.attempt_count } else { AttemptCount::default() };
         let forward = Forward {
             timeouts: Rules::compile(forward, max_stream_duration, profile),
             clusters,
             retry,
             idle,
+            hedge,
+            attempt_count,
             mirrors,
             hasher: Hasher::compile(&forward.hash_policies, profile).map(Box::new),
             general: false,
             priority,
         };
-        RouteAction::Forward(Forward { general: forward.is_general(), ..forward })
+        RouteAction::Forward(Forward { general: self.scope.general || forward.is_general(), ..forward })
     }
 
     fn clusters<C>(&mut self, part: Part<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Option<Clusters<C>> {

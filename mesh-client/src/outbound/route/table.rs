@@ -11,7 +11,7 @@ use crate::outbound::{
     timeout::Rules,
 };
 use http::HeaderName;
-use mesh_xds::resource::{HttpFilter, RouteConfiguration, RoutingPriority, VirtualHost};
+use mesh_xds::resource::{AttemptCount, Hedge, HttpFilter, RouteConfiguration, RoutingPriority, VirtualHost};
 use std::{sync::Arc, time::Duration};
 
 /// One virtual host, ready to be asked. `C` is what a cluster's name was resolved to.
@@ -37,6 +37,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) max_stream_duration: Option<Duration>,
     /// `stream_idle_timeout` of the connection manager.
     pub(crate) stream_idle_timeout: Option<Duration>,
+    /// The mesh was built with what the direct road has not.
+    pub(crate) general: bool,
     /// What the filters of the mesh share.
     pub(crate) shared: &'a Filters,
 }
@@ -74,6 +76,10 @@ pub(crate) struct Forward<C> {
     pub(crate) timeouts: Rules,
     /// How long the stream may stand still.
     pub(crate) idle: Option<Duration>,
+    /// When a second request is sent while the first is on its way.
+    pub(crate) hedge: Option<Hedge>,
+    /// Who is told how often a request was tried.
+    pub(crate) attempt_count: AttemptCount,
     /// Who gets copies of the requests. Nearly always empty.
     pub(crate) mirrors: Box<[Mirror<C>]>,
     /// Its calls need more than the direct road has.
@@ -223,6 +229,7 @@ impl<C> Forward<C> {
         let auto_host = |choice: &ClusterChoice<C>| choice.edits.as_ref().is_some_and(|edits| edits.auto_host);
         self.idle.is_some()
             || !self.mirrors.is_empty()
+            || self.hedge.is_some()
             || self.retry.as_ref().is_some_and(|policy| policy.per_try_idle_timeout().is_some())
             || self.clusters.iter().any(auto_host)
     }

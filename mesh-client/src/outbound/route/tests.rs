@@ -54,6 +54,7 @@ fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -
         profile,
         max_stream_duration: None,
         stream_idle_timeout: None,
+        general: false,
         shared: &shared,
     };
     RouteTable::compile(vhost, scope, &mut |name| name.clone())

@@ -2,13 +2,13 @@
 
 use super::{Decoder, Valid, u32_or};
 use crate::resource::{
-    ClusterSpecifier, Format, Forward, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster, MirrorHost, PathMatcher,
-    PathRewrite, RegexRewrite, RoutingPriority, TemplateRewrite, WeightedCluster,
+    ClusterSpecifier, Format, Forward, Hedge, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster, MirrorHost,
+    PathMatcher, PathRewrite, RegexRewrite, RoutingPriority, TemplateRewrite, WeightedCluster,
 };
 use envoy_types::pb::envoy::{
     config::core::v3::RoutingPriority as ProtoPriority,
     config::route::v3::{
-        RouteAction, WeightedCluster as ProtoWeighted,
+        HedgePolicy, RouteAction, WeightedCluster as ProtoWeighted,
         route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
         weighted_cluster::cluster_weight,
     },
@@ -27,6 +27,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) max_body: usize,
     /// For routes that have none of their own.
     pub(super) mirrors: &'a Arc<[Mirror]>,
+    /// For routes that have none of their own.
+    pub(super) hedge: Option<Hedge>,
 }
 
 impl Decoder<'_> {
@@ -51,10 +53,13 @@ impl Decoder<'_> {
             ("upgrade_configs", !proto.upgrade_configs.is_empty()),
             ("internal_redirect_policy", proto.internal_redirect_policy.is_some()),
             ("internal_redirect_action", proto.internal_redirect_action != 0),
-            ("hedge_policy", proto.hedge_policy.is_some()),
         ]);
         let path_rewrite = self.path_rewrite(&proto, path)?;
         let mirrors = self.mirrors(proto.request_mirror_policies, around.mirrors)?;
+        let hedge = match proto.hedge_policy {
+            Some(policy) => self.at("hedge_policy", |cx| Ok(cx.hedge(&policy)))?,
+            None => around.hedge,
+        };
         let idle_timeout = self.duration("idle_timeout", proto.idle_timeout)?;
         let host_rewrite = self.host_rewrite(proto.host_rewrite_specifier)?;
         let timeout = self.duration("timeout", proto.timeout)?;
@@ -93,6 +98,7 @@ impl Decoder<'_> {
                 Ok(ProtoPriority::High) => RoutingPriority::High,
                 Err(_) => return Err(self.invalid_at("priority", "is unknown")),
             },
+            hedge,
         }))
     }
 
@@ -103,6 +109,16 @@ impl Decoder<'_> {
         }
         let protos = protos.into_iter().enumerate();
         protos.map(|(i, proto)| self.at_index("request_mirror_policies", i, |cx| cx.mirror(proto))).collect()
+    }
+
+    /// A policy that hedges nothing hides the virtual host's.
+    pub(super) fn hedge(&mut self, proto: &HedgePolicy) -> Option<Hedge> {
+        // Envoy implements neither.
+        self.ignored(&[
+            ("initial_requests", u32_or(proto.initial_requests, 1) != 1),
+            ("additional_request_chance", proto.additional_request_chance.is_some_and(|chance| chance.numerator > 0)),
+        ]);
+        proto.hedge_on_per_try_timeout.then_some(Hedge::PerTryTimeout)
     }
 
     fn mirror(&mut self, proto: RequestMirrorPolicy) -> Valid<Mirror> {

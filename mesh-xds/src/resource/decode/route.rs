@@ -1,7 +1,7 @@
 //! RDS validation: configuration, virtual hosts and routes (gRFC A27, A28, A31).
 
 use super::{Decoder, Invalid, Valid, action::Surroundings};
-use crate::resource::{Action, DomainPattern, Route, RouteConfiguration, VirtualHost};
+use crate::resource::{Action, AttemptCount, DomainPattern, Route, RouteConfiguration, VirtualHost};
 use envoy_types::pb::envoy::config::route::v3::{
     Route as ProtoRoute, RouteConfiguration as Proto, VirtualHost as ProtoVirtualHost, route::Action as ProtoAction,
 };
@@ -48,7 +48,7 @@ impl Decoder<'_> {
         )?;
         let limit = proto.max_direct_response_body_size_bytes.map_or(4096, |limit| limit.value as usize);
         let mirrors = self.mirrors(proto.request_mirror_policies, &Arc::default())?;
-        let around = Surroundings { plugins: &plugins, max_body: limit, mirrors: &mirrors };
+        let around = Surroundings { plugins: &plugins, max_body: limit, mirrors: &mirrors, hedge: None };
         let virtual_hosts = proto
             .virtual_hosts
             .into_iter()
@@ -71,9 +71,6 @@ impl Decoder<'_> {
             ("require_tls", proto.require_tls != 0),
             ("cors", proto.cors.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
-            ("hedge_policy", proto.hedge_policy.is_some()),
-            ("include_attempt_count_in_response", proto.include_attempt_count_in_response),
-            ("include_is_timeout_retry_header", proto.include_is_timeout_retry_header),
             ("per_request_buffer_limit_bytes", proto.per_request_buffer_limit_bytes.is_some()),
             ("request_body_buffer_limit", proto.request_body_buffer_limit.is_some()),
             ("matcher", proto.matcher.is_some()),
@@ -93,7 +90,16 @@ impl Decoder<'_> {
             None => None,
         };
         let mirrors = self.mirrors(proto.request_mirror_policies, around.mirrors)?;
-        let around = Surroundings { mirrors: &mirrors, ..around };
+        let hedge = match proto.hedge_policy {
+            Some(policy) => self.at("hedge_policy", |cx| Ok(cx.hedge(&policy)))?,
+            None => None,
+        };
+        let around = Surroundings { mirrors: &mirrors, hedge, ..around };
+        let attempt_count = AttemptCount {
+            in_request: proto.include_request_attempt_count,
+            in_response: proto.include_attempt_count_in_response,
+            after_timeout: proto.include_is_timeout_retry_header,
+        };
         let filter_overrides = self.filter_overrides(proto.typed_per_filter_config)?;
         let edits = self.header_edits(
             (proto.request_headers_to_add, proto.request_headers_to_remove),
@@ -106,7 +112,16 @@ impl Decoder<'_> {
             }
         }
         let rate_limits = self.rate_limits(proto.rate_limits)?;
-        Ok(VirtualHost { name: proto.name.into(), domains, routes, retry_policy, filter_overrides, edits, rate_limits })
+        Ok(VirtualHost {
+            name: proto.name.into(),
+            domains,
+            routes,
+            retry_policy,
+            attempt_count,
+            filter_overrides,
+            edits,
+            rate_limits,
+        })
     }
 
     /// gRFC A27.

@@ -1,5 +1,8 @@
 use super::*;
-use crate::outbound::retry::{Budget, Condition, classify::Response};
+use crate::outbound::retry::{
+    Condition, RetryBudget,
+    classify::{Response, Signs},
+};
 use std::sync::Arc;
 
 fn unavailable() -> Outcome {
@@ -7,7 +10,7 @@ fn unavailable() -> Outcome {
 }
 
 fn answered(pushback: Pushback) -> Outcome {
-    Outcome::Response(Response { status: 200, grpc: Some(14), pushback })
+    Outcome::Response(Response { status: 200, grpc: Some(14), pushback, signs: Signs::default() })
 }
 
 fn failed(failure: Failure) -> Outcome {
@@ -15,7 +18,7 @@ fn failed(failure: Failure) -> Outcome {
 }
 
 fn situation() -> Situation {
-    Situation { replayable: true, now: Instant::now(), deadline: None }
+    Situation { replayable: true, now: Instant::now(), deadline: None, asked: None }
 }
 
 fn policy(retries: u32) -> Policy {
@@ -44,7 +47,8 @@ fn retries_are_counted_and_their_delays_grow() {
 #[test]
 fn success_and_other_failures_are_returned() {
     let (policy, mut attempts) = (policy(3), Attempts::default());
-    let success = Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None });
+    let success =
+        Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None, signs: Signs::default() });
     let mut stop = |outcome| next(&mut attempts, Some(&policy), &outcome, situation());
     assert_eq!(stop(success), Decision::Return(Stop::NotRetriable));
     assert_eq!(stop(failed(Failure::Overloaded)), Decision::Return(Stop::NotRetriable));
@@ -100,7 +104,7 @@ fn an_attempt_that_would_start_after_the_deadline_is_not_made() {
     let (policy, mut attempts) = (policy(2), Attempts::default());
     let until = |ms| {
         let now = Instant::now();
-        Situation { replayable: true, now, deadline: Some(now + Duration::from_millis(ms)) }
+        Situation { replayable: true, now, deadline: Some(now + Duration::from_millis(ms)), asked: None }
     };
     assert_eq!(next(&mut attempts, Some(&policy), &unavailable(), until(10)), Decision::Return(Stop::Deadline));
     assert_eq!(next(&mut attempts, Some(&policy), &unavailable(), until(11)), after(10));
@@ -110,7 +114,7 @@ fn an_attempt_that_would_start_after_the_deadline_is_not_made() {
 
 #[test]
 fn a_retry_holds_its_share_of_the_budget_until_the_next_decision_or_drop() {
-    let (policy, budget) = (policy(3), Arc::new(Budget::fixed(1)));
+    let (policy, budget) = (policy(3), Arc::new(RetryBudget::fixed(1)));
     let retry = |attempts: &mut Attempts, outcome: &Outcome| {
         attempts.next(Some(&policy), outcome, situation(), || budget.try_acquire(0).map(Some), &mut |_| 200_000)
     };
@@ -119,7 +123,8 @@ fn a_retry_holds_its_share_of_the_budget_until_the_next_decision_or_drop() {
     assert_eq!(retry(&mut second, &unavailable()), Decision::Return(Stop::Budget));
     assert_eq!(retry(&mut first, &unavailable()), after(20), "its own share comes back first");
     assert_eq!(budget.in_flight(), 1);
-    let success = Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None });
+    let success =
+        Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None, signs: Signs::default() });
     retry(&mut first, &success);
     assert_eq!(budget.in_flight(), 0);
     assert_eq!(retry(&mut second, &unavailable()), after(10));
@@ -154,4 +159,40 @@ fn a_retry_says_so_in_its_headers() {
         next(&mut attempts, Some(&policy), &reset, situation());
     }
     assert_eq!(header(&attempts, Profile::Grpc), ["grpc-previous-rpc-attempts: 11"]);
+}
+
+#[test]
+fn a_reset_header_sets_the_least_delay_and_jitter_adds_up_to_half() {
+    let policy = Policy::http().on(Condition::Http5xx).max_retries(2).build();
+    let signs = Signs { reset: Some(Duration::from_secs(4)), ..Signs::default() };
+    let outcome = Outcome::Response(Response { status: 503, grpc: None, pushback: Pushback::None, signs });
+    for (draw, seconds) in [(0u32, 4), (u32::MAX, 6)] {
+        let mut rng = |bound: u32| draw.min(bound - 1);
+        let decision = Attempts::default().next(Some(&policy), &outcome, situation(), || Some(None), &mut rng);
+        assert_eq!(decision, Decision::RetryAfter(Duration::from_secs(seconds)));
+    }
+}
+
+#[test]
+fn a_hook_overrules_the_conditions_and_nothing_else() {
+    let policy = policy(1);
+    let asked = |asked| Situation { asked: Some(asked), ..situation() };
+    let mut attempts = Attempts::default();
+    assert_eq!(next(&mut attempts, Some(&policy), &unavailable(), asked(false)), Decision::Return(Stop::Hook));
+    let success =
+        Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None, signs: Signs::default() });
+    assert_eq!(next(&mut attempts, Some(&policy), &success, asked(true)), after(10));
+    assert_eq!(next(&mut attempts, Some(&policy), &success, asked(true)), Decision::Return(Stop::Exhausted));
+}
+
+#[test]
+fn hedges_are_counted_and_paid_for_as_retries() {
+    let (policy, mut attempts) = (policy(2), Attempts::default());
+    assert!(attempts.hedge(&policy, situation(), || Some(None)).is_ok());
+    assert_eq!(attempts.hedge(&policy, situation(), || None).unwrap_err(), Stop::Budget);
+    let long = Situation { replayable: false, ..situation() };
+    assert_eq!(attempts.hedge(&policy, long, || Some(None)).unwrap_err(), Stop::NotReplayable);
+    assert!(attempts.hedge(&policy, situation(), || Some(None)).is_ok());
+    assert_eq!(attempts.hedge(&policy, situation(), || Some(None)).unwrap_err(), Stop::Exhausted);
+    assert_eq!(attempts.number(), 3);
 }

@@ -1,15 +1,15 @@
 use super::*;
-use mesh_xds::resource::RetryBudget;
+use mesh_xds::resource::RetryBudget as Configured;
 use proptest::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 
-fn take(budget: &Arc<Budget>, active: u32) -> Vec<Permit> {
+fn take(budget: &Arc<RetryBudget>, active: u32) -> Vec<Permit> {
     std::iter::from_fn(|| budget.try_acquire(active)).take(10_000).collect()
 }
 
 #[test]
 fn a_share_of_the_active_requests_but_never_less_than_the_minimum() {
-    let budget = Arc::new(Budget::percent(20.0, 3));
+    let budget = Arc::new(RetryBudget::percent(20.0, 3));
     for (active, allowed) in [(0, 3), (15, 3), (19, 3), (20, 4), (100, 20), (1_000, 200)] {
         assert_eq!(take(&budget, active).len(), allowed, "{active} active");
     }
@@ -18,23 +18,23 @@ fn a_share_of_the_active_requests_but_never_less_than_the_minimum() {
 
 #[test]
 fn a_fixed_budget_does_not_look_at_the_active_requests() {
-    let budget = Arc::new(Budget::fixed(3));
+    let budget = Arc::new(RetryBudget::fixed(3));
     assert_eq!(take(&budget, 0).len(), 3);
     assert_eq!(take(&budget, u32::MAX).len(), 3);
-    assert!(take(&Arc::new(Budget::fixed(0)), 100).is_empty());
+    assert!(take(&Arc::new(RetryBudget::fixed(0)), 100).is_empty());
 }
 
 #[test]
 fn nonsense_percentages_are_clamped() {
-    assert_eq!(take(&Arc::new(Budget::percent(-5.0, 1)), 100).len(), 1);
-    assert_eq!(take(&Arc::new(Budget::percent(f64::NAN, 1)), 100).len(), 1);
-    assert_eq!(take(&Arc::new(Budget::percent(1e9, 1)), 100).len(), 100);
+    assert_eq!(take(&Arc::new(RetryBudget::percent(-5.0, 1)), 100).len(), 1);
+    assert_eq!(take(&Arc::new(RetryBudget::percent(f64::NAN, 1)), 100).len(), 1);
+    assert_eq!(take(&Arc::new(RetryBudget::percent(1e9, 1)), 100).len(), 100);
 }
 
 #[test]
 fn a_changed_limit_holds_for_new_retries_and_keeps_the_count() {
     let breakers = |max_retries| CircuitBreakers { max_retries, ..CircuitBreakers::default() };
-    let budget = Arc::new(Budget::of(&breakers(4)));
+    let budget = Arc::new(RetryBudget::of(&breakers(4)));
     let mut held = take(&budget, 0);
     assert_eq!(held.len(), 4);
     budget.update(&breakers(2));
@@ -47,11 +47,11 @@ fn a_changed_limit_holds_for_new_retries_and_keeps_the_count() {
 #[test]
 fn max_retries_binds_only_envoy_and_a_budget_binds_both() {
     let acquire =
-        |breakers: &CircuitBreakers, profile| Arc::new(Budget::of(breakers)).try_acquire_as(profile, 0).is_some();
+        |breakers: &CircuitBreakers, profile| Arc::new(RetryBudget::of(breakers)).try_acquire_as(profile, 0).is_some();
     let none = CircuitBreakers { max_retries: 0, ..CircuitBreakers::default() };
     assert!(acquire(&none, Profile::Grpc));
     assert!(!acquire(&none, Profile::Envoy));
-    let retry_budget = Some(RetryBudget { percent: 20.0, min_concurrency: 0 });
+    let retry_budget = Some(Configured { percent: 20.0, min_concurrency: 0 });
     let budget = CircuitBreakers { retry_budget, ..none };
     assert!(!acquire(&budget, Profile::Grpc));
     assert!(!acquire(&budget, Profile::Envoy));
@@ -60,7 +60,7 @@ fn max_retries_binds_only_envoy_and_a_budget_binds_both() {
 #[test]
 fn threads_never_overshoot_and_all_comes_back() {
     const MAX: u32 = 7;
-    let budget = Arc::new(Budget::percent(10.0, 2));
+    let budget = Arc::new(RetryBudget::percent(10.0, 2));
     let (inside, peak, admitted) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -94,7 +94,7 @@ proptest! {
         min in 0..5u32,
         steps in proptest::collection::vec(proptest::option::of(0..50u32), 0..200),
     ) {
-        let budget = Arc::new(Budget::percent(percent, min));
+        let budget = Arc::new(RetryBudget::percent(percent, min));
         let mut held = Vec::new();
         for step in steps {
             match step {

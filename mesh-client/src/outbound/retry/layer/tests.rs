@@ -138,7 +138,7 @@ async fn a_body_that_fails_is_reported_and_not_retried() {
 #[tokio::test(start_paused = true)]
 async fn the_budget_bounds_retries_and_comes_back_when_calls_are_dropped() {
     let script = Script::default();
-    let layer = RetryLayer::new(policy()).budget(Budget::fixed(1));
+    let layer = RetryLayer::new(policy()).budget(RetryBudget::fixed(1));
     let client = layer.layer(Strict::new(&script));
     for _ in 0..3 {
         script.push_status(503);

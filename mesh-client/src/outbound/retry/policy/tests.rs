@@ -1,10 +1,10 @@
 use super::*;
-use crate::outbound::retry::classify::Pushback;
+use crate::outbound::retry::classify::{Pushback, Signs};
 use h2::Reason;
 use tonic::Code;
 
 fn answer(status: u16, grpc: Option<u32>) -> Outcome {
-    Outcome::Response(Response { status, grpc, pushback: Pushback::None })
+    Outcome::Response(Response { status, grpc, pushback: Pushback::None, signs: Signs::default() })
 }
 
 const FAILURES: [Failure; 10] = [

@@ -4,25 +4,37 @@ mod actions;
 
 use super::*;
 use crate::resource::{
-    Action, ClusterSpecifier, DomainPattern, Forward, FractionalPercent, HeaderMatcherKind, HttpFilterConfig,
-    PathMatcher, RetryPolicy as Policy, RouteConfiguration, StringPattern,
+    Action, AttemptCount, ClusterSpecifier, DomainPattern, Forward, FractionalPercent, HeaderMatcherKind, Hedge,
+    HttpFilterConfig, MetadataValue, OmitHosts, PathMatcher, ResetFormat, RetryPolicy as Policy, RouteConfiguration,
+    StringPattern,
 };
 use envoy_types::pb::{
     envoy::{
         config::{
-            core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
+            core::v3::{Metadata, RuntimeFractionalPercent, TypedExtensionConfig},
             route::v3::{
-                ClusterSpecifierPlugin, FilterAction, FilterConfig, HeaderMatcher, NonForwardingAction, RetryPolicy,
-                Route, RouteAction, RouteConfiguration as Proto, RouteMatch, VirtualHost, WeightedCluster,
+                ClusterSpecifierPlugin, FilterAction, FilterConfig, HeaderMatcher, HedgePolicy, NonForwardingAction,
+                RetryPolicy, Route, RouteAction, RouteConfiguration as Proto, RouteMatch, VirtualHost, WeightedCluster,
                 header_matcher::HeaderMatchSpecifier,
-                retry_policy::{RetryBackOff, RetryHostPredicate},
+                retry_policy::{
+                    RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate, RetryPriority,
+                    retry_host_predicate, retry_priority,
+                },
                 route::Action as ProtoAction,
                 route_action::{ClusterSpecifier as Specifier, MaxStreamDuration},
                 route_match::{ConnectMatcher, PathSpecifier, TlsContextMatchOptions},
                 weighted_cluster::ClusterWeight,
             },
         },
-        extensions::filters::http::fault::v3::HttpFault,
+        extensions::{
+            filters::http::fault::v3::HttpFault,
+            retry::{
+                host::{
+                    omit_canary_hosts::v3::OmitCanaryHostsPredicate, omit_host_metadata::v3::OmitHostMetadataConfig,
+                },
+                priority::previous_priorities::v3::PreviousPrioritiesConfig,
+            },
+        },
         r#type::{
             matcher::v3::{
                 FilterStateMatcher, MetadataMatcher, RegexMatcher, StringMatcher, string_matcher::MatchPattern,
@@ -30,7 +42,7 @@ use envoy_types::pb::{
             v3::{FractionalPercent as ProtoFraction, Int64Range},
         },
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, Struct, Value, value::Kind},
 };
 
 fn good() -> Proto {
@@ -115,7 +127,7 @@ fn forward(proto: &Proto) -> Forward {
     }
 }
 
-fn retry_policy(change: fn(&mut RetryPolicy)) -> (Policy, Vec<Note>) {
+fn retry_policy(change: impl FnOnce(&mut RetryPolicy)) -> (Policy, Vec<Note>) {
     let mut proto = good();
     change(retry(&mut proto));
     (Policy::clone(forward(&proto).retry_policy.as_deref().unwrap()), accepted(&proto).1)
@@ -393,7 +405,7 @@ fn retry_conditions_are_read_in_every_dialect() {
         retry.retry_on =
             "Cancelled, deadline-exceeded,internal,resource-exhausted,unavailable,5xx,gateway-error,reset,\
              reset-before-request,connect-failure,refused-stream,retriable-4xx,retriable-status-codes,503,\
-             envoy-ratelimited,99"
+             envoy-ratelimited,retriable-headers,http3-post-connect-failure,99"
                 .into();
         retry.retriable_status_codes = vec![429, 503, 7000];
     });
@@ -402,7 +414,7 @@ fn retry_conditions_are_read_in_every_dialect() {
     }
     let on = &policy.on;
     assert!(on.http_5xx && on.gateway_error && on.reset && on.reset_before_request);
-    assert!(on.connect_failure && on.refused_stream && on.retriable_4xx);
+    assert!(on.connect_failure && on.refused_stream && on.retriable_4xx && on.rate_limited);
     assert_eq!(on.statuses, [429, 503]);
     let path = "virtual_hosts[0].routes[0].route.retry_policy.retry_on";
     let codes = "virtual_hosts[0].routes[0].route.retry_policy.retriable_status_codes";
@@ -475,4 +487,72 @@ fn an_empty_list_of_virtual_hosts_is_fine() {
     let mut proto = good();
     proto.virtual_hosts.clear();
     assert_eq!(accepted(&proto).0.virtual_host_for("x"), None);
+}
+
+#[test]
+fn host_predicates_priorities_and_headers_of_a_retry_policy_are_read() {
+    let predicate = |name: &str, any: Option<_>| RetryHostPredicate {
+        name: name.into(),
+        config_type: any.map(retry_host_predicate::ConfigType::TypedConfig),
+    };
+    let slow = Struct { fields: [("slow".to_owned(), Value { kind: Some(Kind::BoolValue(true)) })].into() };
+    let metadata_match = Metadata { filter_metadata: [("envoy.lb".to_owned(), slow)].into(), ..Metadata::default() };
+    let omit = OmitHostMetadataConfig { metadata_match: Some(metadata_match) };
+    let (policy, notes) = retry_policy(|retry| {
+        retry.retry_on = "retriable-headers".into();
+        retry.retry_host_predicate = vec![
+            predicate("envoy.retry_host_predicates.previous_hosts", None),
+            predicate("x", Some(any(&OmitCanaryHostsPredicate {}))),
+            predicate("x", Some(any(&omit))),
+            predicate("unknown", None),
+        ];
+        retry.retry_priority = Some(RetryPriority {
+            name: "x".into(),
+            config_type: Some(retry_priority::ConfigType::TypedConfig(any(&PreviousPrioritiesConfig {
+                update_frequency: 2,
+            }))),
+        });
+        let matcher = |name: &str| HeaderMatcher {
+            name: name.into(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            ..HeaderMatcher::default()
+        };
+        retry.retriable_headers = vec![matcher("x-again")];
+        retry.retriable_request_headers = vec![matcher("x-idempotent")];
+        retry.rate_limited_retry_back_off = Some(RateLimitedRetryBackOff {
+            reset_headers: vec![
+                ResetHeader { name: "Retry-After".into(), format: 0 },
+                ResetHeader { name: "x-ratelimit-reset".into(), format: 1 },
+            ],
+            max_interval: seconds(60),
+        });
+    });
+    assert!(policy.avoid_previous_hosts);
+    let slow = [("slow".to_owned(), MetadataValue::Bool(true))].into();
+    assert_eq!(policy.omit_hosts, [OmitHosts::Canary, OmitHosts::Metadata(slow)]);
+    assert_eq!(policy.leave_priorities, 2);
+    assert_eq!((policy.retriable_headers.len(), policy.retriable_request_headers.len()), (1, 1));
+    let reset = |name: &str, format| crate::resource::ResetHeader { name: name.parse().unwrap(), format };
+    assert_eq!(
+        policy.reset_headers,
+        [reset("retry-after", ResetFormat::Seconds), reset("x-ratelimit-reset", ResetFormat::UnixTime)]
+    );
+    assert_eq!(policy.max_reset.as_secs(), 60);
+    assert_eq!(note_paths(&notes), ["virtual_hosts[0].routes[0].route.retry_policy.retry_host_predicate"]);
+}
+
+#[test]
+fn hedging_and_attempt_counts_are_read() {
+    let mut proto = good();
+    let hedged = |on| Some(HedgePolicy { hedge_on_per_try_timeout: on, ..HedgePolicy::default() });
+    assert_eq!(forward(&proto).hedge, None);
+    proto.virtual_hosts[0].hedge_policy = hedged(true);
+    assert_eq!(forward(&proto).hedge, Some(Hedge::PerTryTimeout));
+    action(&mut proto).hedge_policy = hedged(false);
+    assert_eq!(forward(&proto).hedge, None);
+    proto.virtual_hosts[0].include_request_attempt_count = true;
+    proto.virtual_hosts[0].include_attempt_count_in_response = true;
+    let (routes, notes) = accepted(&proto);
+    let expected = AttemptCount { in_request: true, in_response: true, after_timeout: false };
+    assert_eq!((routes.virtual_hosts[0].attempt_count, notes.len()), (expected, 0));
 }

@@ -1,0 +1,508 @@
+//! Load balancing as a tower layer, over services that come and go: no mesh needed.
+
+use super::{Balancer, Candidate, Class, EndpointInfo, Group, Latency, PickInput, Recipe, Slices, Standing, Turn};
+use crate::transport::BoxError;
+use arc_swap::ArcSwap;
+use futures::Stream;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, PeakEwma, WeightedRoundRobin};
+use pin_project::pin_project;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker, ready},
+};
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// What happened to a set of services.
+#[derive(Clone, Debug)]
+pub enum Change<K, S> {
+    /// There is one more, or another one under a key that is known.
+    Insert(K, S),
+    /// The service of this key is gone. Requests that it has go on.
+    Remove(K),
+}
+
+/// Where services come from. Every stream of [`Change`]s is one, and so is [`ServiceList`].
+pub trait Discover {
+    /// Tells services apart. Its text is what consistent hashing places a service by.
+    type Key: Eq + fmt::Display;
+    /// What requests go to.
+    type Service;
+    /// Why nothing more is learnt.
+    type Error: Into<BoxError>;
+
+    /// The next change. `None`: there will be none; the services stay.
+    #[allow(clippy::type_complexity, reason = "it is `poll_next` of a stream, whose type has no shorter name")]
+    fn poll_change(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Change<Self::Key, Self::Service>, Self::Error>>>;
+}
+
+/// Services that are all known from the start. Keys are their places.
+#[derive(Debug)]
+pub struct ServiceList<S>(std::iter::Enumerate<std::vec::IntoIter<S>>);
+
+/// Balances over the services of a [`Discover`], by the policies that a mesh has.
+///
+/// A request counts as load of its service until its response's body ended or was dropped. Services that fail stay: put a retry around
+/// it, or take them out of the source.
+///
+/// ```
+/// use mesh_client::balance::{LoadBalanceLayer, ServiceList};
+/// use tower::{Layer, ServiceBuilder};
+/// # use std::convert::Infallible;
+///
+/// # let client = tower::service_fn(|_: http::Request<http_body_util::Empty<bytes::Bytes>>| async {
+/// #     Ok::<_, Infallible>(http::Response::new(http_body_util::Empty::<bytes::Bytes>::new()))
+/// # });
+/// let clients = ServiceList::new([client.clone(), client]);
+/// let client = LoadBalanceLayer::least_request(2).layer(clients);
+/// # fn is_service<S: tower::Service<http::Request<http_body_util::Empty<bytes::Bytes>>> + Clone>(_: S) {}
+/// # is_service(client);
+/// ```
+#[derive(Clone, Debug)]
+pub struct LoadBalanceLayer {
+    policy: LbPolicy,
+}
+
+/// A choice among services. Made by [`LoadBalanceLayer`]. Clones share the services and their load.
+pub struct Balance<D: Discover> {
+    shared: Arc<Shared<D>>,
+}
+
+/// The hash of a request, in its extensions: for policies that hash (ring hash, Maglev). Without one the choice is random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHash(pub u64);
+
+/// There is no service to choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[error("the balancer has no service")]
+#[non_exhaustive]
+pub struct NoServices;
+
+struct Shared<D: Discover> {
+    policy: LbPolicy,
+    source: Mutex<Source<D>>,
+    view: ArcSwap<Balancer<Member<D::Service>>>,
+    turn: Arc<Turn>,
+    waiting: Arc<Waiting>,
+}
+
+/// A service, and what its source calls it.
+type Known<D> = (<D as Discover>::Key, Arc<Member<<D as Discover>::Service>>);
+
+struct Source<D: Discover> {
+    discover: D,
+    members: Vec<Known<D>>,
+    ended: bool,
+}
+
+/// Everybody who waits for the first service: the source wakes them all.
+#[derive(Default)]
+struct Waiting(Mutex<Vec<Waker>>);
+
+struct Member<S> {
+    service: S,
+    key: String,
+    joined: Instant,
+    load: AtomicU32,
+    latency: Latency,
+}
+
+/// Counts one request as load until dropped.
+#[derive(Debug)]
+struct Counted<S>(Arc<Member<S>>);
+
+/// One call: waits for its service to be ready, then for its response. Dropping it drops the call.
+#[pin_project]
+pub struct ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    #[pin]
+    state: State<S, B, S::Future>,
+    /// Of peak EWMA.
+    latency: Option<PeakEwma>,
+}
+
+#[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
+#[pin_project(project = StateProjection)]
+enum State<S, B, F> {
+    Waiting {
+        service: S,
+        request: Option<Request<B>>,
+        counted: Option<Counted<S>>,
+    },
+    Called {
+        #[pin]
+        response: F,
+        counted: Option<Counted<S>>,
+        began: Instant,
+    },
+    Failed(Option<BoxError>),
+}
+
+/// A response body that counts as load of its service until its end.
+#[pin_project]
+pub struct ResponseBody<B, S> {
+    #[pin]
+    inner: B,
+    counted: Option<Counted<S>>,
+}
+
+impl LoadBalanceLayer {
+    /// By any policy of a mesh; those of the program's own ([`LbPolicy::Custom`]) choose at random.
+    pub fn new(policy: LbPolicy) -> Self {
+        Self { policy }
+    }
+
+    /// One after the other.
+    pub fn round_robin() -> Self {
+        Self::new(LbPolicy::RoundRobin)
+    }
+
+    /// The least loaded of so many (2..=10) drawn at random.
+    pub fn least_request(choices: u32) -> Self {
+        Self::new(LbPolicy::LeastRequest { choice_count: choices.clamp(2, 10) })
+    }
+
+    /// Any of them.
+    pub fn random() -> Self {
+        Self::new(LbPolicy::Random)
+    }
+}
+
+impl<D: Discover> Layer<D> for LoadBalanceLayer {
+    type Service = Balance<D>;
+
+    fn layer(&self, discover: D) -> Self::Service {
+        let source = Mutex::new(Source { discover, members: Vec::new(), ended: false });
+        let shared = Shared {
+            policy: self.policy.clone(),
+            source,
+            view: ArcSwap::from_pointee(Balancer::default()),
+            turn: Arc::new(Turn::anywhere()),
+            waiting: Arc::default(),
+        };
+        Balance { shared: Arc::new(shared) }
+    }
+}
+
+impl<S> ServiceList<S> {
+    /// These services, and no other ever.
+    pub fn new(services: impl IntoIterator<Item = S>) -> Self {
+        Self(services.into_iter().collect::<Vec<_>>().into_iter().enumerate())
+    }
+}
+
+impl<S> Discover for ServiceList<S> {
+    type Key = usize;
+    type Service = S;
+    type Error = std::convert::Infallible;
+
+    fn poll_change(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Change<usize, S>, Self::Error>>> {
+        Poll::Ready(self.0.next().map(|(key, service)| Ok(Change::Insert(key, service))))
+    }
+}
+
+impl<T, K, S, E> Discover for Pin<Box<T>>
+where
+    T: Stream<Item = Result<Change<K, S>, E>> + ?Sized,
+    K: Eq + fmt::Display,
+    E: Into<BoxError>,
+{
+    type Key = K;
+    type Service = S;
+    type Error = E;
+
+    fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Change<K, S>, E>>> {
+        self.as_mut().poll_next(cx)
+    }
+}
+
+impl<D: Discover> Shared<D> {
+    /// Takes over what changed. Ready when there is a service, or never will be.
+    fn poll_services(&self, cx: &mut Context<'_>) -> Poll<Result<(), D::Error>> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        // Registered before the look: who is woken looks again.
+        let waker = self.waiting.clone().waker(cx.waker(), source.members.is_empty());
+        let mut cx = Context::from_waker(&waker);
+        let mut changed = false;
+        while !source.ended {
+            match source.discover.poll_change(&mut cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => source.ended = true,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Ok(change))) => {
+                    changed = true;
+                    source.apply(change);
+                }
+            }
+        }
+        if changed {
+            self.publish(&source);
+            self.waiting.wake_all();
+        }
+        if source.members.is_empty() && !source.ended { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn publish(&self, source: &MutexGuard<'_, Source<D>>) {
+        let members: Vec<_> = source.members.iter().map(|(_, member)| member.clone()).collect();
+        let (weights, classes) = (vec![1; members.len()], vec![Class::Usable; members.len()]);
+        let group = Arc::new(Group::new(members, weights, classes, 1, Turn::anywhere()));
+        let mut recipe = Recipe::of(self.policy.clone());
+        let slices = Slices::new(&[vec![group]], &mut recipe);
+        let balancer = Balancer::new(&slices, &recipe, &self.turn, Some(&self.view.load()), Instant::now());
+        self.view.store(Arc::new(balancer));
+    }
+
+    fn pick(&self, hash: Option<u64>) -> Option<Arc<Member<D::Service>>> {
+        let view = self.view.load();
+        let input = PickInput { hash, ..PickInput::plain(Instant::now()) };
+        view.picker(&input)?.pick(&input, |_| false, &mut fastrand::Rng::new()).cloned()
+    }
+}
+
+impl<D: Discover> Source<D> {
+    fn apply(&mut self, change: Change<D::Key, D::Service>) {
+        let (key, service) = match change {
+            Change::Insert(key, service) => (key, Some(service)),
+            Change::Remove(key) => (key, None),
+        };
+        self.members.retain(|(known, _)| *known != key);
+        if let Some(service) = service {
+            let text = key.to_string();
+            let member = Member {
+                service,
+                key: text,
+                joined: Instant::now(),
+                load: AtomicU32::new(0),
+                latency: Latency::new(Instant::now()),
+            };
+            self.members.push((key, Arc::new(member)));
+        }
+    }
+}
+
+impl Waiting {
+    /// A waker for the source; `caller` is woken too, if it `waits`.
+    fn waker(self: Arc<Self>, caller: &Waker, waits: bool) -> Waker {
+        if waits {
+            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if !waiting.iter().any(|waker| waker.will_wake(caller)) {
+                waiting.push(caller.clone());
+            }
+        }
+        self.into()
+    }
+
+    fn wake_all(&self) {
+        let waiting = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.wake_all();
+    }
+}
+
+impl<D: Discover> Clone for Balance<D> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<D, B, R> Service<Request<B>> for Balance<D>
+where
+    D: Discover,
+    D::Service: Service<Request<B>, Response = Response<R>> + Clone,
+    <D::Service as Service<Request<B>>>::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<R, D::Service>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<D::Service, B>;
+
+    /// Ready when there is a service; which one, and whether that is ready, depends on the request and is waited for in its future.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.shared.poll_services(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let hash = request.extensions().get::<RequestHash>().map(|hash| hash.0);
+        let latency = match &self.shared.policy {
+            LbPolicy::PeakEwma(config) => Some(*config),
+            _ => None,
+        };
+        let state = match self.shared.pick(hash) {
+            None => State::Failed(Some(NoServices.into())),
+            Some(member) => {
+                member.load.fetch_add(1, Relaxed);
+                let service = member.service.clone();
+                State::Waiting { service, request: Some(request), counted: Some(Counted(member)) }
+            }
+        };
+        ResponseFuture { state, latency }
+    }
+}
+
+impl<S, B, R> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody<R, S>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::Failed(error) => {
+                    return Poll::Ready(Err(error.take().expect("not polled again once it is ready")));
+                }
+                StateProjection::Waiting { service, request, counted } => {
+                    ready!(service.poll_ready(cx)).map_err(Into::into)?;
+                    let request = request.take().expect("sent once, in this state");
+                    let response = service.call(request);
+                    State::Called { response, counted: counted.take(), began: Instant::now() }
+                }
+                StateProjection::Called { response, counted, began } => {
+                    let result = ready!(response.poll(cx));
+                    let counted = counted.take();
+                    if let (Some(config), Some(Counted(member))) = (&this.latency, &counted) {
+                        member.latency.observe(began.elapsed(), config, Instant::now());
+                    }
+                    return Poll::Ready(match result {
+                        Ok(response) => Ok(response.map(|inner| ResponseBody { inner, counted })),
+                        Err(error) => Err(error.into()),
+                    });
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl<S> Drop for Counted<S> {
+    fn drop(&mut self) {
+        self.0.load.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<B: Body, S> Body for ResponseBody<B, S> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.inner.poll_frame(cx));
+        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+            *this.counted = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<S> Candidate for Member<S> {
+    fn standing(&self, _: bool) -> Standing {
+        Standing::Available
+    }
+
+    fn is_ejected(&self) -> bool {
+        false
+    }
+
+    fn load(&self) -> u32 {
+        self.load.load(Relaxed)
+    }
+
+    /// Nobody knows it.
+    fn address(&self) -> SocketAddr {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    }
+
+    fn hash_key(&self, _: bool) -> String {
+        self.key.clone()
+    }
+
+    fn joined(&self) -> Instant {
+        self.joined
+    }
+
+    fn cost(&self, config: &PeakEwma, now: Instant) -> f64 {
+        self.latency.cost(self.load(), config, now)
+    }
+
+    fn reported_weight(&self, _: &WeightedRoundRobin, _: Instant) -> Option<f64> {
+        None
+    }
+
+    fn locality(&self) -> LocalityId {
+        LocalityId::default()
+    }
+
+    fn lb_metadata(&self) -> BTreeMap<String, MetadataValue> {
+        BTreeMap::new()
+    }
+
+    fn info(&self, locality_weight: u32) -> EndpointInfo {
+        EndpointInfo {
+            address: self.address(),
+            hostname: self.key.as_str().into(),
+            weight: 1,
+            locality: Arc::default(),
+            locality_weight,
+            metadata: None,
+        }
+    }
+}
+
+impl<S> fmt::Debug for Member<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member").field("key", &self.key).field("load", &self.load).finish_non_exhaustive()
+    }
+}
+
+impl<D: Discover> fmt::Debug for Balance<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balance").field("policy", &self.shared.policy).finish_non_exhaustive()
+    }
+}
+
+impl<S, B> fmt::Debug for ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<B: fmt::Debug, S> fmt::Debug for ResponseBody<B, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

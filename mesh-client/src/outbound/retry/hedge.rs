@@ -1,0 +1,363 @@
+//! Hedging as a tower layer, for any client: no mesh needed.
+
+use super::{Attempts, DEFAULT_REPLAY_CAP, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Situation};
+use crate::{outbound::timeout::is_grpc, transport::BoxError};
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use http_body::{Body, Frame, SizeHint};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Sends a request once more when it has no answer after a while, and takes the first good one (gRFC A6).
+///
+/// An answer is good unless the [`Policy`] would retry it; such a one lets the next attempt start at once, or after the server's
+/// `grpc-retry-pushback-ms`. There are at most the policy's `max_retries` attempts beside the first, each paid for from the budget. The
+/// attempts that lose are dropped. Only requests whose body is complete when they are first polled, and fits the cap, are sent more than
+/// once.
+///
+/// ```
+/// use mesh_client::retry::{HedgeBody, HedgeLayer, Policy, RetryBudget};
+/// use std::time::Duration;
+/// use tower::ServiceBuilder;
+/// # use std::convert::Infallible;
+///
+/// let policy = Policy::http().max_retries(1).build();
+/// let layer = HedgeLayer::new(policy, Duration::from_millis(50)).budget(RetryBudget::ratio(0.1, 1, Duration::from_secs(10)));
+/// # let client = tower::service_fn(|_: http::Request<HedgeBody<http_body_util::Full<bytes::Bytes>>>| async {
+/// #     Ok::<_, Infallible>(http::Response::new(()))
+/// # });
+/// let client = ServiceBuilder::new().layer(layer).service(client);
+/// # fn is_service<S: tower::Service<http::Request<http_body_util::Full<bytes::Bytes>>>>(_: S) {}
+/// # is_service(client);
+/// ```
+#[derive(Clone, Debug)]
+pub struct HedgeLayer {
+    shared: Arc<Shared>,
+}
+
+/// A client whose calls are hedged. Made by [`HedgeLayer`].
+#[derive(Clone, Debug)]
+pub struct Hedge<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    policy: Policy,
+    delay: Duration,
+    budget: Option<Arc<RetryBudget>>,
+    replay_cap: usize,
+    /// Calls in flight.
+    active: AtomicU32,
+}
+
+/// The body of one attempt. Shares the bytes of the caller's.
+pub struct HedgeBody<B>(Outgoing<B>);
+
+/// One call, and all its attempts.
+///
+/// # Cancel safety
+///
+/// Dropping it drops all attempts, and gives back their shares of the budget.
+pub struct HedgeFuture<S, B>
+where
+    S: Service<Request<HedgeBody<B>>>,
+{
+    /// Before it is first polled.
+    begin: Option<(S, Request<B>)>,
+    /// From then on, if there may be further attempts.
+    again: Option<(S, Parts, Kept<B>)>,
+    legs: Vec<Leg<S, S::Future>>,
+    /// When the next attempt starts.
+    next: Option<Pin<Box<Sleep>>>,
+    attempts: Attempts,
+    /// The server asked for no more attempts.
+    stopped: bool,
+    grpc: bool,
+    shared: Arc<Shared>,
+}
+
+/// One attempt.
+struct Leg<S, F> {
+    /// Waits until it is ready; the first one is.
+    waiting: Option<S>,
+    response: Option<Pin<Box<F>>>,
+    number: u32,
+    _permit: Option<Permit>,
+}
+
+impl HedgeLayer {
+    /// An attempt each time there is no answer for `delay`, as long as `policy` allows retries. Without a budget.
+    pub fn new(policy: Policy, delay: Duration) -> Self {
+        let (budget, active) = (None, AtomicU32::new(0));
+        Self { shared: Arc::new(Shared { policy, delay, budget, replay_cap: DEFAULT_REPLAY_CAP, active }) }
+    }
+
+    /// Limits the further attempts of all calls through this layer.
+    #[must_use]
+    pub fn budget(self, budget: RetryBudget) -> Self {
+        self.map(|shared| shared.budget = Some(Arc::new(budget)))
+    }
+
+    /// Keeps up to `bytes` of a request's body; default [`DEFAULT_REPLAY_CAP`].
+    #[must_use]
+    pub fn replay_cap(self, bytes: usize) -> Self {
+        self.map(|shared| shared.replay_cap = bytes)
+    }
+
+    fn map(self, change: impl FnOnce(&mut Shared)) -> Self {
+        let Shared { policy, delay, budget, replay_cap, .. } = &*self.shared;
+        let mut shared = Shared {
+            policy: policy.clone(),
+            delay: *delay,
+            budget: budget.clone(),
+            replay_cap: *replay_cap,
+            active: AtomicU32::new(0),
+        };
+        change(&mut shared);
+        Self { shared: Arc::new(shared) }
+    }
+}
+
+impl<S> Layer<S> for HedgeLayer {
+    type Service = Hedge<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Hedge { inner, shared: self.shared.clone() }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Hedge<S>
+where
+    S: Service<Request<HedgeBody<B>>, Response = Response<R>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<R>;
+    type Error = BoxError;
+    type Future = HedgeFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let clone = self.inner.clone();
+        let service = std::mem::replace(&mut self.inner, clone);
+        let shared = self.shared.clone();
+        shared.active.fetch_add(1, Ordering::AcqRel);
+        if let Some(budget) = &shared.budget {
+            budget.call_begins();
+        }
+        HedgeFuture {
+            grpc: is_grpc(request.headers()),
+            begin: Some((service, request)),
+            again: None,
+            legs: Vec::new(),
+            next: None,
+            attempts: Attempts::default(),
+            stopped: false,
+            shared,
+        }
+    }
+}
+
+/// Nothing in it is pinned in place: futures are boxed.
+impl<S, B> Unpin for HedgeFuture<S, B> where S: Service<Request<HedgeBody<B>>> {}
+
+impl<S, B, R> HedgeFuture<S, B>
+where
+    S: Service<Request<HedgeBody<B>>, Response = Response<R>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    /// Sends the first attempt.
+    fn begin(&mut self, mut service: S, request: Request<B>, cx: &mut Context<'_>) -> Result<(), BoxError> {
+        let (parts, body) = request.into_parts();
+        let (kept, first) = Kept::new(body, self.shared.replay_cap, cx)?;
+        let further = matches!(kept, Kept::Whole(_));
+        let clone = further.then(|| (service.clone(), parts.clone(), kept));
+        let response = service.call(Request::from_parts(parts, HedgeBody(first)));
+        self.legs.push(Leg { waiting: None, response: Some(Box::pin(response)), number: 1, _permit: None });
+        self.again = clone;
+        self.wait(self.shared.delay);
+        Ok(())
+    }
+
+    fn wait(&mut self, delay: Duration) {
+        let more = self.again.is_some() && !self.stopped;
+        self.next = more.then(|| Box::pin(tokio::time::sleep(delay)));
+    }
+
+    /// Starts one more attempt, if policy and budget allow one.
+    fn hedge(&mut self) {
+        self.next = None;
+        let Some((service, _, _)) = self.again.as_ref().filter(|_| !self.stopped) else { return };
+        let situation = Situation { replayable: true, now: Instant::now(), deadline: None, asked: None };
+        let shared = &self.shared;
+        let budget = || match &shared.budget {
+            None => Some(None),
+            Some(budget) => budget.try_acquire(shared.active.load(Ordering::Acquire)).map(Some),
+        };
+        if let Ok(permit) = self.attempts.hedge(&shared.policy, situation, budget) {
+            let (waiting, number) = (Some(service.clone()), self.attempts.number());
+            self.legs.push(Leg { waiting, response: None, number, _permit: permit });
+            self.wait(self.shared.delay);
+        }
+    }
+
+    /// The first attempt that has something to say, and what.
+    fn poll_legs(&mut self, cx: &mut Context<'_>) -> Option<(u32, Result<Response<R>, BoxError>)> {
+        let mut ended = None;
+        for (place, leg) in self.legs.iter_mut().enumerate() {
+            if let Some(service) = &mut leg.waiting {
+                match service.poll_ready(cx) {
+                    Poll::Pending => continue,
+                    Poll::Ready(Err(error)) => {
+                        ended = Some((place, Err(error.into())));
+                        break;
+                    }
+                    Poll::Ready(Ok(())) => {}
+                }
+                let Some((_, parts, kept)) = &self.again else { continue };
+                let mut parts = parts.clone();
+                self.attempts.write_header(&mut parts.headers, self.shared.policy.profile());
+                leg.response = Some(Box::pin(service.call(Request::from_parts(parts, HedgeBody(kept.again())))));
+                leg.waiting = None;
+            }
+            if let Some(response) = &mut leg.response
+                && let Poll::Ready(result) = response.as_mut().poll(cx)
+            {
+                ended = Some((place, result.map_err(Into::into)));
+                break;
+            }
+        }
+        ended.map(|(place, result)| (self.legs.remove(place).number, result))
+    }
+
+    /// An attempt ended: what the caller gets, unless others are awaited.
+    fn ended(&mut self, number: u32, result: Result<Response<R>, BoxError>) -> Option<Result<Response<R>, BoxError>> {
+        let policy = &self.shared.policy;
+        let outcome = match &result {
+            Ok(response) => Outcome::of_response(response.status(), response.headers(), self.grpc)
+                .read_by(policy, response.headers()),
+            Err(error) => Outcome::of_error(&**error),
+        };
+        if let Some(budget) = &self.shared.budget {
+            budget.attempt_ended(policy.blames(&outcome));
+        }
+        let asked = policy.hook().and_then(|hook| {
+            let head = result.as_ref().ok().map(|response| (response.status(), response.headers()));
+            let error = result.as_ref().err().map(|error| &**error as &(dyn std::error::Error + 'static));
+            outcome.ask(hook, number, head, error)
+        });
+        if !asked.unwrap_or_else(|| policy.retries(&outcome)) {
+            return Some(result);
+        }
+        let pushback = match &outcome {
+            Outcome::Response(response) => response.pushback,
+            Outcome::Failure(_) => Pushback::None,
+        };
+        match pushback {
+            Pushback::None => self.hedge(),
+            Pushback::After(delay) => self.wait(delay),
+            Pushback::Stop => {
+                self.next = None;
+                self.stopped = true;
+            }
+        }
+        (self.legs.is_empty() && self.next.is_none()).then_some(result)
+    }
+}
+
+impl<S, B, R> Future for HedgeFuture<S, B>
+where
+    S: Service<Request<HedgeBody<B>>, Response = Response<R>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<R>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Some((service, request)) = this.begin.take()
+            && let Err(error) = this.begin(service, request, cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        loop {
+            if let Some((number, result)) = this.poll_legs(cx) {
+                if let Some(result) = this.ended(number, result) {
+                    return Poll::Ready(result);
+                }
+                continue;
+            }
+            let Some(next) = &mut this.next else { return Poll::Pending };
+            std::task::ready!(next.as_mut().poll(cx));
+            this.hedge();
+        }
+    }
+}
+
+impl<S, B> Drop for HedgeFuture<S, B>
+where
+    S: Service<Request<HedgeBody<B>>>,
+{
+    fn drop(&mut self) {
+        self.shared.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<B> Body for HedgeBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl<B> fmt::Debug for HedgeBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HedgeBody").finish_non_exhaustive()
+    }
+}
+
+impl<S, B> fmt::Debug for HedgeFuture<S, B>
+where
+    S: Service<Request<HedgeBody<B>>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HedgeFuture").field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

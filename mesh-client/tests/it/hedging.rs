@@ -1,0 +1,207 @@
+//! Several attempts at the same time: on the limit of an attempt (Envoy), and after a delay (gRFC A6).
+
+use crate::support::{
+    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then,
+    echo::{Way, get},
+    edit, hello, hello_with, routes, service, to, until,
+};
+use envoy_types::pb::envoy::config::route::v3::{HedgePolicy, RouteConfiguration, route};
+use http::Response;
+use mesh_client::{Mesh, Profile, retry::RetryBudget};
+use mesh_control::ControlPlane;
+use mesh_xds::{
+    resource::{Hedge, RetryOn, RetryPolicy},
+    server::ResourceType,
+    source::Policy,
+};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tonic::Code;
+
+/// What becomes of the requests of a server, in their order; of the last one on.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// None.
+    Hold,
+    Now(u16),
+    Later(u64),
+    /// A gRPC status, with this pushback.
+    Fail(i32, Option<&'static str>),
+    /// A good gRPC response, after so many milliseconds.
+    Ok(u64),
+}
+
+/// Requests seen, and those that the client reset.
+#[derive(Clone, Default)]
+struct Counts {
+    seen: Arc<AtomicUsize>,
+    reset: Arc<AtomicUsize>,
+}
+
+async fn server(answers: &'static [Answer]) -> (H2Server, Counts) {
+    let counts = Counts::default();
+    let (count, held) = (counts.clone(), Mutex::new(Vec::new()));
+    let server = H2Server::start(move |mut served: Served| {
+        let number = count.seen.fetch_add(1, SeqCst);
+        match answers[number.min(answers.len() - 1)] {
+            Answer::Hold => {
+                let reset = count.reset.clone();
+                held.lock().unwrap().push(tokio::spawn(async move {
+                    if poll_fn(|cx| served.respond.poll_reset(cx)).await.is_ok() {
+                        reset.fetch_add(1, SeqCst);
+                    }
+                }));
+            }
+            Answer::Now(status) => served.status(status),
+            Answer::Later(millis) => drop(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                let head = Response::builder().header("x-late", "1").body(()).unwrap();
+                // Nobody may wait any more.
+                let _ = served.respond.send_response(head, true);
+            })),
+            Answer::Fail(code, None) => served.fail(code, &[]),
+            Answer::Fail(code, Some(pushback)) => served.fail(code, &[("grpc-retry-pushback-ms", pushback)]),
+            Answer::Ok(millis) => drop(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                served.ok();
+            })),
+        }
+        Then::GoOn
+    })
+    .await;
+    (server, counts)
+}
+
+/// Envoy's rules: attempts of 100 ms, hedged.
+async fn on_per_try_timeout(addr: SocketAddr, budget: Option<RetryBudget>) -> (ControlPlane, Mesh) {
+    let retries = "{attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx\", backoff: 1ms}";
+    let http = format!("[{{route: [{{destination: {}}}], retries: {retries}}}]", to(""));
+    let cp = ControlPlane::builder().yaml(service(&[("one", addr)]) + &routes(&http)).start().await.unwrap();
+    edit::<RouteConfiguration>(&cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
+        let Some(route::Action::Route(action)) = &mut config.virtual_hosts[0].routes[0].action else { panic!() };
+        action.hedge_policy = Some(HedgePolicy { hedge_on_per_try_timeout: true, ..HedgePolicy::default() });
+    });
+    let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy);
+    let mesh = match budget {
+        Some(budget) => mesh.retry_budget(budget),
+        None => mesh,
+    };
+    (cp, mesh.build().await.unwrap())
+}
+
+async fn all_is_given_back(mesh: &Mesh) {
+    let channel = mesh.channel(TARGET).unwrap();
+    until("all is given back", async || channel.load().is_idle()).await;
+}
+
+#[tokio::test]
+async fn the_second_wins_and_the_first_is_cut_off() {
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Hold, Answer::Now(200)]).await;
+        let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+        assert_eq!(way.send(&mesh, get("/"), "body").await.unwrap().status(), 200, "{way:?}");
+        until("the first is reset", async || counts.reset.load(SeqCst) == 1).await;
+        assert_eq!(counts.seen.load(SeqCst), 2);
+        all_is_given_back(&mesh).await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_still_wins_when_it_is_sooner() {
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Later(250), Answer::Hold]).await;
+        let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+        let response = way.send(&mesh, get("/"), "").await.unwrap();
+        assert_eq!(response.headers()["x-late"], "1", "{way:?}");
+        until("the others are reset", async || counts.reset.load(SeqCst) == counts.seen.load(SeqCst) - 1).await;
+        assert!(counts.seen.load(SeqCst) > 1);
+        all_is_given_back(&mesh).await;
+    }
+}
+
+#[tokio::test]
+async fn a_bad_answer_of_one_is_left_to_the_other_and_the_last_is_given() {
+    let (server, counts) = server(&[Answer::Later(250), Answer::Now(503), Answer::Now(500)]).await;
+    let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+    assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 200);
+    let (failing, seen) = self::server(&[Answer::Now(503)]).await;
+    let (_cp, mesh) = on_per_try_timeout(failing.addr(), None).await;
+    assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 503);
+    // Retried one after the other, as without hedging.
+    assert_eq!(seen.seen.load(SeqCst), 3);
+    assert!(counts.seen.load(SeqCst) >= 2);
+}
+
+#[tokio::test]
+async fn without_a_budget_there_is_one_attempt() {
+    let (server, counts) = server(&[Answer::Later(300), Answer::Now(200)]).await;
+    let (_cp, mesh) = on_per_try_timeout(server.addr(), Some(RetryBudget::fixed(0))).await;
+    assert_eq!(Way::Layer.send(&mesh, get("/"), "").await.unwrap().headers()["x-late"], "1");
+    assert_eq!(counts.seen.load(SeqCst), 1);
+}
+
+/// gRPC's rules: an attempt after each 100 ms, as many as gRPC makes.
+async fn after_a_delay(delay: Duration) -> Mesh {
+    let on = RetryOn { grpc_codes: 1 << 14, ..RetryOn::default() };
+    let retry = RetryPolicy { on, num_retries: 4, ..RetryPolicy::default() };
+    let policy = Policy { retry: Some(Arc::new(retry)), hedge: Some(Hedge::After(delay)), ..Policy::default() };
+    Mesh::builder().policy(policy).build().await.unwrap()
+}
+
+#[tokio::test]
+async fn attempts_follow_each_other_after_the_delay_of_a6() {
+    let (server, counts) = server(&[Answer::Hold, Answer::Hold, Answer::Ok(0)]).await;
+    let mesh = after_a_delay(Duration::from_millis(50)).await;
+    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
+    hello_with(&channel, |request| request.set_timeout(GUARD)).await.unwrap();
+    assert_eq!(counts.seen.load(SeqCst), 3);
+    until("the others are reset", async || counts.reset.load(SeqCst) == 2).await;
+    assert_eq!(channel.load().requests, 0);
+}
+
+#[tokio::test]
+async fn a_failure_that_is_not_fatal_starts_the_next_at_once_and_a_fatal_one_ends_the_call() {
+    // The first waits; the second fails at 50 ms, and the third follows without a delay of its own. Another hour would pass otherwise.
+    let (server, counts) = server(&[Answer::Fail(14, None), Answer::Ok(0)]).await;
+    let mesh = after_a_delay(HOUR).await;
+    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
+    let call = hello_with(&channel, |request| request.set_timeout(2 * HOUR));
+    tokio::time::timeout(GUARD, call).await.expect("waits for the delay").unwrap();
+    assert_eq!(counts.seen.load(SeqCst), 2);
+
+    let (server, counts) = self::server(&[Answer::Hold, Answer::Fail(3, None)]).await;
+    let mesh = after_a_delay(Duration::from_millis(50)).await;
+    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
+    assert_eq!(hello(&channel).await.unwrap_err().code(), Code::InvalidArgument);
+    until("the first is reset", async || counts.reset.load(SeqCst) == 1).await;
+    assert_eq!((counts.seen.load(SeqCst), channel.load().requests), (2, 0));
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_no_more_attempts_gets_none() {
+    let (server, counts) = server(&[Answer::Ok(400), Answer::Fail(14, Some("-1")), Answer::Hold]).await;
+    let mesh = after_a_delay(Duration::from_millis(50)).await;
+    // The first is still awaited.
+    hello(&mesh.fixed_channel(&[server.addr()]).unwrap()).await.unwrap();
+    assert_eq!(counts.seen.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_caller_who_gives_up_ends_all_attempts() {
+    let (server, counts) = server(&[Answer::Hold]).await;
+    let mesh = after_a_delay(Duration::from_millis(20)).await;
+    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
+    let call = hello(&channel);
+    assert!(tokio::time::timeout(Duration::from_millis(300), call).await.is_err());
+    let seen = counts.seen.load(SeqCst);
+    assert!(seen >= 3, "{seen}");
+    until("all are reset", async || counts.reset.load(SeqCst) == counts.seen.load(SeqCst)).await;
+    until("all is given back", async || channel.load().is_idle()).await;
+}
