@@ -107,16 +107,11 @@ fn policy() -> Policy {
     policy.back_off(back_off, back_off).build()
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn no_layer_calls_what_was_not_polled_ready(
-        steps in proptest::collection::vec(step(), 0..60),
-        answers in proptest::collection::vec(answer(), 0..20),
-        pending in 0..3usize,
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+#[test]
+fn no_layer_calls_what_was_not_polled_ready() {
+    let steps = proptest::collection::vec(step(), 0..60);
+    let answers = proptest::collection::vec(answer(), 0..20);
+    proptest!(ProptestConfig::with_cases(64), |(steps in steps, answers in answers, pending in 0..3usize)| {
         let inner = || {
             let script = Script::default();
             script.pending_first(pending);
@@ -129,18 +124,21 @@ proptest! {
             }
             Strict::new(&script)
         };
-        let budget = || RetryBudget::percent(50.0, 2);
-        runtime.block_on(async {
-            drive(RetryLayer::new(policy()).budget(budget()).layer(inner()), &steps).await;
-            drive(HedgeLayer::new(policy(), Duration::from_millis(50)).budget(budget()).layer(inner()), &steps).await;
-            drive(TimeoutLayer::new(Duration::from_millis(150)).layer(inner()), &steps).await;
-            drive(CircuitBreakerLayer::new(Limits::max_requests(3)).layer(inner()), &steps).await;
-            drive(TracePropagationLayer::new().layer(inner()), &steps).await;
-            drive(LoadBalanceLayer::random().layer(ServiceList::new([inner(), inner()])), &steps).await;
-            // One around the other.
-            let balanced = LoadBalanceLayer::round_robin().layer(ServiceList::new([inner(), inner()]));
-            let stack = TimeoutLayer::new(Duration::from_millis(400)).layer(balanced);
-            drive(RetryLayer::new(policy()).layer(stack), &steps).await;
-        });
-    }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(drive_all(inner, &steps));
+    });
+}
+
+/// Each layer, and several around each other.
+async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
+    let budget = || RetryBudget::percent(50.0, 2);
+    let millis = Duration::from_millis;
+    drive(RetryLayer::new(policy()).budget(budget()).layer(inner()), steps).await;
+    drive(HedgeLayer::new(policy(), millis(50)).budget(budget()).layer(inner()), steps).await;
+    drive(TimeoutLayer::new(millis(150)).layer(inner()), steps).await;
+    drive(CircuitBreakerLayer::new(Limits::max_requests(3)).layer(inner()), steps).await;
+    drive(TracePropagationLayer::new().layer(inner()), steps).await;
+    drive(LoadBalanceLayer::random().layer(ServiceList::new([inner(), inner()])), steps).await;
+    let balanced = LoadBalanceLayer::round_robin().layer(ServiceList::new([inner(), inner()]));
+    drive(RetryLayer::new(policy()).layer(TimeoutLayer::new(millis(400)).layer(balanced)), steps).await;
 }

@@ -9,8 +9,9 @@ use hyper_util::{
     server::conn::auto,
 };
 use mesh_client::{
+    balance::{LoadBalanceLayer, ServiceList},
     circuit_breaker::{CircuitBreaker, CircuitBreakerLayer, Limits},
-    retry::{Condition, Policy, ReplayBody, Retry, RetryBudget, RetryLayer},
+    retry::{Condition, HedgeBody, HedgeLayer, Policy, ReplayBody, Retry, RetryBudget, RetryLayer},
     timeout::{Timeout, TimeoutLayer},
     trace::{TracePropagation, TracePropagationLayer},
 };
@@ -23,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::net::TcpListener;
-use tower::{ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 
 type Body = Full<Bytes>;
 type Hyper = Client<HttpConnector, ReplayBody<Body>>;
@@ -131,4 +132,38 @@ async fn futures_and_clients_can_be_sent_and_shared() {
     check(&app.client);
     let call = send(app.client.clone().oneshot(request(address)));
     tokio::spawn(async move { call.await.map(drop).map_err(|error| error.to_string()) }).await.unwrap().unwrap();
+}
+
+/// A client of one server.
+fn client_of(
+    address: SocketAddr,
+) -> impl Service<
+    Request<HedgeBody<Body>>,
+    Response = Response<hyper::body::Incoming>,
+    Error = hyper_util::client::legacy::Error,
+    Future: Send,
+> + Clone {
+    let hyper: Client<HttpConnector, HedgeBody<Body>> = Client::builder(TokioExecutor::new()).build_http();
+    tower::service_fn(move |mut request: Request<HedgeBody<Body>>| {
+        *request.uri_mut() = format!("http://{address}/echo").parse().expect("a legal URI");
+        hyper.request(request)
+    })
+}
+
+#[tokio::test]
+async fn requests_are_balanced_and_hedged_over_clients_without_a_mesh() {
+    // It takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (good, requests) = server(0, 0).await;
+    let clients = ServiceList::new([client_of(silent.local_addr().unwrap()), client_of(good)]);
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::new(Policy::http().max_retries(1).build(), Duration::from_millis(50)))
+        .layer(TracePropagationLayer::new())
+        .service(LoadBalanceLayer::round_robin().layer(clients));
+    for calls in 1..=4 {
+        let call = client.clone().oneshot(request(good));
+        let response = tokio::time::timeout(Duration::from_secs(20), call).await.expect("hangs").unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+        assert_eq!(requests.load(SeqCst), calls);
+    }
 }

@@ -38,5 +38,6 @@ mod retry_features;
 mod rewrites;
 mod routing;
 mod standing_still;
+mod timeouts;
 mod weighted;
 mod yaml;

@@ -157,9 +157,7 @@ impl Call {
             }
             drop(attempt);
             if let Some(delay) = delay {
-                self.backing_off = true;
                 tokio::time::sleep(delay).await;
-                self.backing_off = false;
             }
         }
     }

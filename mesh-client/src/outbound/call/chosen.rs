@@ -172,7 +172,6 @@ impl Chosen {
             endpoint: None,
             in_flight: None,
             connecting: false,
-            backing_off: false,
             copy,
             admitted: !copy,
             priority,

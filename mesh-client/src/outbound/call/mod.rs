@@ -97,8 +97,6 @@ pub(crate) struct Call {
     idle: Option<Arc<Idle>>,
     /// It waits for a connection.
     connecting: bool,
-    /// It waits to be retried.
-    backing_off: bool,
     /// It is a copy of another: tried once.
     copy: bool,
     /// It counts against `max_requests`, to the end of the stream (gRFC A32).

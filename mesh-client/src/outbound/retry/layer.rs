@@ -227,7 +227,11 @@ where
                         Poll::Pending => {
                             let Some(limit) = limit else { return Poll::Pending };
                             ready!(limit.as_mut().poll(cx));
-                            Err(PerTryElapsed::new(policy.per_try_timeout().unwrap_or_default()).into())
+                            Err(PerTryElapsed::new(
+                                policy.per_try_timeout().unwrap_or_default(),
+                                this.attempts.number(),
+                            )
+                            .into())
                         }
                     };
                     let outcome = match &result {

@@ -27,13 +27,24 @@ use std::time::Duration;
 
 /// An attempt took longer than its policy's `per_try_timeout`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no response within the {limit:?} of one attempt")]
+#[error("attempt {attempt} had no response within its limit of {limit:?} (per_try_timeout)")]
 pub struct PerTryElapsed {
     limit: Duration,
+    attempt: u32,
 }
 
 impl PerTryElapsed {
-    pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit }
+    pub(crate) fn new(limit: Duration, attempt: u32) -> Self {
+        Self { limit, attempt }
+    }
+
+    /// How long the attempt was allowed to take.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Which attempt it was, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
     }
 }
