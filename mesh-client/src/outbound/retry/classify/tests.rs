@@ -76,7 +76,7 @@ fn errors_of_other_clients_are_read_through_their_sources() {
     assert_eq!(of(h2::Error::from(Reason::REFUSED_STREAM).into()), Failure::Refused);
     assert_eq!(of("anything".into()), Failure::Reset(None));
     assert_eq!(of(super::super::ReplayError::TooLong.into()), Failure::Local);
-    assert_eq!(of(super::super::PerTryElapsed::new(Duration::ZERO).into()), Failure::PerTryTimeout);
+    assert_eq!(of(super::super::PerTryElapsed::new(Duration::ZERO, 1).into()), Failure::PerTryTimeout);
 }
 
 #[test]

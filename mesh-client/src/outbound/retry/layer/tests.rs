@@ -105,7 +105,7 @@ async fn an_attempt_that_never_answers_ends_at_its_limit() {
         script.push_silence();
     }
     let error = client.oneshot(request("x")).await.unwrap_err();
-    assert_eq!(error.to_string(), "no response within the 1s of one attempt");
+    assert_eq!(error.to_string(), "attempt 3 had no response within its limit of 1s (per_try_timeout)");
 }
 
 #[tokio::test(start_paused = true)]
