@@ -12,6 +12,7 @@ mod breakers;
 mod cancel;
 mod connections;
 mod control_plane;
+mod differential;
 mod docs;
 mod failfast;
 mod faults;
