@@ -25,6 +25,7 @@ mod hashing;
 mod headers;
 mod health_checks;
 mod hedging;
+mod hostile;
 mod layers;
 mod matching;
 mod mesh_layer;

@@ -1,0 +1,302 @@
+//! Upstreams that mean harm: calls fail in time, with a cause, and memory stays flat.
+
+use crate::support::{
+    GUARD, HOUR, assert_says,
+    echo::Way,
+    hello, hello_with, mesh_on, prompt_hello,
+    raw_h2::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS,
+        Peer, RST_STREAM, RawH2, SETTINGS, field, frame, grpc_head,
+    },
+    service, until,
+};
+use mesh_client::{Mesh, MeshChannel};
+use mesh_control::ControlPlane;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+
+/// What this process may grow by in a test, other tests beside it included. Every flood would take several times as much, if it
+/// were kept.
+const GROWTH: usize = 96 << 20;
+/// What a flood comes to, in bytes on the wire, unless it is ended.
+const FLOOD: usize = 32 << 20;
+
+/// Bytes of memory in use.
+fn resident() -> usize {
+    // Pages, the second number.
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
+/// Memory has not grown.
+struct Flat(usize);
+
+impl Flat {
+    fn begin() -> Self {
+        Self(resident())
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        let growth = resident().saturating_sub(self.0);
+        assert!(growth < GROWTH, "{} MiB more", growth >> 20);
+    }
+}
+
+async fn channel(server: &RawH2) -> MeshChannel {
+    Mesh::builder().build().await.unwrap().fixed_channel(&[server.addr()]).unwrap()
+}
+
+/// A call with a short deadline, which is to hold.
+async fn fails(channel: &MeshChannel) -> Status {
+    let call = hello_with(channel, |r| r.set_timeout(Duration::from_millis(500)));
+    let status = tokio::time::timeout(GUARD, call).await.expect("the deadline does not hold").unwrap_err();
+    until("all is given back", async || channel.load().is_idle()).await;
+    status
+}
+
+/// Writes so much of this, until the client ends it. Counts it.
+async fn flood(peer: &mut Peer, bytes: &[u8], written: &AtomicUsize) -> io::Result<()> {
+    let chunk = bytes.repeat((64 << 10) / bytes.len() + 1);
+    while written.load(SeqCst) < FLOOD {
+        peer.write(&chunk).await?;
+        written.fetch_add(chunk.len(), SeqCst);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_loop_of_resets_and_goaways_fails_each_call_and_keeps_nothing() {
+    let flat = Flat::begin();
+    let server = RawH2::start(|mut peer| async move {
+        peer.greet(&[]).await?;
+        let stream = peer.request().await?;
+        // Envoy's CVE-2023-35945: RST_STREAM, and GOAWAY right behind it.
+        let cancel = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+        let away = frame(GOAWAY, 0, 0, &[&stream.to_be_bytes()[..], &0_u32.to_be_bytes()].concat());
+        peer.write(&[cancel, away].concat()).await?;
+        peer.silence().await
+    })
+    .await;
+    let channel = channel(&server).await;
+    for _ in 0..200 {
+        let status = prompt_hello(&channel).await.unwrap_err();
+        assert!(matches!(status.code(), Code::Cancelled | Code::Unavailable), "{status}");
+        assert_says(status.message(), &[&server.addr().to_string()]);
+    }
+    assert!(server.accepted() >= 200, "each connection serves one call");
+    until("no connection is left", async || channel.load().connections == 0).await;
+    flat.check();
+}
+
+#[tokio::test]
+async fn a_flood_of_continuations_ends_the_connection() {
+    let flat = Flat::begin();
+    let written = Arc::<AtomicUsize>::default();
+    let count = written.clone();
+    let server = RawH2::start(move |mut peer| {
+        let count = count.clone();
+        async move {
+            peer.greet(&[]).await?;
+            let stream = peer.request().await?;
+            peer.frame(HEADERS, 0, stream, &grpc_head()).await?;
+            flood(&mut peer, &frame(CONTINUATION, 0, stream, &field("x-more", "of this")), &count).await
+        }
+    })
+    .await;
+    let status = prompt_hello(&channel(&server).await).await.unwrap_err();
+    assert_says(status.message(), &[&server.addr().to_string()]);
+    assert!(written.load(SeqCst) < FLOOD, "all of it was taken");
+    flat.check();
+}
+
+#[tokio::test]
+async fn empty_data_without_end_holds_a_call_to_its_deadline_only() {
+    let flat = Flat::begin();
+    let written = Arc::<AtomicUsize>::default();
+    let count = written.clone();
+    let server = RawH2::start(move |mut peer| {
+        let count = count.clone();
+        async move {
+            peer.greet(&[]).await?;
+            let stream = peer.request().await?;
+            peer.frame(HEADERS, END_HEADERS, stream, &grpc_head()).await?;
+            flood(&mut peer, &frame(DATA, 0, stream, &[]), &count).await?;
+            peer.silence().await
+        }
+    })
+    .await;
+    let status = fails(&channel(&server).await).await;
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
+    assert_says(status.message(), &[&server.addr().to_string()]);
+    flat.check();
+}
+
+#[tokio::test]
+async fn a_storm_of_interim_responses_holds_a_call_to_its_deadline_only() {
+    let flat = Flat::begin();
+    let written = Arc::<AtomicUsize>::default();
+    let count = written.clone();
+    let server = RawH2::start(move |mut peer| {
+        let count = count.clone();
+        async move {
+            peer.greet(&[]).await?;
+            let stream = peer.request().await?;
+            let interim = frame(HEADERS, END_HEADERS, stream, &field(":status", "103"));
+            flood(&mut peer, &interim, &count).await?;
+            peer.silence().await
+        }
+    })
+    .await;
+    let status = fails(&channel(&server).await).await;
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
+    assert_says(status.message(), &[&server.addr().to_string()]);
+    flat.check();
+}
+
+#[tokio::test]
+async fn a_server_that_allows_no_streams_holds_calls_to_their_deadline_until_it_does() {
+    let go = Arc::new(Semaphore::new(0));
+    let gate = go.clone();
+    let server = RawH2::start(move |mut peer| {
+        let gate = gate.clone();
+        async move {
+            peer.greet(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
+            gate.acquire().await.unwrap().forget();
+            peer.settings(&[(MAX_CONCURRENT_STREAMS, 10)]).await?;
+            let stream = peer.request().await?;
+            // Lowered again while a stream is open: that one goes on.
+            peer.settings(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
+            peer.frame(HEADERS, END_HEADERS, stream, &grpc_head()).await?;
+            peer.frame(DATA, 0, stream, &[0; 5]).await?;
+            peer.frame(HEADERS, END_HEADERS | END_STREAM, stream, &field("grpc-status", "0")).await?;
+            peer.silence().await
+        }
+    })
+    .await;
+    let channel = channel(&server).await;
+    let status = fails(&channel).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["while waiting for a connection", &server.addr().to_string()]);
+    let waiting = tokio::spawn({
+        let channel = channel.clone();
+        async move { hello_with(&channel, |r| r.set_timeout(HOUR)).await }
+    });
+    until("a call waits", async || channel.load().pending == 1).await;
+    go.add_permits(1);
+    tokio::time::timeout(GUARD, waiting).await.expect("hangs").unwrap().unwrap();
+    // What was lowered holds.
+    let status = fails(&channel).await;
+    assert_says(status.message(), &["while waiting for a connection"]);
+    assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn endless_settings_hold_a_call_to_its_deadline_only() {
+    let flat = Flat::begin();
+    let written = Arc::<AtomicUsize>::default();
+    let count = written.clone();
+    let server = RawH2::start(move |mut peer| {
+        let count = count.clone();
+        async move {
+            peer.greet(&[]).await?;
+            peer.request().await?;
+            // And never reads an ACK.
+            let churn: Vec<u8> = (0..64_u32)
+                .flat_map(|n| frame(SETTINGS, 0, 0, &[&[0, 4][..], &(n * 1000).to_be_bytes()].concat()))
+                .collect();
+            flood(&mut peer, &churn, &count).await?;
+            std::future::pending().await
+        }
+    })
+    .await;
+    let status = fails(&channel(&server).await).await;
+    assert_says(status.message(), &[&server.addr().to_string()]);
+    flat.check();
+}
+
+#[tokio::test]
+async fn a_window_of_zero_holds_a_call_to_its_deadline_only() {
+    let server = RawH2::start(|mut peer| async move {
+        peer.greet(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
+        peer.silence().await
+    })
+    .await;
+    let channel = channel(&server).await;
+    let status = fails(&channel).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+    assert_eq!(channel.load().streams, 0);
+}
+
+#[tokio::test]
+async fn headers_that_never_end_hold_a_call_to_its_deadline_only() {
+    let server = RawH2::start(|mut peer| async move {
+        peer.greet(&[]).await?;
+        let stream = peer.request().await?;
+        let head = grpc_head();
+        peer.frame(HEADERS, 0, stream, &head[..1]).await?;
+        for byte in &head[1..] {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            peer.frame(CONTINUATION, 0, stream, &[*byte]).await?;
+        }
+        peer.silence().await
+    })
+    .await;
+    let status = fails(&channel(&server).await).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+}
+
+#[tokio::test]
+async fn headers_that_are_too_large_are_refused() {
+    for way in Way::BOTH {
+        let server = RawH2::start(|mut peer| async move {
+            peer.greet(&[]).await?;
+            loop {
+                let stream = peer.request().await?;
+                peer.frame(HEADERS, 0, stream, &grpc_head()).await?;
+                // 160 KiB, in frames of 16 KiB at most.
+                for n in 0..10 {
+                    let field = field(&format!("x-large-{n}"), &"x".repeat(16_000));
+                    let flags = if n == 9 { END_HEADERS } else { 0 };
+                    peer.frame(CONTINUATION, flags, stream, &field).await?;
+                }
+            }
+        })
+        .await;
+        let cp = ControlPlane::builder().yaml(service(&[("v1", server.addr())])).start().await.unwrap();
+        let mesh = mesh_on(&cp).await;
+        let error = way.send(&mesh, crate::support::echo::get("/x"), "").await.unwrap_err();
+        assert_says(&error.to_string(), &[&server.addr().to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn data_behind_the_trailers_harms_no_other_call() {
+    let server = RawH2::start(|mut peer| async move {
+        peer.greet(&[]).await?;
+        loop {
+            let stream = peer.request().await?;
+            let head = frame(HEADERS, END_HEADERS, stream, &grpc_head());
+            let trailers = frame(HEADERS, END_HEADERS | END_STREAM, stream, &field("grpc-status", "13"));
+            peer.write(&[head, trailers, frame(DATA, END_STREAM, stream, &[0; 5])].concat()).await?;
+        }
+    })
+    .await;
+    let channel = channel(&server).await;
+    for _ in 0..20 {
+        let call = tokio::time::timeout(GUARD, hello(&channel));
+        let status = call.await.expect("hangs").unwrap_err();
+        assert!(matches!(status.code(), Code::Internal | Code::Unavailable), "{status}");
+    }
+    until("all is given back", async || channel.load().is_idle()).await;
+}
