@@ -10,6 +10,7 @@ mod client;
 mod graph;
 pub mod lint;
 pub mod resource;
+pub mod rls;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod snapshot;

@@ -112,6 +112,13 @@ impl Upstreams {
     }
 }
 
+impl Upstreams {
+    /// Where tasks run.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.shared.runtime
+    }
+}
+
 impl Upstream {
     /// A share of the retry budget, if there is one left.
     pub(crate) fn retry_permit(&self, profile: Profile, priority: RoutingPriority) -> Option<Permit> {

@@ -48,6 +48,8 @@ pub(crate) enum Flag {
     Timeout,
     /// A rate limit filter refused it.
     RateLimited,
+    /// The rate limit service did not answer, and the filter denies then.
+    RateLimitService,
 }
 
 /// The metrics of requests to one cluster.
@@ -125,6 +127,7 @@ impl Flag {
             Self::Overflow => "UO",
             Self::Timeout => "UT",
             Self::RateLimited => "RL",
+            Self::RateLimitService => "RLSE",
         }
     }
 }

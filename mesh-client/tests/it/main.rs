@@ -21,6 +21,8 @@ mod filters;
 mod filters_headers;
 mod filters_limits;
 mod filters_overload;
+mod filters_service;
+mod filters_session;
 mod hashing;
 mod headers;
 mod health_checks;

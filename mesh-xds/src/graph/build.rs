@@ -88,7 +88,8 @@ impl Graph {
         wants: &mut BTreeSet<Key>,
     ) -> Result<Snapshot, Incomplete> {
         let virtual_host = routes.virtual_host_for(host);
-        let names = virtual_host.map(|index| routes.virtual_hosts[index].cluster_names()).unwrap_or_default();
+        let mut names = virtual_host.map(|index| routes.virtual_hosts[index].cluster_names()).unwrap_or_default();
+        names.extend(listener.http.service_clusters().cloned());
         let mut clusters = BTreeMap::new();
         let mut incomplete: Option<Incomplete> = None;
         for cluster in names {

@@ -1,6 +1,6 @@
 //! LDS: `envoy.config.listener.v3.Listener` with an `api_listener`.
 
-use super::{HttpFilter, RouteConfiguration};
+use super::{HttpFilter, HttpFilterConfig, RouteConfiguration};
 use std::{sync::Arc, time::Duration};
 
 /// A client-side listener: the entry of one target.
@@ -23,6 +23,16 @@ pub struct HttpConnectionManager {
     pub stream_idle_timeout: Option<Duration>,
     /// In order; the last one is the router (gRFC A39).
     pub http_filters: Vec<HttpFilter>,
+}
+
+impl HttpConnectionManager {
+    /// The clusters that its filters call.
+    pub fn service_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.http_filters.iter().filter_map(|filter| match &filter.config {
+            HttpFilterConfig::GlobalRateLimit(limit) => Some(&limit.cluster),
+            _ => None,
+        })
+    }
 }
 
 /// `rds` or an inline `route_config`.

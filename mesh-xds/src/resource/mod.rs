@@ -32,9 +32,10 @@ pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};
 pub use endpoint::{ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus, Locality, LocalityId, MetadataValue};
 pub use filter::{
     AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConfig, CustomFilter, Extensions, FaultAbort, FaultConfig,
-    FaultDelay, FaultRateLimit, FilterOverride, FilterParser, FilterPayload, HeaderField, HeaderMutation,
-    HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalDescriptor, LocalRateLimitConfig, QueryMutation,
-    RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits,
+    FaultDelay, FaultRateLimit, FilterOverride, FilterParser, FilterPayload, GlobalRateLimitConfig, HeaderField,
+    HeaderMutation, HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalDescriptor, LocalRateLimitConfig,
+    QueryMutation, RateLimit, RateLimitAction, RateLimitOfRoute, SessionHost, SessionState, StatefulSessionConfig,
+    TokenBucket, VirtualHostLimits,
 };
 pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use health_check::{

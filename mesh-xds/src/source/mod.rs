@@ -2,10 +2,12 @@
 
 mod dns;
 mod fixed;
+mod relay;
 
 pub use dns::{DnsOptions, DnsTargetError, dns};
 pub use fixed::fixed;
 pub use hickory_resolver::config::ResolverConfig;
+pub use relay::{Relay, relay};
 
 use crate::resource::{Cluster, HashPolicy, Hedge, HttpFilter, RetryPolicy};
 use std::{sync::Arc, time::Duration};

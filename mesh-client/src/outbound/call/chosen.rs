@@ -23,6 +23,7 @@ use crate::{
     },
 };
 use http::{Response, request::Parts};
+use mesh_xds::resource::SessionHost;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -218,6 +219,14 @@ impl Chosen {
     /// The cluster, as the route names it.
     pub(super) fn choice(&self) -> &ClusterChoice<UpstreamRef> {
         self.forward().choice(self.choice)
+    }
+
+    /// Takes the cluster of a session instead of the one drawn, where the route has it. Gives the name of the cluster.
+    pub(super) fn stick(&mut self, host: Option<&SessionHost>) -> Arc<str> {
+        let cluster = host.and_then(|host| host.cluster.as_deref());
+        let known = cluster.and_then(|name| self.forward().clusters.iter().position(|choice| &*choice.name == name));
+        self.choice = known.unwrap_or(self.choice);
+        self.choice().name.clone()
     }
 
     pub(super) fn refused(&self, kind: Kind, message: String, cause: BoxError) -> Error {

@@ -9,17 +9,19 @@ use crate::{
     body::MeshBody,
     error::{BoxError, Kind},
     outbound::filter::{Buffered, Chain, Ended, FilterRequest, FilterResponse, Outcome, Place, Reply, Watching},
+    outbound::route::Clusters,
     telemetry::metrics::Flag,
 };
 use bytes::Bytes;
 use http::{Method, Response, request::Parts};
 use http_body::Body;
+use mesh_xds::resource::SessionHost;
 use std::sync::Arc;
 
 /// A call whose cluster is drawn, through its filters and on.
 pub(super) async fn call<B>(
     chain: Arc<Chain>,
-    chosen: Chosen,
+    mut chosen: Chosen,
     mut head: Parts,
     body: B,
 ) -> Result<Response<MeshBody>, Error>
@@ -29,11 +31,18 @@ where
 {
     let (started, grpc) = (chosen.started, chosen.grpc);
     let mut watching = Watching::new(started);
+    let mut name = chosen.choice().name.clone();
     let answered = match request(&chain, &chosen, &mut head, &mut watching).await {
         Ok(Asked { reply: Some(reply), .. }) => return Ok(answer(reply, &chosen, &head, watching)),
-        Ok(Asked { buffer: None, .. }) => forward(chosen, head, body).await,
-        Ok(Asked { buffer: Some(limit), .. }) => match buffered(&chosen, &head, body, limit).await {
-            Ok(Some(body)) => forward(chosen, head, body).await,
+        Ok(Asked { buffer: None, host, .. }) => {
+            name = chosen.stick(host.as_ref());
+            forward(chosen, head, body, host).await
+        }
+        Ok(Asked { buffer: Some(limit), host, .. }) => match buffered(&chosen, &head, body, limit).await {
+            Ok(Some(body)) => {
+                name = chosen.stick(host.as_ref());
+                forward(chosen, head, body, host).await
+            }
             Ok(None) => return Ok(answer(Buffered::too_large(), &chosen, &head, watching)),
             Err(error) => Err(error),
         },
@@ -43,7 +52,12 @@ where
         Ok(response) if watching.is_empty() => Ok(response),
         Ok(response) => {
             let (mut head, body) = response.into_parts();
-            watching.response(&mut FilterResponse { head: &mut head, endpoint: body.endpoint(), local: false });
+            watching.response(&mut FilterResponse {
+                head: &mut head,
+                endpoint: body.endpoint(),
+                cluster: &name,
+                local: false,
+            });
             Ok(Response::from_parts(head, body.watched(watching)))
         }
         Err(error) => {
@@ -54,12 +68,21 @@ where
 }
 
 /// The rest of a call that its filters let pass. Boxed: beside the filters' own futures it would make this one large.
-async fn forward<B>(chosen: Chosen, mut head: Parts, body: B) -> Result<Response<MeshBody>, Error>
+async fn forward<B>(
+    chosen: Chosen,
+    mut head: Parts,
+    body: B,
+    host: Option<SessionHost>,
+) -> Result<Response<MeshBody>, Error>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    Box::pin(general::admitted(chosen.admit(&mut head)?, head, body)).await
+    let mut call = chosen.admit(&mut head)?;
+    if let Some(host) = host {
+        call.stick_to(host.address);
+    }
+    Box::pin(general::admitted(call, head, body)).await
 }
 
 /// Runs the request through the filters, under the call's deadline.
@@ -70,16 +93,17 @@ async fn request(chain: &Chain, chosen: &Chosen, head: &mut Parts, watching: &mu
         route: &chosen.entry().name,
         cluster: &chosen.choice().name,
         grpc: chosen.grpc,
+        split: matches!(chosen.forward().clusters, Clusters::Weighted { .. }),
         deadline: deadline.map(|deadline| deadline.at),
         explain: chosen.explain.clone(),
     };
     let mut request = FilterRequest::new(head, place);
     let Some(deadline) = deadline else {
         let reply = chain.request(&mut request, watching).await;
-        return Ok(Asked { reply, buffer: request.found.buffer });
+        return Ok(Asked { reply, buffer: request.found.buffer, host: request.found.host });
     };
     match tokio::time::timeout_at(deadline.at, chain.request(&mut request, watching)).await {
-        Ok(reply) => Ok(Asked { reply, buffer: request.found.buffer }),
+        Ok(reply) => Ok(Asked { reply, buffer: request.found.buffer, host: request.found.host }),
         Err(_) => {
             let filter = chain.name(request.found.position);
             let waits = request.found.waits.map(|what| format!(", in {what}")).unwrap_or_default();
@@ -96,6 +120,8 @@ struct Asked {
     reply: Option<Reply>,
     /// Its body is read whole first, up to so many bytes.
     buffer: Option<u64>,
+    /// The endpoint of the caller's session.
+    host: Option<SessionHost>,
 }
 
 /// The body of a request, whole; `None`: it is too large.
@@ -130,7 +156,7 @@ fn answer(reply: Reply, chosen: &Chosen, head: &Parts, mut watching: Watching) -
     let (status, code, flag) = reply.outcome(chosen.grpc);
     chosen.count(status, code, flag);
     let (mut head, body) = reply.respond(chosen.grpc, head.method != Method::HEAD).into_parts();
-    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, local: true });
+    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, cluster: "", local: true });
     watching.ended(Ended::Answered);
     Response::from_parts(head, MeshBody::local(body))
 }

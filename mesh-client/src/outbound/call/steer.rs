@@ -57,6 +57,11 @@ impl Steering {
 }
 
 impl Call {
+    /// The caller has a session with this endpoint.
+    pub(super) fn stick_to(&mut self, address: SocketAddr) {
+        self.steering.get_or_insert_default().override_host = Some(address);
+    }
+
     /// What the next pick goes by.
     #[inline]
     pub(super) fn pick_input(&self) -> PickInput<'_> {

@@ -9,12 +9,16 @@ use super::{
     custom,
     descriptor::{Descriptors, Limits},
     fault::Fault,
+    global_rate_limit::GlobalRateLimit,
     header_mutation::Mutation,
     local_rate_limit::{Buckets, LocalRateLimit},
+    service::{Services, Surroundings},
+    session::StatefulSession,
 };
 use crate::outbound::route::Profile;
 use mesh_xds::resource::{
-    FilterOverride, FractionalPercent, HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalRateLimitConfig,
+    FilterOverride, FractionalPercent, GlobalRateLimitConfig, HeaderMutationConfig, HttpFilter, HttpFilterConfig,
+    LocalRateLimitConfig, RateLimitOfRoute,
 };
 use std::{
     any::Any,
@@ -28,6 +32,7 @@ use tokio::time::Instant;
 pub(crate) struct Filters {
     pub(super) faults: ActiveFaults,
     kept: Mutex<HashMap<Key, Kept>>,
+    pub(crate) services: Services,
 }
 
 /// Listener, filter, and the level whose config is in force.
@@ -56,6 +61,8 @@ pub(crate) struct Making<'a> {
     /// Of the route and its virtual host.
     pub(crate) limits: Limits<'a>,
     pub(crate) profile: Profile,
+    /// For filters that call services; `None`: there are none.
+    pub(crate) around: Option<Surroundings<'a>>,
 }
 
 impl Filters {
@@ -79,6 +86,7 @@ impl Filters {
         }
         let config = match specific.and_then(|specific| specific.config.as_ref()) {
             Some(config) if same_type(config, &filter.config) => config,
+            Some(HttpFilterConfig::GlobalRateLimitOfRoute(_)) => &filter.config,
             Some(other) => {
                 tracing::warn!(
                     filter = &*filter.name,
@@ -105,9 +113,34 @@ impl Filters {
                 let controller = self.kept(making, &place, || Controller::new(concurrency, Instant::now()));
                 Some(Arc::new(AdaptiveConcurrency::new(concurrency.clone(), controller)))
             }
+            HttpFilterConfig::StatefulSession(session) => {
+                let state = session.state.as_ref()?;
+                Some(Arc::new(StatefulSession(Arc::new(state.clone()))))
+            }
+            HttpFilterConfig::GlobalRateLimit(limit) => self.global_rate_limit(limit, specific, making),
             HttpFilterConfig::LocalRateLimit(limit) => self.local_rate_limit(limit, making, &place),
             _ => None,
         }
+    }
+
+    fn global_rate_limit(
+        &self,
+        config: &Arc<GlobalRateLimitConfig>,
+        specific: Option<&FilterOverride>,
+        making: Making<'_>,
+    ) -> Option<Arc<dyn Filter>> {
+        let route = match specific.and_then(|specific| specific.config.as_ref()) {
+            Some(HttpFilterConfig::GlobalRateLimitOfRoute(route)) => RateLimitOfRoute::clone(route),
+            _ => RateLimitOfRoute::default(),
+        };
+        let own = if route.rate_limits.is_empty() { &config.rate_limits } else { &route.rate_limits };
+        let descriptors = Descriptors::compile(own, making.limits, route.virtual_host, config.stage, making.profile);
+        if descriptors.is_empty() || config.enabled == FractionalPercent(0) {
+            return None;
+        }
+        let service = self.services.get(&config.cluster, config.authority.as_ref(), making.around?)?;
+        let domain = if route.domain.is_empty() { config.domain.clone() } else { route.domain };
+        Some(Arc::new(GlobalRateLimit::new(config.clone(), domain, service, descriptors)))
     }
 
     fn local_rate_limit(

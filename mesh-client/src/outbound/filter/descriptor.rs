@@ -2,7 +2,10 @@
 
 use super::FilterRequest;
 use crate::outbound::route::{HeaderMatchers, Profile, RequestHead, parameter, query_matches};
-use mesh_xds::resource::{HeaderField, QueryParameterMatcher, RateLimit, RateLimitAction, VirtualHostLimits};
+use mesh_xds::{
+    resource::{HeaderField, QueryParameterMatcher, RateLimit, RateLimitAction, VirtualHostLimits},
+    rls::Descriptor,
+};
 use std::sync::Arc;
 
 /// What the route, its virtual host and its filters say of limits.
@@ -22,14 +25,6 @@ pub(super) struct Descriptors(Box<[Limit]>);
 struct Limit {
     actions: Box<[Action]>,
     hits: Option<u64>,
-}
-
-/// One descriptor of one request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Descriptor {
-    pub(super) entries: Vec<(Arc<str>, Arc<str>)>,
-    /// How many hits the request counts as, if the limit says so.
-    pub(super) hits: Option<u64>,
 }
 
 #[derive(Debug)]

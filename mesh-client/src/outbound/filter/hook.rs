@@ -3,6 +3,7 @@
 use super::Reply;
 use crate::{Error, telemetry::explain::Explain};
 use http::{HeaderMap, StatusCode, request, response};
+use mesh_xds::resource::SessionHost;
 use std::{borrow::Cow, net::SocketAddr, pin::Pin, time::Duration};
 use tokio::time::Instant;
 
@@ -91,6 +92,8 @@ pub(crate) struct Place<'c> {
     pub(crate) route: &'c str,
     pub(crate) cluster: &'c str,
     pub(crate) grpc: bool,
+    /// The route splits over several clusters.
+    pub(crate) split: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) explain: Option<Explain>,
 }
@@ -102,6 +105,8 @@ pub(crate) struct Found {
     pub(crate) position: usize,
     /// The body is read whole, and has at most so many bytes.
     pub(crate) buffer: Option<u64>,
+    /// The endpoint of the caller's session, and perhaps its cluster.
+    pub(crate) host: Option<SessionHost>,
     /// What it waits for, in words.
     pub(crate) waits: Option<String>,
 }
@@ -111,6 +116,7 @@ pub(crate) struct Found {
 pub struct FilterResponse<'c> {
     pub(crate) head: &'c mut response::Parts,
     pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) cluster: &'c str,
     pub(crate) local: bool,
 }
 
@@ -184,6 +190,11 @@ impl<'c> FilterRequest<'c> {
         self.place.deadline
     }
 
+    /// The caller has a session with an endpoint: it is picked while it may be (gRFC A55).
+    pub(super) fn stick_to(&mut self, host: &SessionHost) {
+        self.found.host = Some(host.clone());
+    }
+
     /// Has the body of the request read whole before it is sent. One of more than `max_bytes` is answered with 413 (RESOURCE_EXHAUSTED for
     /// gRPC). Of several filters the least limit holds.
     pub fn buffer_body(&mut self, max_bytes: u64) {
@@ -217,6 +228,11 @@ impl FilterResponse<'_> {
     /// The endpoint that answered.
     pub fn endpoint(&self) -> Option<SocketAddr> {
         self.endpoint
+    }
+
+    /// The cluster that answered; empty without a mesh.
+    pub fn cluster(&self) -> &str {
+        self.cluster
     }
 
     /// A filter answered, no endpoint did.

@@ -251,7 +251,7 @@ where
     if watching.is_empty() {
         return Ok(Response::from_parts(head, FilterBody(Kind::Inner(body))));
     }
-    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, local: false });
+    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, cluster: "", local: false });
     let body = Filtered::new(body, watching, None, |_| None);
     Ok(Response::from_parts(head, FilterBody(Kind::Watched(body))))
 }

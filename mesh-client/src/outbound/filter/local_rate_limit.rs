@@ -1,9 +1,7 @@
 //! Local rate limit: token buckets in this process (Envoy's `local_ratelimit` filter).
 
 use super::{
-    Filter, FilterRequest, FilterResponse, Reply, Step, Verdict, Watch,
-    bucket::Bucket,
-    descriptor::{Descriptor, Descriptors},
+    Filter, FilterRequest, FilterResponse, Reply, Step, Verdict, Watch, bucket::Bucket, descriptor::Descriptors,
     plain_facts,
 };
 use crate::{
@@ -11,7 +9,10 @@ use crate::{
     telemetry::metrics::Flag,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use mesh_xds::resource::{FractionalPercent, LocalDescriptor, LocalRateLimitConfig};
+use mesh_xds::{
+    resource::{FractionalPercent, LocalDescriptor, LocalRateLimitConfig},
+    rls::Descriptor,
+};
 use std::{
     borrow::Cow,
     sync::{Arc, Mutex, PoisonError},
@@ -19,9 +20,9 @@ use std::{
 };
 use tokio::time::Instant;
 
-const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+pub(super) const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+pub(super) const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+pub(super) const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 pub(super) const LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
 /// A compiled filter.

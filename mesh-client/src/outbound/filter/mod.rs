@@ -12,11 +12,14 @@ mod concurrency;
 mod custom;
 mod descriptor;
 mod fault;
+mod global_rate_limit;
 mod header_mutation;
 mod hook;
 mod layer;
 mod local_rate_limit;
 mod reply;
+mod service;
+mod session;
 
 pub(crate) use body::Filtered;
 pub(crate) use buffer::Buffered;
@@ -32,6 +35,7 @@ pub use hook::{Ended, Filter, FilterRequest, FilterResponse, Outcome, Step, Verd
 pub use layer::{FaultLayer, FilterBody, FilterLayer, FilterService, RateLimitLayer, ResponseFuture};
 use local_rate_limit::LocalRateLimit;
 pub use reply::Reply;
+pub(crate) use service::Surroundings;
 
 use crate::outbound::route::Facts;
 use std::time::SystemTime;

@@ -99,7 +99,7 @@ impl fmt::Debug for Resolver {
     }
 }
 
-fn compile(state: TargetState, old: Option<&State>, upstreams: &Upstreams, facts: &Arc<Facts>) -> State {
+fn compile(state: TargetState, old: Option<&State>, upstreams: &Arc<Upstreams>, facts: &Arc<Facts>) -> State {
     match state {
         TargetState::Pending { cause } => match old {
             // A target that was served once goes on being served.

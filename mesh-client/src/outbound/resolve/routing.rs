@@ -2,6 +2,7 @@
 
 use crate::outbound::{
     call::Settings,
+    filter::Surroundings,
     route::{Profile, RouteTable, Scope},
     upstream::{Upstream, Upstreams},
 };
@@ -58,10 +59,11 @@ impl Routing {
     pub(crate) fn compile(
         snapshot: Arc<Snapshot>,
         old: Option<&Self>,
-        upstreams: &Upstreams,
+        upstreams: &Arc<Upstreams>,
         facts: &Arc<Facts>,
     ) -> Self {
         let profile = facts.profile;
+        upstreams.filters.services.update(&snapshot);
         let mut same = old.is_some_and(|old| {
             Arc::ptr_eq(&old.snapshot.listener, &snapshot.listener)
                 && Arc::ptr_eq(&old.snapshot.routes, &snapshot.routes)
@@ -91,6 +93,7 @@ impl Routing {
                 let scope = Scope {
                     routes: &snapshot.routes,
                     listener: &snapshot.listener.name,
+                    around: Some(Surroundings { upstreams, snapshot: &snapshot, settings: &facts.settings }),
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,

@@ -198,6 +198,7 @@ impl<'a> Compiler<'a> {
         let chain = self.scope.shared.chain(Making {
             filters: self.scope.filters,
             listener: self.scope.listener,
+            around: self.scope.around,
             names: [&self.vhost.name, &route.name, weighted.map_or("", |weighted| &weighted.name)],
             route: self.index,
             limits: Limits {

@@ -24,7 +24,7 @@ pub(crate) fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
 }
 
 /// The value without the quotes that may be around it (RFC 6265).
-pub(super) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+pub(crate) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     let lines = headers.get_all(header::COOKIE).iter();
     let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;

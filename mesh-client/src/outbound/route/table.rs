@@ -5,7 +5,7 @@ use super::{
     mirror::Mirror,
 };
 use crate::outbound::{
-    filter::{Chain, Filters},
+    filter::{Chain, Filters, Surroundings},
     pick::MetadataKey,
     retry::Policy,
     timeout::Rules,
@@ -39,6 +39,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) stream_idle_timeout: Option<Duration>,
     /// The mesh was built with what the direct road has not.
     pub(crate) general: bool,
+    /// For filters that call services; `None`: there are none.
+    pub(crate) around: Option<Surroundings<'a>>,
     /// What the filters of the mesh share.
     pub(crate) shared: &'a Filters,
 }

@@ -49,6 +49,7 @@ fn compile_with(vhost: &VirtualHost, profile: Profile, filters: &[HttpFilter]) -
     let listener: Arc<str> = "listener".into();
     let scope = Scope {
         listener: &listener,
+        around: None,
         routes: &routes,
         filters,
         profile,

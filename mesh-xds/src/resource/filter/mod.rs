@@ -2,17 +2,21 @@
 
 mod custom;
 mod fault;
+mod global_rate_limit;
 mod header_mutation;
 mod local_rate_limit;
 mod overload;
 mod rate_limit;
+mod session;
 
 pub use custom::{CustomFilter, Extensions, FilterParser, FilterPayload};
 pub use fault::{FaultAbort, FaultConfig, FaultDelay, FaultRateLimit};
+pub use global_rate_limit::{GlobalRateLimitConfig, RateLimitOfRoute};
 pub use header_mutation::{HeaderMutation, HeaderMutationConfig, QueryMutation};
 pub use local_rate_limit::{LocalDescriptor, LocalRateLimitConfig};
 pub use overload::{AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConfig};
 pub use rate_limit::{HeaderField, RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits};
+pub use session::{SessionHost, SessionState, StatefulSessionConfig};
 
 use std::sync::Arc;
 
@@ -46,6 +50,12 @@ pub enum HttpFilterConfig {
     AdmissionControl(Arc<AdmissionControlConfig>),
     /// `envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency`
     AdaptiveConcurrency(Arc<AdaptiveConcurrencyConfig>),
+    /// `envoy.extensions.filters.http.stateful_session.v3.StatefulSession` (gRFC A55)
+    StatefulSession(Arc<StatefulSessionConfig>),
+    /// `envoy.extensions.filters.http.ratelimit.v3.RateLimit`
+    GlobalRateLimit(Arc<GlobalRateLimitConfig>),
+    /// What a route says of that.
+    GlobalRateLimitOfRoute(Arc<RateLimitOfRoute>),
     /// One of the application's own.
     Custom(CustomFilter),
 }

@@ -1,9 +1,11 @@
 //! HTTP filters: their configs and their overrides (gRFC A39).
 
 mod fault;
+mod global_rate_limit;
 mod header_mutation;
 mod overload;
 mod rate_limit;
+mod session;
 
 use super::{Decoder, Invalid, Valid, type_name};
 use crate::resource::{CustomFilter, FilterOverride, FilterPayload, HttpFilterConfig};
@@ -28,6 +30,10 @@ const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const ADMISSION_CONTROL: &str = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
 const ADAPTIVE_CONCURRENCY: &str = "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency";
+const SESSION: &str = "envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
+const SESSION_PER_ROUTE: &str = "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
+const RATE_LIMIT: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimit";
+const RATE_LIMIT_PER_ROUTE: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// `xds.type.v3.TypedStruct` and `udpa.type.v1.TypedStruct`.
@@ -96,6 +102,24 @@ impl Decoder<'_> {
                 let concurrency = self.message(&any.value)?;
                 HttpFilterConfig::AdaptiveConcurrency(Arc::new(self.adaptive_concurrency(concurrency)?))
             }
+            (SESSION, Level::Chain) => {
+                let session = self.message(&any.value)?;
+                HttpFilterConfig::StatefulSession(Arc::new(self.stateful_session(session)?))
+            }
+            (SESSION_PER_ROUTE, Level::Route) => {
+                let session = self.message(&any.value)?;
+                HttpFilterConfig::StatefulSession(Arc::new(self.session_per_route(session)?))
+            }
+            (SESSION | SESSION_PER_ROUTE, _) => return Err(self.misplaced(name)),
+            (RATE_LIMIT, Level::Chain) => {
+                let limit = self.message(&any.value)?;
+                HttpFilterConfig::GlobalRateLimit(Arc::new(self.global_rate_limit(limit)?))
+            }
+            (RATE_LIMIT_PER_ROUTE, Level::Route) => {
+                let limit = self.message(&any.value)?;
+                HttpFilterConfig::GlobalRateLimitOfRoute(Arc::new(self.rate_limit_per_route(limit)?))
+            }
+            (RATE_LIMIT | RATE_LIMIT_PER_ROUTE, _) => return Err(self.misplaced(name)),
             (name, _) if is_typed_struct(name) => {
                 let typed: TypedStruct = self.message(&any.value)?;
                 return match type_name(&typed.type_url) {

@@ -55,7 +55,7 @@ impl Decoder<'_> {
         Ok(RateLimit { stage, actions: self.each("actions", proto.actions, Self::rate_limit_action)?, hits_addend })
     }
 
-    fn stage(&mut self, stage: u32) -> Valid<u32> {
+    pub(super) fn stage(&mut self, stage: u32) -> Valid<u32> {
         if stage > 10 {
             return Err(self.invalid_at("stage", format!("{stage} is not in 0..=10")));
         }
