@@ -220,7 +220,7 @@ async fn http2_keepalive_is_the_clusters() {
 
 /// Whether the kernel's keepalive timer runs on our socket to this port.
 #[cfg(target_os = "linux")]
-fn probed_by_tcp(port: u16) -> bool {
+pub(crate) fn probed_by_tcp(port: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let to = format!(":{port:04X}");
     // sl local_address rem_address st tx:rx tr:when: timer 2 is keepalive, state 1 is established.

@@ -11,6 +11,7 @@ mod bootstrap;
 mod breakers;
 mod cancel;
 mod connections;
+mod connections_layer;
 mod control_plane;
 mod differential;
 mod docs;
