@@ -1,7 +1,8 @@
 //! Measures mesh beside its peers: one echo server, one load generator, one way to count, for every client.
 //!
 //! The programs are `sidebyside` (throughput, latency, CPU and allocations of whole calls), `pick` (the load
-//! balancing decision alone) and `apply` (configuration changes at ten thousand endpoints).
+//! balancing decision alone), `routes` (the route lookup alone) and `apply` (configuration changes at ten thousand
+//! endpoints).
 
 pub mod alloc;
 pub mod apply;

@@ -1,5 +1,9 @@
 //! What the project's own benchmarks call. Not part of the public interface: may change at any time.
 
+mod routes;
+
+pub use routes::{RouteBench, RoutePattern};
+
 use crate::outbound::{
     cluster::{
         Breaker, CheckTarget, ClusterDeps, Connectivity, Ended, Failed, Link, LinkError, LiveCluster, Pick, Report,
