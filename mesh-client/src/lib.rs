@@ -62,7 +62,7 @@ pub mod balance {
         Balance, Change, Discover, EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, LoadBalanceLayer,
         NoServices, PickRequest, RequestHash, ResponseBody, ResponseFuture, ServiceList,
     };
-    pub use mesh_xds::resource::LbPolicy;
+    pub use mesh_xds::resource::{LbPolicy, OutlierDetection};
 }
 
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).

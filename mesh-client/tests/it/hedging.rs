@@ -1,13 +1,13 @@
 //! Several attempts at the same time: on the limit of an attempt (Envoy), and after a delay (gRFC A6).
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then,
+    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, assert_says,
     echo::{Way, get},
     edit, hello, hello_with, routes, service, to, until,
 };
 use envoy_types::pb::envoy::config::route::v3::{HedgePolicy, RouteConfiguration, route};
 use http::Response;
-use mesh_client::{Mesh, Profile, retry::RetryBudget};
+use mesh_client::{Explain, Mesh, Profile, retry::RetryBudget};
 use mesh_control::ControlPlane;
 use mesh_xds::{
     resource::{Hedge, RetryOn, RetryPolicy},
@@ -204,4 +204,13 @@ async fn a_caller_who_gives_up_ends_all_attempts() {
     assert!(seen >= 3, "{seen}");
     until("all are reset", async || counts.reset.load(SeqCst) == counts.seen.load(SeqCst)).await;
     until("all is given back", async || channel.load().is_idle()).await;
+}
+
+#[tokio::test]
+async fn explain_tells_of_the_attempts_side_by_side() {
+    let (server, _) = server(&[Answer::Hold, Answer::Now(200)]).await;
+    let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+    let explain = Explain::default();
+    Way::Channel.send(&mesh, get("/").extension(explain.clone()), "").await.unwrap();
+    assert_says(&explain.explanation().to_string(), &["attempt 2 starts beside those in flight", "2 at", "HTTP 200"]);
 }

@@ -15,7 +15,7 @@ mod layer;
 mod link;
 mod load;
 mod orca;
-mod outlier;
+pub(crate) mod outlier;
 mod set;
 mod status;
 mod watcher;

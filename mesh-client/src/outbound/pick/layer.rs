@@ -1,12 +1,22 @@
 //! Load balancing as a tower layer, over services that come and go: no mesh needed.
 
 use super::{Balancer, Candidate, Class, EndpointInfo, Group, Latency, PickInput, Recipe, Slices, Standing, Turn};
-use crate::transport::BoxError;
+use crate::{
+    outbound::{
+        cluster::{
+            Cause, Outcome,
+            outlier::{Counters, Ejection, Event, Host, Rules, Thresholds, Verdict, consecutive, release_due, sweep},
+        },
+        route::Profile,
+        timeout::is_grpc,
+    },
+    transport::BoxError,
+};
 use arc_swap::ArcSwap;
 use futures::Stream;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, PeakEwma, WeightedRoundRobin};
+use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, OutlierDetection, PeakEwma, WeightedRoundRobin};
 use pin_project::pin_project;
 use std::{
     collections::BTreeMap,
@@ -15,7 +25,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker, ready},
 };
@@ -32,7 +42,7 @@ pub enum Change<K, S> {
     Remove(K),
 }
 
-/// Where services come from. Every stream of [`Change`]s is one, and so is [`ServiceList`].
+/// Where services come from. A boxed, pinned stream of [`Change`]s is one, and so is [`ServiceList`].
 pub trait Discover {
     /// Tells services apart. Its text is what consistent hashing places a service by.
     type Key: Eq + fmt::Display;
@@ -55,8 +65,8 @@ pub struct ServiceList<S>(std::iter::Enumerate<std::vec::IntoIter<S>>);
 
 /// Balances over the services of a [`Discover`], by the policies that a mesh has.
 ///
-/// A request counts as load of its service until its response's body ended or was dropped. Services that fail stay: put a retry around
-/// it, or take them out of the source.
+/// A request counts as load of its service until its response's body ended or was dropped. A service that fails stays, unless
+/// [`outlier_detection`](LoadBalanceLayer::outlier_detection) is on.
 ///
 /// ```
 /// use mesh_client::balance::{LoadBalanceLayer, ServiceList};
@@ -74,6 +84,7 @@ pub struct ServiceList<S>(std::iter::Enumerate<std::vec::IntoIter<S>>);
 #[derive(Clone, Debug)]
 pub struct LoadBalanceLayer {
     policy: LbPolicy,
+    outliers: Option<Arc<OutlierDetection>>,
 }
 
 /// A choice among services. Made by [`LoadBalanceLayer`]. Clones share the services and their load.
@@ -93,6 +104,7 @@ pub struct NoServices;
 
 struct Shared<D: Discover> {
     policy: LbPolicy,
+    outliers: Option<Outliers>,
     source: Mutex<Source<D>>,
     view: ArcSwap<Balancer<Member<D::Service>>>,
     turn: Arc<Turn>,
@@ -106,6 +118,14 @@ struct Source<D: Discover> {
     discover: D,
     members: Vec<Known<D>>,
     ended: bool,
+    /// When outlier detection looks at all again.
+    next_sweep: Instant,
+}
+
+/// Outlier detection by Envoy's rules. The clock is looked at when a request comes: nothing else needs to know.
+struct Outliers {
+    config: Arc<OutlierDetection>,
+    thresholds: Arc<Thresholds>,
 }
 
 /// Everybody who waits for the first service: the source wakes them all.
@@ -118,6 +138,13 @@ struct Member<S> {
     joined: Instant,
     load: AtomicU32,
     latency: Latency,
+    /// Absent without outlier detection.
+    thresholds: Option<Arc<Thresholds>>,
+    counters: Counters,
+    /// Rows of failures since the last look, by the bits of their causes.
+    offences: AtomicU8,
+    ejected: AtomicBool,
+    ejection: Mutex<Ejection>,
 }
 
 /// Counts one request as load until dropped.
@@ -159,12 +186,14 @@ pub struct ResponseBody<B, S> {
     #[pin]
     inner: B,
     counted: Option<Counted<S>>,
+    /// Its trailers say how it went.
+    grpc: bool,
 }
 
 impl LoadBalanceLayer {
     /// By any policy of a mesh; those of the program's own ([`LbPolicy::Custom`]) choose at random.
     pub fn new(policy: LbPolicy) -> Self {
-        Self { policy }
+        Self { policy, outliers: None }
     }
 
     /// One after the other.
@@ -177,6 +206,14 @@ impl LoadBalanceLayer {
         Self::new(LbPolicy::LeastRequest { choice_count: choices.clamp(2, 10) })
     }
 
+    /// Holds out services that fail, as Envoy does: consecutive failures, success rate, failure percentage. 5xx, the gRPC statuses like
+    /// them and errors count as failures. What is said of `failure_accrual` is ignored.
+    #[must_use]
+    pub fn outlier_detection(mut self, config: OutlierDetection) -> Self {
+        self.outliers = Some(Arc::new(OutlierDetection { failure_accrual: None, ..config }));
+        self
+    }
+
     /// Any of them.
     pub fn random() -> Self {
         Self::new(LbPolicy::Random)
@@ -187,9 +224,16 @@ impl<D: Discover> Layer<D> for LoadBalanceLayer {
     type Service = Balance<D>;
 
     fn layer(&self, discover: D) -> Self::Service {
-        let source = Mutex::new(Source { discover, members: Vec::new(), ended: false });
+        let outliers = self.outliers.clone().map(|config| {
+            let thresholds = Arc::new(Thresholds::default());
+            thresholds.set(Some(&config));
+            Outliers { config, thresholds }
+        });
+        let next_sweep = Instant::now();
+        let source = Mutex::new(Source { discover, members: Vec::new(), ended: false, next_sweep });
         let shared = Shared {
             policy: self.policy.clone(),
+            outliers,
             source,
             view: ArcSwap::from_pointee(Balancer::default()),
             turn: Arc::new(Turn::anywhere()),
@@ -246,9 +290,12 @@ impl<D: Discover> Shared<D> {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(Some(Ok(change))) => {
                     changed = true;
-                    source.apply(change);
+                    source.apply(change, self.outliers.as_ref());
                 }
             }
+        }
+        if let Some(outliers) = &self.outliers {
+            changed |= source.judge(outliers, Instant::now());
         }
         if changed {
             self.publish(&source);
@@ -261,7 +308,7 @@ impl<D: Discover> Shared<D> {
         let members: Vec<_> = source.members.iter().map(|(_, member)| member.clone()).collect();
         let (weights, classes) = (vec![1; members.len()], vec![Class::Usable; members.len()]);
         let group = Arc::new(Group::new(members, weights, classes, 1, Turn::anywhere()));
-        let mut recipe = Recipe::of(self.policy.clone());
+        let mut recipe = Recipe { profile: Profile::Envoy, ..Recipe::of(self.policy.clone()) };
         let slices = Slices::new(&[vec![group]], &mut recipe);
         let balancer = Balancer::new(&slices, &recipe, &self.turn, Some(&self.view.load()), Instant::now());
         self.view.store(Arc::new(balancer));
@@ -275,7 +322,7 @@ impl<D: Discover> Shared<D> {
 }
 
 impl<D: Discover> Source<D> {
-    fn apply(&mut self, change: Change<D::Key, D::Service>) {
+    fn apply(&mut self, change: Change<D::Key, D::Service>, outliers: Option<&Outliers>) {
         let (key, service) = match change {
             Change::Insert(key, service) => (key, Some(service)),
             Change::Remove(key) => (key, None),
@@ -289,8 +336,76 @@ impl<D: Discover> Source<D> {
                 joined: Instant::now(),
                 load: AtomicU32::new(0),
                 latency: Latency::new(Instant::now()),
+                thresholds: outliers.map(|outliers| outliers.thresholds.clone()),
+                counters: Counters::default(),
+                offences: AtomicU8::new(0),
+                ejected: AtomicBool::new(false),
+                ejection: Mutex::default(),
             };
             self.members.push((key, Arc::new(member)));
+        }
+    }
+}
+
+impl<D: Discover> Source<D> {
+    /// Ejects those whose failures are in a row, takes back those whose time is over, and sweeps at the end of each interval. True:
+    /// somebody went or came back.
+    fn judge(&mut self, outliers: &Outliers, now: Instant) -> bool {
+        let (config, total) = (&*outliers.config, self.members.len());
+        let (rules, mut rng) = (Rules { config, profile: Profile::Envoy }, fastrand::Rng::new());
+        let members: Vec<_> = self.members.iter().map(|(_, member)| member).collect();
+        let mut ejections: Vec<_> = members.iter().map(|member| member.ejection()).collect();
+        let mut ejected = ejections.iter().filter(|ejection| ejection.is_ejected()).count();
+        for (member, ejection) in members.iter().zip(&mut ejections) {
+            for cause in causes(member.offences.swap(0, Relaxed)) {
+                let verdict = consecutive(cause, ejection, (ejected, total), rules, now, &mut rng);
+                ejected += usize::from(verdict == Verdict::Ejected);
+            }
+        }
+        release_due(ejections.iter_mut(), config, now, |_| {});
+        if now >= self.next_sweep {
+            self.next_sweep = now + config.interval;
+            let hosts = members.iter().zip(&ejections).map(|(member, ejection)| {
+                let [tally, local] = member.counters.take();
+                Host { ejection: *ejection, tally, local }
+            });
+            let mut hosts: Vec<_> = hosts.collect();
+            let _: Vec<Event> = sweep(&mut hosts, rules, now, &mut rng);
+            ejections = hosts.into_iter().map(|host| host.ejection).collect();
+        }
+        let mut changed = false;
+        for (member, ejection) in members.iter().zip(ejections) {
+            changed |= member.set_ejection(ejection);
+        }
+        changed
+    }
+}
+
+/// The causes whose bits are set.
+fn causes(bits: u8) -> impl Iterator<Item = Cause> {
+    Cause::ALL.into_iter().filter(move |cause| bits & (1 << *cause as u8) != 0)
+}
+
+impl<S> Member<S> {
+    fn ejection(&self) -> Ejection {
+        *self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True: it went or came back.
+    fn set_ejection(&self, ejection: Ejection) -> bool {
+        *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
+        let changed = self.ejected.swap(ejection.is_ejected(), Relaxed) != ejection.is_ejected();
+        if changed && !ejection.is_ejected() {
+            self.counters.forgive();
+        }
+        changed
+    }
+
+    /// A request ended so. What follows is decided when the next one comes.
+    fn record(&self, outcome: Outcome) {
+        let Some(thresholds) = &self.thresholds else { return };
+        for cause in self.counters.record(outcome, thresholds).into_iter().flatten() {
+            self.offences.fetch_or(1 << cause as u8, Relaxed);
         }
     }
 }
@@ -385,8 +500,20 @@ where
                         member.latency.observe(began.elapsed(), config, Instant::now());
                     }
                     return Poll::Ready(match result {
-                        Ok(response) => Ok(response.map(|inner| ResponseBody { inner, counted })),
-                        Err(error) => Err(error.into()),
+                        Ok(response) => {
+                            let code = grpc_status(response.headers());
+                            let grpc = code.is_none() && is_grpc(response.headers());
+                            if let Some(Counted(member)) = counted.as_ref().filter(|_| !grpc) {
+                                member.record(code.map_or(Outcome::of_http(response.status()), Outcome::of_grpc));
+                            }
+                            Ok(response.map(|inner| ResponseBody { inner, counted, grpc }))
+                        }
+                        Err(error) => {
+                            if let Some(Counted(member)) = &counted {
+                                member.record(Outcome::LocalOrigin);
+                            }
+                            Err(error.into())
+                        }
                     });
                 }
             };
@@ -408,8 +535,16 @@ impl<B: Body, S> Body for ResponseBody<B, S> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.project();
         let frame = ready!(this.inner.poll_frame(cx));
-        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-            *this.counted = None;
+        if !matches!(&frame, Some(Ok(frame)) if frame.is_data())
+            && let Some(Counted(member)) = this.counted.take().as_ref().filter(|_| *this.grpc)
+        {
+            let trailers = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.trailers_ref());
+            member.record(match (trailers.and_then(grpc_status), &frame) {
+                (Some(code), _) => Outcome::of_grpc(code),
+                (None, Some(Err(_))) => Outcome::LocalOrigin,
+                // It ended without a status: UNKNOWN.
+                (None, _) => Outcome::ServerError,
+            });
         }
         Poll::Ready(frame)
     }
@@ -423,13 +558,17 @@ impl<B: Body, S> Body for ResponseBody<B, S> {
     }
 }
 
+fn grpc_status(headers: &HeaderMap) -> Option<tonic::Code> {
+    headers.get("grpc-status").map(|value| tonic::Code::from_bytes(value.as_bytes()))
+}
+
 impl<S> Candidate for Member<S> {
-    fn standing(&self, _: bool) -> Standing {
-        Standing::Available
+    fn standing(&self, panic: bool) -> Standing {
+        if self.is_ejected() && !panic { Standing::Unavailable } else { Standing::Available }
     }
 
     fn is_ejected(&self) -> bool {
-        false
+        self.ejected.load(Relaxed)
     }
 
     fn load(&self) -> u32 {

@@ -111,3 +111,32 @@ async fn a_hashed_request_goes_to_the_same_service_every_time() {
     }
     assert!(used.len() > 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_fails_is_held_out_and_comes_back() {
+    let (scripts, services) = scripts::<2>();
+    let config = OutlierDetection {
+        consecutive_5xx: Some(3),
+        max_ejection_percent: 50,
+        base_ejection_time: std::time::Duration::from_secs(30),
+        ..OutlierDetection::default()
+    };
+    let client = LoadBalanceLayer::round_robin().outlier_detection(config).layer(services);
+    for _ in 0..3 {
+        scripts[0].push_status(500);
+    }
+    let mut call = async || {
+        let response = client.clone().oneshot(request()).await.unwrap();
+        response.status().as_u16()
+    };
+    let mut failed = 0;
+    for _ in 0..20 {
+        failed += usize::from(call().await == 500);
+    }
+    assert_eq!((failed, scripts[0].calls()), (3, 3), "held out after the third");
+    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    for _ in 0..4 {
+        assert_eq!(call().await, 200);
+    }
+    assert_eq!(scripts[0].calls(), 5, "it has its turn again");
+}
