@@ -125,7 +125,7 @@ async fn a_service_that_fails_is_held_out_and_comes_back() {
     for _ in 0..3 {
         scripts[0].push_status(500);
     }
-    let mut call = async || {
+    let call = async || {
         let response = client.clone().oneshot(request()).await.unwrap();
         response.status().as_u16()
     };
