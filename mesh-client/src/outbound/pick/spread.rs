@@ -102,11 +102,20 @@ impl<C: Candidate> Spread<C> {
         excluded: &impl Fn(&Arc<C>) -> bool,
         rng: &mut fastrand::Rng,
     ) -> Option<&'a Arc<C>> {
+        // Any of those that were drawn, alike: always the first would be every eighth endpoint, where they are drawn in turn.
         let mut second_best = first.connecting();
+        let mut seen = usize::from(second_best.is_some());
         for _ in 1..DRAWS {
             match self.draw(input, panic, excluded, rng) {
                 Drawn::Good(candidate) => return Some(candidate),
-                drawn => second_best = second_best.or(drawn.connecting()),
+                drawn => {
+                    if let Some(candidate) = drawn.connecting() {
+                        seen += 1;
+                        if rng.usize(..seen) == 0 {
+                            second_best = Some(candidate);
+                        }
+                    }
+                }
             }
         }
         match second_best {

@@ -272,6 +272,17 @@ fn a_connecting_endpoint_is_picked_only_when_there_is_no_other() {
 }
 
 #[test]
+fn endpoints_that_all_connect_are_waited_for_alike() {
+    for policy in policies() {
+        let members = fakes(0..160);
+        let picker = flat(policy, &members);
+        members.iter().for_each(|member| member.set(Standing::Connecting));
+        let counts = counts(&picker, 160, 16_000);
+        assert!(counts.iter().all(|count| (40..=180).contains(count)), "six deviations from 100: {counts:?}");
+    }
+}
+
+#[test]
 fn an_excluded_endpoint_is_picked_only_when_there_is_no_other() {
     let mut rng = fastrand::Rng::with_seed(5);
     for policy in policies() {
