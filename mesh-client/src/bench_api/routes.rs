@@ -57,6 +57,7 @@ impl RouteBench {
             max_stream_duration: None,
             stream_idle_timeout: None,
             general: false,
+            around: None,
             shared: &shared,
         };
         let table = RouteTable::compile(&host, scope, &mut Arc::clone);

@@ -2,6 +2,7 @@
 
 use super::{
     cluster::{CircuitBreakerLayer, Limits},
+    filter::{FaultLayer, RateLimitLayer},
     pick::{LoadBalanceLayer, ServiceList},
     retry::{Condition, HedgeLayer, Policy, RetryBudget, RetryLayer},
     testing::{Script, Strict},
@@ -11,6 +12,7 @@ use crate::{BoxError, trace::TracePropagationLayer};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
+use mesh_xds::resource::{FaultConfig, FaultDelay, FractionalPercent};
 use proptest::prelude::*;
 use std::{
     pin::Pin,
@@ -138,6 +140,9 @@ async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
     drive(TimeoutLayer::new(millis(150)).layer(inner()), steps).await;
     drive(CircuitBreakerLayer::new(Limits::max_requests(3)).layer(inner()), steps).await;
     drive(TracePropagationLayer::new().layer(inner()), steps).await;
+    drive(RateLimitLayer::new(20, Duration::from_secs(1)).burst(2).layer(inner()), steps).await;
+    let delay = Some(FaultDelay { fixed: Some(millis(30)), percentage: FractionalPercent(500_000) });
+    drive(FaultLayer::new(&FaultConfig { delay, ..FaultConfig::default() }).layer(inner()), steps).await;
     drive(LoadBalanceLayer::random().layer(ServiceList::new([inner(), inner()])), steps).await;
     let balanced = LoadBalanceLayer::round_robin().layer(ServiceList::new([inner(), inner()]));
     drive(RetryLayer::new(policy()).layer(TimeoutLayer::new(millis(400)).layer(balanced)), steps).await;

@@ -52,7 +52,7 @@ fn header(key: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption { header, ..HeaderValueOption::default() }
 }
 
-fn limit(tokens: u32) -> LocalRateLimit {
+pub(crate) fn limit(tokens: u32) -> LocalRateLimit {
     LocalRateLimit {
         stat_prefix: "test".into(),
         token_bucket: bucket(tokens),

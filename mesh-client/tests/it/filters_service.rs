@@ -136,7 +136,7 @@ fn serve_cluster(cp: &ControlPlane, addr: SocketAddr) {
     cp.cache().update(ResourceType::ClusterLoadAssignment, "rls", packed(&endpoints));
 }
 
-fn config() -> RateLimit {
+pub(crate) fn config() -> RateLimit {
     let envoy = EnvoyGrpc { cluster_name: "rls".into(), ..EnvoyGrpc::default() };
     let grpc_service =
         Some(GrpcService { target_specifier: Some(TargetSpecifier::EnvoyGrpc(envoy)), ..GrpcService::default() });
@@ -149,7 +149,7 @@ fn config() -> RateLimit {
     }
 }
 
-async fn limited(backend: &Echo, rls: SocketAddr, config: &RateLimit) -> ControlPlane {
+pub(crate) async fn limited(backend: &Echo, rls: SocketAddr, config: &RateLimit) -> ControlPlane {
     let cp = plane(&anything(), backend).await;
     serve_cluster(&cp, rls);
     edit_routes(&cp, |r| {

@@ -1,6 +1,15 @@
 //! What is counted, under Istio's names.
 
-use crate::support::{CLUSTER, TARGET, greeter, hello, mesh_on, routes, service, to};
+use crate::{
+    filters::{add_filter, anything, packed, plane},
+    filters_limits::limit,
+    filters_service::{config, limited},
+    support::{
+        CLUSTER, TARGET,
+        echo::{Echo, Way, get},
+        greeter, hello, mesh_on, routes, service, to,
+    },
+};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
@@ -51,4 +60,31 @@ async fn requests_that_reach_no_endpoint_are_counted_with_their_flag() {
         1
     );
     assert_eq!(backend.state().calls(), 0);
+}
+
+#[tokio::test]
+async fn requests_over_a_limit_are_counted_with_their_flag() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let backend = Echo::start("v1").await;
+    let cp = plane(&anything(), &backend).await;
+    add_filter(&cp, "limit", packed(&limit(1)), false);
+    let mesh = mesh_on(&cp).await;
+    let _channel = mesh.channel(TARGET).unwrap();
+    for _ in 0..3 {
+        Way::Channel.send(&mesh, get("/"), "").await.unwrap();
+    }
+    let cluster = CLUSTER.replace("||", "|v1|");
+    let wanted = [("response_flags", "RL"), ("cluster", cluster.as_str()), ("response_code", "429")];
+    assert_eq!(requests(&snapshotter, wanted), 2);
+
+    // Nobody listens where the rate limit service should be.
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut service = config();
+    service.failure_mode_deny = true;
+    let cp = limited(&backend, dead, &service).await;
+    Way::Channel.send(&mesh_on(&cp).await, get("/").header("x-plan", "a"), "").await.unwrap();
+    let wanted = [("response_flags", "RLSE"), ("cluster", cluster.as_str()), ("response_code", "500")];
+    assert_eq!(requests(&snapshotter, wanted), 1);
 }

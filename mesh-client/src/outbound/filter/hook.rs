@@ -2,7 +2,7 @@
 
 use super::Reply;
 use crate::{Error, telemetry::explain::Explain};
-use http::{HeaderMap, StatusCode, request, response};
+use http::{HeaderMap, request, response};
 use mesh_xds::resource::SessionHost;
 use std::{borrow::Cow, net::SocketAddr, pin::Pin, time::Duration};
 use tokio::time::Instant;
@@ -248,14 +248,6 @@ impl Outcome {
             grpc_status: grpc.then(|| u32::from(i32::from(error.code()).unsigned_abs().try_into().unwrap_or(2u8))),
             ended: if error.is_timeout() { Ended::TimedOut } else { Ended::Failed },
             took,
-        }
-    }
-
-    /// The HTTP status is one that gRPC or HTTP count as a server's failure (5xx), or the call failed.
-    pub fn is_failure(&self) -> bool {
-        match self.grpc_status {
-            Some(code) => code != 0,
-            None => self.status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() || self.ended == Ended::Failed,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Filters as tower layers, for any client: no mesh needed.
 
 use super::{
-    Chain, Fault, Filter, FilterRequest, FilterResponse, Filtered, LocalRateLimit, Place, Watching, chain::Link,
+    Chain, Ended, Fault, Filter, FilterRequest, FilterResponse, Filtered, LocalRateLimit, Place, Watching, chain::Link,
     local_rate_limit::Buckets,
 };
 use crate::outbound::{filter::ActiveFaults, filter::descriptor::Descriptors, route::Profile, timeout::is_grpc};
@@ -247,7 +247,13 @@ where
     if let Some(reply) = reply {
         return Ok(reply.respond(grpc, head.method != Method::HEAD).map(|body| FilterBody(Kind::Local(body))));
     }
-    let (mut head, body) = inner.call(Request::from_parts(head, body)).await?.into_parts();
+    let (mut head, body) = match inner.call(Request::from_parts(head, body)).await {
+        Ok(response) => response.into_parts(),
+        Err(error) => {
+            watching.ended(Ended::Failed);
+            return Err(error);
+        }
+    };
     if watching.is_empty() {
         return Ok(Response::from_parts(head, FilterBody(Kind::Inner(body))));
     }
