@@ -58,6 +58,10 @@ impl Decoder<'_> {
         self.ignored(&[
             ("upstream_bind_config", proto.upstream_bind_config.is_some()),
             ("filters", !proto.filters.is_empty()),
+            ("upstream_config", proto.upstream_config.is_some()),
+            ("alt_stat_name", !proto.alt_stat_name.is_empty()),
+            ("lrs_report_endpoint_metrics", !proto.lrs_report_endpoint_metrics.is_empty()),
+            ("connection_pool_per_downstream_connection", proto.connection_pool_per_downstream_connection),
         ]);
         Ok(Cluster {
             name,

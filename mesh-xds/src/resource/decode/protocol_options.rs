@@ -79,6 +79,8 @@ impl Decoder<'_> {
             ("retry_policy", typed.retry_policy.is_some()),
             ("hash_policy", !typed.hash_policy.is_empty()),
             ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
+            ("upstream_http_protocol_options", typed.upstream_http_protocol_options.is_some()),
+            ("header_validation_config", typed.header_validation_config.is_some()),
         ]);
         match typed.upstream_protocol_options {
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => {
@@ -137,6 +139,8 @@ impl Decoder<'_> {
         self.ignored(&[
             ("max_stream_duration", common.max_stream_duration.is_some()),
             ("max_headers_count", common.max_headers_count.is_some()),
+            ("max_response_headers_kb", common.max_response_headers_kb.is_some()),
+            ("headers_with_underscores_action", common.headers_with_underscores_action != 0),
         ]);
         Ok(())
     }
@@ -151,6 +155,12 @@ impl Decoder<'_> {
         connections.stream_window = self.window("initial_stream_window_size", http2.initial_stream_window_size)?;
         connections.connection_window =
             self.window("initial_connection_window_size", http2.initial_connection_window_size)?;
+        self.ignored(&[
+            ("hpack_table_size", http2.hpack_table_size.is_some()),
+            ("allow_connect", http2.allow_connect),
+            ("allow_metadata", http2.allow_metadata),
+            ("custom_settings_parameters", !http2.custom_settings_parameters.is_empty()),
+        ]);
         if let Some(keepalive) = http2.connection_keepalive {
             connections.http2_keepalive = self.at("connection_keepalive", |cx| cx.keepalive(keepalive))?;
         }
