@@ -11,8 +11,8 @@ use std::{
 };
 
 pub use policy::{
-    ConnectionPool, LoadBalancer, OutlierDetection, Policy, RetryBudget, Subset, TcpKeepalive, Tls, TlsMode,
-    TrafficPolicy,
+    Algorithm, ConnectionPool, ConsistentHash, HashKey, HashTable, LoadBalancer, OutlierDetection, Policy, RetryBudget,
+    Subset, TcpKeepalive, Tls, TlsMode, TrafficPolicy, Warmup,
 };
 pub use route::{
     Abort, Action, Destination, Direct, Fault, Forward, HeaderEdits, HeaderOps, Mirror, Redirect, Retries, Rewrite,

@@ -5,7 +5,7 @@
 use crate::support::{
     CLUSTER, TARGET, World, assert_says, assignment,
     echo::{Echo, Way, get, joined},
-    edit, edit_cluster, greeter, hello_with, mesh_on, routes, service, to, until,
+    edit, edit_cluster, greeter, hello_with, mesh_on, routes, rule, service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -297,6 +297,25 @@ async fn a_retry_walks_on_to_the_next_place() {
             } else {
                 assert_eq!(now, *home);
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_destination_rule_says_it_all() {
+    let hash = "{httpCookie: {name: sid, ttl: 60s}, maglev: {tableSize: 1009}}";
+    let backends = join_all(NAMES.map(Echo::start)).await;
+    let endpoints: Vec<_> = backends.iter().map(|backend| ("v1", backend.addr())).collect();
+    let world =
+        World::new(&(service(&endpoints) + &rule(&format!("{{loadBalancer: {{consistentHash: {hash}}}}}"), &[]))).await;
+    for way in Way::BOTH {
+        let response = way.send(&world.mesh, get("/"), "").await.unwrap();
+        let made = joined(response.headers(), "set-cookie");
+        assert_says(&made, &["sid=\"", "; Max-Age=60; HttpOnly"]);
+        let backend = joined(response.headers(), "x-backend");
+        for _ in 0..10 {
+            let cookie = made.split(';').next().unwrap();
+            assert_eq!(way.backend(&world.mesh, get("/").header("cookie", cookie)).await, backend);
         }
     }
 }

@@ -43,6 +43,7 @@ mod retry_features;
 mod rewrites;
 mod routing;
 mod standing_still;
+mod subsets;
 mod timeouts;
 mod weighted;
 mod yaml;

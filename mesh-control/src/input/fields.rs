@@ -173,21 +173,27 @@ impl<'a> Fields<'a> {
 
     /// 0..=100, with a fraction.
     pub(crate) fn percentage(&self, name: &'static str) -> Option<f64> {
-        let node = self.get(name)?;
-        let value = match node.value {
-            #[allow(clippy::cast_precision_loss, reason = "a percentage is checked to be small")]
-            Value::Int(value) => value as f64,
-            Value::Float(value) => value,
-            ref other => {
-                self.report.error(&node.at, format!("{name} is a number, not {}", other.kind()));
-                return None;
-            }
-        };
+        let value = self.number(name)?;
         if !(0.0..=100.0).contains(&value) {
-            self.report.error(&node.at, format!("{name} is a percentage, 0 to 100, not {value}"));
+            let at = self.get(name).map_or(self.at, |node| &node.at);
+            self.report.error(at, format!("{name} is a percentage, 0 to 100, not {value}"));
             return None;
         }
         Some(value)
+    }
+
+    /// Any number.
+    pub(crate) fn number(&self, name: &'static str) -> Option<f64> {
+        let node = self.get(name)?;
+        match node.value {
+            #[allow(clippy::cast_precision_loss, reason = "what is so large is out of every range")]
+            Value::Int(value) => Some(value as f64),
+            Value::Float(value) => Some(value),
+            ref other => {
+                self.report.error(&node.at, format!("{name} is a number, not {}", other.kind()));
+                None
+            }
+        }
     }
 
     /// `1.5s`, `25ms`, `1m30s`, ...; at least 1 ms, or exactly zero.

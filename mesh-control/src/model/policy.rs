@@ -46,14 +46,72 @@ pub struct TrafficPolicy {
 }
 
 /// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadBalancer {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadBalancer {
+    /// `None`: round robin.
+    pub algorithm: Option<Algorithm>,
+    /// New endpoints get less.
+    pub warmup: Option<Warmup>,
+}
+
+/// What chooses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Algorithm {
     /// In turn.
     RoundRobin,
     /// Fewest in flight of two draws.
     LeastRequest,
     /// At random.
     Random,
+    /// The same for requests that are alike.
+    Hash(ConsistentHash),
+}
+
+/// Consistent hashing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsistentHash {
+    /// What makes requests alike; `None`: nothing that the data plane knows.
+    pub key: Option<HashKey>,
+    /// Where endpoints are looked up.
+    pub table: HashTable,
+}
+
+/// What is hashed of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// A header of this name.
+    Header(String),
+    /// A query parameter of this name.
+    QueryParameter(String),
+    /// A cookie.
+    Cookie {
+        /// Its name.
+        name: String,
+        /// Where it is sent.
+        path: String,
+        /// `Some`: it is made when it is missing; zero: for the session.
+        ttl: Option<Duration>,
+    },
+}
+
+/// A table of endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashTable {
+    /// A ring of at least so many entries.
+    Ring(Option<u64>),
+    /// Maglev, of this prime size.
+    Maglev(Option<u64>),
+}
+
+/// How new endpoints are warmed up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warmup {
+    /// How long.
+    pub duration: Duration,
+    /// 1 is linear; greater: faster at first.
+    pub aggression: Option<f64>,
+    /// Percent of its weight that an endpoint begins with.
+    pub minimum_percent: Option<f64>,
 }
 
 /// Limits and timeouts of a cluster's connections.

@@ -1,7 +1,10 @@
 //! CDS: one cluster per target and subset, with everything a DestinationRule says.
 
 use super::{Options, Target, ads, duration, tls, uint32};
-use crate::model::{ConnectionPool, LoadBalancer, OutlierDetection, Protocol, Subset, TcpKeepalive, TrafficPolicy};
+use crate::model::{
+    Algorithm, ConnectionPool, ConsistentHash, HashKey, HashTable, LoadBalancer, OutlierDetection, Policy, Protocol,
+    Subset, TcpKeepalive, TrafficPolicy, Warmup,
+};
 use envoy_types::{
     pb::{
         envoy::{
@@ -9,9 +12,14 @@ use envoy_types::{
                 cluster::v3::{
                     self as pb, CircuitBreakers, Cluster, UpstreamConnectionOptions,
                     circuit_breakers::{Thresholds, thresholds::RetryBudget},
-                    cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy},
+                    cluster::{
+                        ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+                        LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig,
+                    },
                 },
-                core::v3::{self as core, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions},
+                core::v3::{
+                    self as core, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, RuntimeDouble,
+                },
             },
             extensions::upstreams::http::v3::{
                 HttpProtocolOptions as UpstreamOptions,
@@ -21,7 +29,7 @@ use envoy_types::{
             },
             r#type::v3::Percent,
         },
-        google::protobuf::Any,
+        google::protobuf::{Any, UInt64Value},
     },
     util::pack_any,
 };
@@ -30,20 +38,17 @@ const UPSTREAM_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolO
 
 pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Options) -> Cluster {
     let name = target.cluster_name(subset);
-    let traffic = effective(target, subset);
+    let traffic = effective(target.policy, target.port.number.value, subset);
     let pool = traffic.connection_pool.as_ref();
     let http2 = target.port.protocol != Protocol::Http || pool.is_some_and(|p| p.upgrade_to_http2);
     let eds = EdsClusterConfig { eds_config: Some(ads()), service_name: name.clone() };
-    let lb_policy = match traffic.load_balancer {
-        None | Some(LoadBalancer::RoundRobin) => LbPolicy::RoundRobin,
-        Some(LoadBalancer::LeastRequest) => LbPolicy::LeastRequest,
-        Some(LoadBalancer::Random) => LbPolicy::Random,
-    };
+    let (lb_policy, lb_config) = load_balancing(traffic.load_balancer.as_ref());
     let keepalive = pool.and_then(|p| p.tcp_keepalive);
     Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(eds),
         lb_policy: lb_policy.into(),
+        lb_config,
         connect_timeout: pool.and_then(|p| p.connect_timeout).map(duration),
         circuit_breakers: circuit_breakers(&traffic),
         outlier_detection: traffic.outlier_detection.as_ref().map(outlier_detection),
@@ -63,12 +68,59 @@ pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Op
     }
 }
 
+fn load_balancing(said: Option<&LoadBalancer>) -> (LbPolicy, Option<LbConfig>) {
+    let slow_start = said.and_then(|said| said.warmup).map(slow_start);
+    match said.and_then(|said| said.algorithm.as_ref()) {
+        None | Some(Algorithm::RoundRobin) => {
+            let config = |config| LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(config) });
+            (LbPolicy::RoundRobin, slow_start.map(config))
+        }
+        Some(Algorithm::LeastRequest) => {
+            let config = |config| {
+                let config =
+                    LeastRequestLbConfig { slow_start_config: Some(config), ..LeastRequestLbConfig::default() };
+                LbConfig::LeastRequestLbConfig(config)
+            };
+            (LbPolicy::LeastRequest, slow_start.map(config))
+        }
+        Some(Algorithm::Random) => (LbPolicy::Random, None),
+        Some(Algorithm::Hash(ConsistentHash { table: HashTable::Ring(minimum), .. })) => {
+            let minimum_ring_size = minimum.map(|value| UInt64Value { value });
+            let config = RingHashLbConfig { minimum_ring_size, ..RingHashLbConfig::default() };
+            (LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(config)))
+        }
+        Some(Algorithm::Hash(ConsistentHash { table: HashTable::Maglev(size), .. })) => {
+            let config = MaglevLbConfig { table_size: size.map(|value| UInt64Value { value }) };
+            (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(config)))
+        }
+    }
+}
+
+fn slow_start(warmup: Warmup) -> SlowStartConfig {
+    SlowStartConfig {
+        slow_start_window: Some(duration(warmup.duration)),
+        aggression: warmup
+            .aggression
+            .map(|value| RuntimeDouble { default_value: value, runtime_key: "slow_start.aggression".to_owned() }),
+        min_weight_percent: warmup.minimum_percent.map(|value| Percent { value }),
+    }
+}
+
+/// What a request to this cluster is hashed by.
+pub(super) fn hash_key(policy: Option<&Policy>, port: u16, subset: Option<&str>) -> Option<HashKey> {
+    let subset = policy?.subsets.iter().find(|own| Some(own.name.value.as_str()) == subset);
+    match effective(policy, port, subset).load_balancer?.algorithm? {
+        Algorithm::Hash(hash) => hash.key,
+        Algorithm::RoundRobin | Algorithm::LeastRequest | Algorithm::Random => None,
+    }
+}
+
 /// Istio's merge: a subset's part replaces the policy's; a setting for the port replaces all parts, said or not.
-fn effective(target: &Target<'_>, subset: Option<&Subset>) -> TrafficPolicy {
-    let Some(policy) = target.policy else { return TrafficPolicy::default() };
-    let base = for_port(&policy.traffic, target.port.number.value);
+fn effective(policy: Option<&Policy>, port: u16, subset: Option<&Subset>) -> TrafficPolicy {
+    let Some(policy) = policy else { return TrafficPolicy::default() };
+    let base = for_port(&policy.traffic, port);
     let Some(subset) = subset else { return base };
-    if let Some(port) = subset.traffic.ports.get(&target.port.number.value) {
+    if let Some(port) = subset.traffic.ports.get(&port) {
         return port.clone();
     }
     let over = subset.traffic.clone();

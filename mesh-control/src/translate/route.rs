@@ -1,9 +1,9 @@
 //! RDS: one virtual host per target, with a route per match.
 
-use super::{Target, cluster_name, duration, listener, uint32};
+use super::{Target, cluster, cluster_name, duration, listener, uint32};
 use crate::model::{
-    Abort, Action, Destination, Direct, Fault, Forward, HeaderEdits, HeaderOps, Mirror, Model, Redirect, Retries,
-    Rewrite, Route, RouteMatch, StringMatch,
+    Abort, Action, Destination, Direct, Fault, Forward, HashKey, HeaderEdits, HeaderOps, Mirror, Model, Redirect,
+    Retries, Rewrite, Route, RouteMatch, StringMatch,
 };
 use crate::problem::At;
 use envoy_types::{
@@ -23,7 +23,10 @@ use envoy_types::{
                     retry_policy::{
                         RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority,
                     },
-                    route_action::{ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy},
+                    route_action::{
+                        ClusterSpecifier, HashPolicy, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy,
+                        hash_policy::{Cookie, Header, PolicySpecifier, QueryParameter},
+                    },
                     route_match::PathSpecifier,
                     weighted_cluster::{ClusterWeight, cluster_weight},
                 },
@@ -86,6 +89,9 @@ fn default_route(target: &Target<'_>) -> pb::Route {
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(target.cluster_name(None))),
         retry_policy: Some(retry_policy(None)),
+        hash_policy: hash_policy(cluster::hash_key(target.policy, target.port.number.value, None))
+            .into_iter()
+            .collect(),
         ..limits(None)
     };
     pb::Route {
@@ -221,6 +227,7 @@ fn forward_action(target: &Target<'_>, forward: &Forward, model: &Model) -> Rout
     RouteAction {
         cluster_specifier: Some(cluster),
         retry_policy: retries.is_none_or(|r| r.attempts > 0).then(|| retry_policy(retries)),
+        hash_policy: forward.destinations.iter().filter_map(|d| destination_hash(target, d, model)).collect(),
         request_mirror_policies: forward.mirrors.iter().map(|m| mirror_policy(target, m, model)).collect(),
         host_rewrite_specifier: host_rewrite(forward, &rewrite),
         regex_rewrite: rewrite.uri_regex.map(|(regex, substitution)| RegexMatchAndSubstitute {
@@ -257,16 +264,37 @@ fn weighted_clusters(target: &Target<'_>, destinations: &[Destination], model: &
     WeightedCluster { clusters, ..WeightedCluster::default() }
 }
 
-/// Istio: the port said, else the host's only one, else the port of the request.
+fn destination_hash(target: &Target<'_>, destination: &Destination, model: &Model) -> Option<HashPolicy> {
+    let subset = destination.subset.as_ref().map(|subset| subset.value.as_str());
+    let policy = model.policy(&destination.host.value);
+    hash_policy(cluster::hash_key(policy, destination_port(target, destination, model), subset))
+}
+
+fn hash_policy(key: Option<HashKey>) -> Option<HashPolicy> {
+    let specifier = match key? {
+        HashKey::Header(name) => PolicySpecifier::Header(Header { header_name: name, regex_rewrite: None }),
+        HashKey::QueryParameter(name) => PolicySpecifier::QueryParameter(QueryParameter { name }),
+        HashKey::Cookie { name, path, ttl } => {
+            PolicySpecifier::Cookie(Cookie { name, path, ttl: ttl.map(duration), ..Cookie::default() })
+        }
+    };
+    Some(HashPolicy { terminal: false, policy_specifier: Some(specifier) })
+}
+
 fn destination_cluster(target: &Target<'_>, destination: &Destination, model: &Model) -> String {
+    let port = destination_port(target, destination, model);
+    cluster_name(port, destination.subset.as_ref().map_or("", |s| &s.value), &destination.host.value)
+}
+
+/// Istio: the port said, else the host's only one, else the port of the request.
+fn destination_port(target: &Target<'_>, destination: &Destination, model: &Model) -> u16 {
     let host = &destination.host.value;
     let only = model.service(host).and_then(|s| match s.ports.as_slice() {
         [only] => Some(only.number.value),
         _ => None,
     });
     let said = destination.port.as_ref().map(|p| p.value);
-    let port = said.or(only).unwrap_or(target.port.number.value);
-    cluster_name(port, destination.subset.as_ref().map_or("", |s| &s.value), host)
+    said.or(only).unwrap_or(target.port.number.value)
 }
 
 fn mirror_policy(target: &Target<'_>, mirror: &Mirror, model: &Model) -> RequestMirrorPolicy {

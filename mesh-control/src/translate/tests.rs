@@ -5,8 +5,10 @@ use crate::input::{Source, load};
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-            route::v3::RouteConfiguration,
+            cluster::v3::Cluster,
+            endpoint::v3::ClusterLoadAssignment,
+            listener::v3::Listener,
+            route::v3::{RouteConfiguration, route::Action},
         },
         extensions::{
             filters::{
@@ -250,6 +252,31 @@ fn everything_of_a_traffic_policy() {
 ",
     );
     insta::assert_snapshot!(one(&yaml, ResourceType::Cluster, CLUSTER));
+}
+
+#[test]
+fn every_load_balancer() {
+    let with = |load_balancer: &str| {
+        let yaml = with_rule(&format!("trafficPolicy: {{loadBalancer: {load_balancer}}}\n"));
+        let set = translated(&yaml);
+        let any = |kind| set.get(kind, CLUSTER).unwrap().clone();
+        let cluster = Cluster::decode(any(ResourceType::Cluster).value.as_slice()).unwrap();
+        let routes = RouteConfiguration::decode(any(ResourceType::RouteConfiguration).value.as_slice()).unwrap();
+        let action = routes.virtual_hosts[0].routes[0].action.clone().unwrap();
+        let Action::Route(action) = action else { panic!("{action:?}") };
+        let config = format!("{:#?}\n{:#?}\n{:#?}", cluster.lb_policy(), cluster.lb_config, action.hash_policy);
+        format!("{load_balancer}\n{}", without_defaults(&config))
+    };
+    let forms = [
+        "{simple: ROUND_ROBIN, warmup: {duration: 30s, aggression: 1.5, minimumPercent: 5}}",
+        "{simple: LEAST_REQUEST, warmupDurationSecs: 10s}",
+        "{simple: RANDOM}",
+        "{consistentHash: {httpHeaderName: x-user}}",
+        "{consistentHash: {httpQueryParameterName: user, ringHash: {minimumRingSize: 2048}}}",
+        "{consistentHash: {httpCookie: {name: sid, path: /shop, ttl: 60s}, maglev: {tableSize: 1009}}}",
+        "{consistentHash: {httpCookie: {name: sid, ttl: 0s}, minimumRingSize: 512}}",
+    ];
+    insta::assert_snapshot!(forms.map(with).join("\n"));
 }
 
 #[test]

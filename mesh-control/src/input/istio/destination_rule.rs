@@ -4,8 +4,8 @@ use super::{Node, export_to, full_host};
 use crate::{
     input::fields::Fields,
     model::{
-        ConnectionPool, LoadBalancer, Object, OutlierDetection, Policy, RetryBudget, Subset, TcpKeepalive, Tls,
-        TlsMode, TrafficPolicy,
+        Algorithm, ConnectionPool, ConsistentHash, HashKey, HashTable, LoadBalancer, Object, OutlierDetection, Policy,
+        RetryBudget, Subset, TcpKeepalive, Tls, TlsMode, TrafficPolicy, Warmup,
     },
     problem::Report,
 };
@@ -55,7 +55,7 @@ fn traffic_policy(f: &Fields<'_>) -> TrafficPolicy {
 /// What both a traffic policy and an item of `portLevelSettings` have.
 fn settings(f: &Fields<'_>) -> TrafficPolicy {
     TrafficPolicy {
-        load_balancer: f.nested("loadBalancer", load_balancer).flatten(),
+        load_balancer: f.nested("loadBalancer", load_balancer),
         connection_pool: f.nested("connectionPool", connection_pool),
         outlier_detection: f.nested("outlierDetection", outlier_detection),
         tls: f.nested("tls", tls).flatten(),
@@ -67,18 +67,28 @@ fn settings(f: &Fields<'_>) -> TrafficPolicy {
     }
 }
 
-fn load_balancer(f: &Fields<'_>) -> Option<LoadBalancer> {
-    f.not_honoured(&["localityLbSetting", "warmupDurationSecs", "warmup"]);
-    if let Some((key, _)) = f.entry("consistentHash") {
-        f.report.error(&key.at, "consistentHash is not supported");
+fn load_balancer(f: &Fields<'_>) -> LoadBalancer {
+    f.not_honoured(&["localityLbSetting"]);
+    let short = f.positive_duration("warmupDurationSecs").map(|duration| (duration, None, None));
+    let warmup = f.nested("warmup", |w| {
+        let (aggression, minimum) = (w.number("aggression"), w.percentage("minimumPercent"));
+        w.positive_duration("duration").map(|duration| (duration, aggression, minimum))
+    });
+    let warmup = warmup.flatten().or(short);
+    LoadBalancer {
+        algorithm: f.nested("consistentHash", consistent_hash).map(Algorithm::Hash).or_else(|| simple(f)),
+        warmup: warmup.map(|(duration, aggression, minimum_percent)| Warmup { duration, aggression, minimum_percent }),
     }
+}
+
+fn simple(f: &Fields<'_>) -> Option<Algorithm> {
     let simple = f.string("simple")?;
     match simple.value.as_str() {
         // The generator for gRPC clients leaves the policy alone, which is round robin.
         "UNSPECIFIED" => None,
-        "ROUND_ROBIN" => Some(LoadBalancer::RoundRobin),
-        "LEAST_REQUEST" | "LEAST_CONN" => Some(LoadBalancer::LeastRequest),
-        "RANDOM" => Some(LoadBalancer::Random),
+        "ROUND_ROBIN" => Some(Algorithm::RoundRobin),
+        "LEAST_REQUEST" | "LEAST_CONN" => Some(Algorithm::LeastRequest),
+        "RANDOM" => Some(Algorithm::Random),
         "PASSTHROUGH" => {
             f.report.error(&simple.at, "PASSTHROUGH is not supported: a proxyless client dials no address of its own");
             None
@@ -87,6 +97,24 @@ fn load_balancer(f: &Fields<'_>) -> Option<LoadBalancer> {
             f.report.error(&simple.at, format!("unknown load balancer `{other}`"));
             None
         }
+    }
+}
+
+fn consistent_hash(f: &Fields<'_>) -> ConsistentHash {
+    // Requests begin in the client: they came by no connection.
+    f.not_honoured(&["useSourceIp"]);
+    let cookie = f.nested("httpCookie", |c| {
+        c.not_honoured(&["attributes"]);
+        let name = c.required_string("name", "httpCookie")?.value;
+        Some(HashKey::Cookie { name, path: c.text("path").unwrap_or_default(), ttl: c.duration("ttl") })
+    });
+    let (header, parameter) = (f.text("httpHeaderName"), f.text("httpQueryParameterName"));
+    let minimum = f.int("minimumRingSize");
+    let ring = f.nested("ringHash", |r| r.int("minimumRingSize")).flatten();
+    let maglev = f.nested("maglev", |m| HashTable::Maglev(m.int("tableSize")));
+    ConsistentHash {
+        key: header.map(HashKey::Header).or(cookie.flatten()).or_else(|| parameter.map(HashKey::QueryParameter)),
+        table: maglev.unwrap_or(HashTable::Ring(ring.or(minimum))),
     }
 }
 

@@ -232,3 +232,51 @@ async fn nothing_is_lost_when_everything_changes_at_once() {
     let kept = links.iter().filter(|link| !link.drained.load(SeqCst)).map(|link| link.address);
     assert_eq!(kept.collect::<std::collections::BTreeSet<_>>(), live.into_iter().collect());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_gets_its_share_little_by_little() {
+    let slow = resource::SlowStart { window: Duration::from_secs(100), aggression: 1.0, min_weight: 10.0 };
+    let lb = resource::LbSettings { slow_start: Some(slow), ..Default::default() };
+    let mut bed = Bed::new(Cluster { lb, ..cluster() }, assignment(2));
+    tokio::time::sleep(Duration::from_secs(101)).await;
+    bed.update(assignment(3));
+    for (later, share) in [(0, 0.1), (20, 0.2), (30, 0.5), (70, 1.0)] {
+        tokio::time::sleep(Duration::from_secs(later)).await;
+        bed.update(assignment(3));
+        settle().await;
+        let new = bed.picks(2100)[&3];
+        let expected = 2100.0 * share / (2.0 + share);
+        assert!((new as f64 - expected).abs() < 30.0, "{new} after {later} s more, not {expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_keeps_its_endpoint_while_it_may() {
+    let mut bed = Bed::of(3);
+    let stick = |bed: &mut Bed, port: u16, exclude: &[Arc<Endpoint<FakeLink>>]| {
+        let input = PickInput { override_host: Some(address(port)), ..plain() };
+        let picks = (0..20).map(|_| match bed.cluster.pick(&input, exclude, &mut bed.rng) {
+            Pick::Endpoint(endpoint) => endpoint.address().port(),
+            Pick::Fail(cause) => panic!("{cause}"),
+        });
+        picks.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(stick(&mut bed, 2, &[]), [2].into());
+    let second = bed.endpoint(2);
+    assert_eq!(stick(&mut bed, 2, &[second]), [2].into(), "a retry goes to the same one (gRFC A55)");
+    assert_eq!(stick(&mut bed, 9, &[]), [1, 2, 3].into(), "one that is not there is as none");
+    bed.link(2).set(Connectivity::TransientFailure);
+    assert!(!stick(&mut bed, 2, &[]).contains(&2), "nor is one that cannot be reached");
+    bed.link(2).set(Connectivity::Ready);
+
+    // What is draining is kept for sessions where the cluster says so.
+    let mut draining = assignment(3);
+    draining.priorities[0][0].endpoints[1].health = HealthStatus::Draining;
+    bed.update(draining.clone());
+    assert!(!stick(&mut bed, 2, &[]).contains(&2), "UNKNOWN and HEALTHY are what is allowed at first");
+    let statuses = resource::HealthStatuses::USABLE.and(HealthStatus::Draining);
+    let lb = resource::LbSettings { override_host_statuses: statuses, ..Default::default() };
+    bed.cluster.update(Arc::new(Cluster { lb, ..cluster() }), Arc::new(draining));
+    assert_eq!(stick(&mut bed, 2, &[]), [2].into());
+    assert!(!bed.picked().contains(&2), "others do not go there");
+}
