@@ -3,7 +3,7 @@
 use super::*;
 use crate::resource::{
     ConsistentHashing, CustomLb, Extensions, HashFunction, HealthStatus, HealthStatuses, LocalityLb, Maglev,
-    MetadataValue, PeakEwma, RingHash, SlowStart, SubsetFallback,
+    MetadataValue, PeakEwma, RingHash, SlowStart, SubsetFallback, WeightedRoundRobin,
 };
 use envoy_types::pb::{
     envoy::{
@@ -18,11 +18,12 @@ use envoy_types::pb::{
             core::v3::HealthStatusSet,
         },
         extensions::load_balancing_policies::{
-            common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev as ProtoMaglev, pick_first::v3::PickFirst,
-            random_subsetting::v3::RandomSubsetting, ring_hash::v3::RingHash as ProtoRing, subset::v3::Subset,
+            client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin, common::v3::ConsistentHashingLbConfig,
+            maglev::v3::Maglev as ProtoMaglev, pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting,
+            ring_hash::v3::RingHash as ProtoRing, subset::v3::Subset,
         },
     },
-    google::protobuf::{Struct, UInt64Value, Value, value::Kind},
+    google::protobuf::{FloatValue, Struct, UInt64Value, Value, value::Kind},
 };
 use std::time::Duration;
 
@@ -182,6 +183,39 @@ fn subsets_are_taken_from_either_place() {
         Subset { fallback_policy: 1, subset_lb_policy: policies(vec![any(&Random::default())]), ..Subset::default() };
     let (cluster, _) = accepted(&with(|c| c.load_balancing_policy = policies(vec![any(&config)])));
     assert_eq!((cluster.lb_policy, &cluster.lb.subsets.unwrap().fallback), (LbPolicy::Random, &SubsetFallback::Any));
+}
+
+#[test]
+fn weighted_round_robin_has_the_defaults_and_limits_of_a58() {
+    let of = |proto: &ClientSideWeightedRoundRobin| match policy(any(proto)) {
+        LbPolicy::WeightedRoundRobin(config) => WeightedRoundRobin::clone(&config),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of(&ClientSideWeightedRoundRobin::default()), WeightedRoundRobin::default());
+    let said = ClientSideWeightedRoundRobin {
+        enable_oob_load_report: Some(BoolValue { value: true }),
+        blackout_period: seconds(0),
+        weight_expiration_period: seconds(60),
+        weight_update_period: seconds(0),
+        metric_names_for_computing_utilization: vec!["named_metrics.queue".into()],
+        ..ClientSideWeightedRoundRobin::default()
+    };
+    let expected = WeightedRoundRobin {
+        oob_period: Some(Duration::from_secs(10)),
+        blackout: Duration::ZERO,
+        expiration: Duration::from_secs(60),
+        update: Duration::from_millis(100),
+        error_penalty: 1.0,
+        utilization_metrics: vec!["named_metrics.queue".into()],
+    };
+    assert_eq!(of(&said), expected);
+    let bad = ClientSideWeightedRoundRobin {
+        error_utilization_penalty: Some(FloatValue { value: -1.0 }),
+        ..ClientSideWeightedRoundRobin::default()
+    };
+    let proto = with(|c| c.load_balancing_policy = policies(vec![any(&bad)]));
+    let error = decode(ResourceType::Cluster, &proto).unwrap_err();
+    assert!(error.path.ends_with("error_utilization_penalty") && error.reason.contains("negative"), "{error}");
 }
 
 #[test]
