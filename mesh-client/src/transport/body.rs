@@ -33,8 +33,13 @@ struct H2 {
     length: Option<u64>,
     /// Tells the rest of the request that the response is complete; dropped, that nobody reads it.
     upload: Option<oneshot::Sender<()>>,
-    /// Trailers that came before any data, looked at ahead of the body.
-    early: Option<Box<HeaderMap>>,
+    /// The first frame, looked at ahead of the body.
+    early: Option<Early>,
+}
+
+enum Early {
+    Data(Bytes),
+    Trailers(Box<HeaderMap>),
 }
 
 /// The stream counts until both its directions ended.
@@ -73,20 +78,27 @@ impl RecvBody {
 
     /// The trailers, if they are there already and no data is before them: a response that ends without a message. Does not wait.
     pub(crate) fn look_for_trailers(&mut self, cx: &mut Context<'_>) {
-        if let Inner::H2(body) = &mut self.0
-            && body.early.is_none()
-            // Data in front of the trailers stays where it is.
-            && let Poll::Ready(Ok(Some(trailers))) = body.stream.poll_trailers(cx)
-        {
-            body.early = Some(Box::new(trailers));
+        let Inner::H2(body) = &mut self.0 else { return };
+        if body.early.is_some() {
+            return;
+        }
+        // What is taken here the reader need not ask the connection for. An error is said again.
+        match body.stream.poll_data(cx) {
+            Poll::Ready(Some(Ok(data))) => body.early = Some(Early::Data(data)),
+            Poll::Ready(None) => {
+                if let Poll::Ready(Ok(Some(trailers))) = body.stream.poll_trailers(cx) {
+                    body.early = Some(Early::Trailers(Box::new(trailers)));
+                }
+            }
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
     }
 
     /// What [`look_for_trailers`](Self::look_for_trailers) found.
     pub(crate) fn early_trailers(&self) -> Option<&HeaderMap> {
         match &self.0 {
-            Inner::H2(body) => body.early.as_deref(),
-            Inner::Ended | Inner::H1 { .. } => None,
+            Inner::H2(H2 { early: Some(Early::Trailers(trailers)), .. }) => Some(trailers),
+            _ => None,
         }
     }
 
@@ -106,11 +118,15 @@ impl RecvBody {
 
 impl H2 {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
-        if let Some(trailers) = self.early.take() {
-            self.complete();
-            return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
-        }
-        let result = match ready!(self.stream.poll_data(cx)) {
+        let data = match self.early.take() {
+            None => ready!(self.stream.poll_data(cx)),
+            Some(Early::Data(data)) => Some(Ok(data)),
+            Some(Early::Trailers(trailers)) => {
+                self.complete();
+                return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
+            }
+        };
+        let result = match data {
             Some(Ok(data)) => {
                 // Fails only for a stream that is gone, where there is nothing to give back.
                 let _ = self.stream.flow_control().release_capacity(data.len());

@@ -239,3 +239,15 @@ impl<B: Send> Held for First<B> {
         &mut self.call
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The system's allocator serves what is below a kilobyte, its own header included, from its quick lists.
+    #[test]
+    fn a_call_stays_below_a_kilobyte() {
+        let size = size_of::<First<http_body_util::Full<Bytes>>>();
+        assert!(size <= 1000, "{size} bytes, of which {} the call", size_of::<Call>());
+    }
+}

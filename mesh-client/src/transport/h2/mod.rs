@@ -169,6 +169,8 @@ where
     // With nothing else in flight, the driver's work is done here and now, without a task switch. With requests in
     // flight that would break up the driver's batches.
     let _quiet = lease.alone.then(|| Quiet::new(&client.engine));
+    // From here on it ends before the quiet does.
+    let mut upload = upload;
     let (response, stream) = client.send(lease, head, !has_body)?;
     if !has_body {
         return Ok(Stage::Open { response, upload: None });
