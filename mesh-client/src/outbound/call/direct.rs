@@ -40,6 +40,7 @@ pub(crate) trait Direct: Held {
 }
 
 /// What follows.
+#[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
 pub(crate) enum Next {
     /// The caller gets this response, and the call goes on in its body.
     Response(Response<RecvBody>),

@@ -53,6 +53,7 @@ impl Window {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.forget(length, now);
         let second = (now - counts.origin).as_secs();
+        let second = counts.seconds.back().map_or(second, |(last, ..)| second.max(*last));
         if counts.seconds.back().is_none_or(|(last, ..)| *last != second) {
             counts.seconds.push_back((second, 0, 0));
         }
@@ -68,7 +69,8 @@ impl Counts {
     fn forget(&mut self, length: Duration, now: Instant) {
         let second = (now - self.origin).as_secs();
         while let Some(&(at, calls, succeeded)) = self.seconds.front() {
-            if second - at < length.as_secs() {
+            // Another thread may have looked at the clock later, and counted before.
+            if second.saturating_sub(at) < length.as_secs() {
                 break;
             }
             self.seconds.pop_front();
@@ -169,5 +171,16 @@ mod tests {
         assert_eq!(window.counts(length, at(9)), (2, 1));
         assert_eq!(window.counts(length, at(10)), (1, 0));
         assert_eq!(window.counts(length, at(14)), (0, 0));
+    }
+
+    #[test]
+    fn threads_may_count_in_another_order_than_they_looked_at_the_clock() {
+        let start = Instant::now();
+        let window = Window::new(start);
+        let (at, length) = (|secs| start + Duration::from_secs(secs), Duration::from_secs(10));
+        window.record(true, length, at(1));
+        window.record(false, length, at(0));
+        assert_eq!(window.counts(length, at(0)), (2, 1));
+        assert_eq!(window.counts(length, at(11)), (0, 0));
     }
 }

@@ -96,7 +96,10 @@ impl Watching {
     /// How much of the body goes on.
     pub(crate) fn throttle(&mut self, waiting: usize, now: Instant) -> Result<usize, Instant> {
         // One after the other: what one lets pass another may hold back, so the order must not change between two calls.
-        self.watches.iter_mut().rev().try_fold(waiting, |waiting, watch| Ok(watch.throttle(waiting, now)?.min(waiting)))
+        self.watches
+            .iter_mut()
+            .rev()
+            .try_fold(waiting, |waiting, watch| Ok(watch.throttle(waiting, now)?.clamp(waiting.min(1), waiting)))
     }
 
     pub(crate) fn trailers(&mut self, trailers: &mut HeaderMap) {

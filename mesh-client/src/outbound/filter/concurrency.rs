@@ -199,7 +199,8 @@ impl Filter for AdaptiveConcurrency {
 
 impl Watch for Counted {
     fn end(&mut self, outcome: &Outcome) {
-        let started = (outcome.ended == Ended::Complete).then_some(self.started);
+        // A call that failed or took too long says most about a peer that is overloaded.
+        let started = (!matches!(outcome.ended, Ended::Cancelled | Ended::Answered)).then_some(self.started);
         self.controller.lock().end(&self.config, started, Instant::now(), fastrand::f64());
     }
 }

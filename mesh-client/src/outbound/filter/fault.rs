@@ -223,7 +223,7 @@ impl Watch for Slow {
             return Err(free);
         }
         let share = u128::from(self.rate) * TICK.as_nanos() / 1_000_000_000;
-        let length = usize::try_from(share).unwrap_or(usize::MAX).clamp(1, waiting);
+        let length = usize::try_from(share).unwrap_or(usize::MAX).clamp(1, waiting.max(1));
         let nanos = length as u128 * 1_000_000_000 / u128::from(self.rate);
         self.free = Some(now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
         Ok(length)

@@ -68,7 +68,8 @@ impl Decoder<'_> {
                     Some(LbConfig::RingHashLbConfig(config)) => self.at("ring_hash_lb_config", |cx| {
                         let sizes = (config.minimum_ring_size, config.maximum_ring_size);
                         // The deprecated message counts its functions from XX_HASH; the extension from DEFAULT_HASH.
-                        cx.ring_hash(sizes, config.hash_function + 1)
+                        let function = config.hash_function.checked_add(1).filter(|function| *function > 0);
+                        cx.ring_hash(sizes, function.unwrap_or(i32::MAX))
                     })?,
                     _ => RingHash::default(),
                 };

@@ -122,7 +122,8 @@ impl Decoder<'_> {
                 return unknowable(self, "metadata", "a client has no such metadata");
             }
             Some(_) => return unknowable(self, "action_specifier", "the action is not known"),
-            None => return Err(self.invalid("has no action")),
+            // One newer than this client, as far as can be told.
+            None => return unknowable(self, "action_specifier", "there is none that is known"),
         })
     }
 

@@ -118,6 +118,15 @@ fn the_legacy_fields_say_the_same() {
     let hashing = ConsistentHashing { use_hostname: false, balance_factor: Some(120) };
     let expected = RingHash { min_size: 10, function: HashFunction::MurmurHash2, hashing, ..RingHash::default() };
     assert_eq!(accepted(&ring).0.lb_policy, LbPolicy::RingHash(expected));
+    for unknown in [i32::MIN, -1, 2, i32::MAX] {
+        let ring = with(|c| {
+            c.lb_policy = ProtoPolicy::RingHash as i32;
+            let config = RingHashLbConfig { hash_function: unknown, ..RingHashLbConfig::default() };
+            c.lb_config = Some(LbConfig::RingHashLbConfig(config));
+        });
+        let error = decode(ResourceType::Cluster, &ring).unwrap_err();
+        assert!(error.path.ends_with("ring_hash_lb_config.hash_function"), "{error}");
+    }
     let maglev = with(|c| {
         c.lb_policy = ProtoPolicy::Maglev as i32;
         c.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: long(1009) }));
