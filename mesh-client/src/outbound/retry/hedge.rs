@@ -1,7 +1,12 @@
 //! Hedging as a tower layer, for any client: no mesh needed.
 
-use super::{Attempts, DEFAULT_REPLAY_CAP, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Situation};
-use crate::{outbound::timeout::is_grpc, transport::BoxError};
+use super::{
+    Attempts, DEFAULT_REPLAY_CAP, Failure, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Situation,
+};
+use crate::{
+    outbound::{route::RequestHead, timeout::is_grpc},
+    transport::BoxError,
+};
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::{Body, Frame, SizeHint};
@@ -23,8 +28,8 @@ use tower_service::Service;
 ///
 /// An answer is good unless the [`Policy`] would retry it; such a one lets the next attempt start at once, or after the server's
 /// `grpc-retry-pushback-ms`. There are at most the policy's `max_retries` attempts beside the first, each paid for from the budget. The
-/// attempts that lose are dropped. Only requests whose body is complete when they are first polled, and fits the cap, are sent more than
-/// once.
+/// attempts that lose are dropped; one that gets no answer at all is left to those beside it, if there are any. Only requests whose body
+/// is complete when they are first polled, and fits the cap, are sent more than once, and only those that the policy is for.
 ///
 /// ```
 /// use mesh_client::retry::{HedgeBody, HedgeLayer, Policy, RetryBudget};
@@ -80,6 +85,8 @@ where
     /// From then on, if there may be further attempts.
     again: Option<(S, Parts, Kept<B>)>,
     legs: Vec<Leg<S, S::Future>>,
+    /// Of the last attempt that ended: what the caller gets if no other one comes.
+    last: Option<Result<S::Response, BoxError>>,
     /// When the next attempt starts.
     next: Option<Pin<Box<Sleep>>>,
     attempts: Attempts,
@@ -167,6 +174,7 @@ where
             begin: Some((service, request)),
             again: None,
             legs: Vec::new(),
+            last: None,
             next: None,
             attempts: Attempts::default(),
             stopped: false,
@@ -189,7 +197,8 @@ where
     fn begin(&mut self, mut service: S, request: Request<B>, cx: &mut Context<'_>) -> Result<(), BoxError> {
         let (parts, body) = request.into_parts();
         let (kept, first) = Kept::new(body, self.shared.replay_cap, cx)?;
-        let further = matches!(kept, Kept::Whole(_));
+        let applies = self.shared.policy.applies(&RequestHead::new(&parts.method, &parts.uri, &parts.headers));
+        let further = applies && matches!(kept, Kept::Whole(_));
         let clone = further.then(|| (service.clone(), parts.clone(), kept));
         let response = service.call(Request::from_parts(parts, HedgeBody(first)));
         self.legs.push(Leg { waiting: None, response: Some(Box::pin(response)), number: 1, _permit: None });
@@ -249,10 +258,10 @@ where
         ended.map(|(place, result)| (self.legs.remove(place).number, result))
     }
 
-    /// An attempt ended: what the caller gets, unless others are awaited.
-    fn ended(&mut self, number: u32, result: Result<Response<R>, BoxError>) -> Option<Result<Response<R>, BoxError>> {
+    /// An attempt ended: whether the caller gets its result, or others are awaited.
+    fn ended(&mut self, number: u32, result: &Result<Response<R>, BoxError>) -> bool {
         let policy = &self.shared.policy;
-        let outcome = match &result {
+        let outcome = match result {
             Ok(response) => Outcome::of_response(response.status(), response.headers(), self.grpc)
                 .read_by(policy, response.headers()),
             Err(error) => Outcome::of_error(&**error),
@@ -266,7 +275,9 @@ where
             outcome.ask(hook, number, head, error)
         });
         if !asked.unwrap_or_else(|| policy.retries(&outcome)) {
-            return Some(result);
+            // A failure that is not retried says nothing about the attempts beside it, unless it is of our own side.
+            let failed = matches!(outcome, Outcome::Failure(failure) if failure != Failure::Local);
+            return !failed || self.legs.is_empty();
         }
         let pushback = match &outcome {
             Outcome::Response(response) => response.pushback,
@@ -274,13 +285,15 @@ where
         };
         match pushback {
             Pushback::None => self.hedge(),
+            // Nobody waits for an attempt that cannot come.
+            Pushback::After(_) if self.attempts.number() > policy.max_retries() => self.next = None,
             Pushback::After(delay) => self.wait(delay),
             Pushback::Stop => {
                 self.next = None;
                 self.stopped = true;
             }
         }
-        (self.legs.is_empty() && self.next.is_none()).then_some(result)
+        self.legs.is_empty() && self.next.is_none()
     }
 }
 
@@ -302,12 +315,17 @@ where
         }
         loop {
             if let Some((number, result)) = this.poll_legs(cx) {
-                if let Some(result) = this.ended(number, result) {
+                if this.ended(number, &result) {
                     return Poll::Ready(result);
                 }
+                this.last = Some(result);
                 continue;
             }
-            let Some(next) = &mut this.next else { return Poll::Pending };
+            let Some(next) = &mut this.next else {
+                // The next attempt was waited for, and then refused.
+                let last = this.last.take_if(|_| this.legs.is_empty());
+                return last.map_or(Poll::Pending, Poll::Ready);
+            };
             std::task::ready!(next.as_mut().poll(cx));
             this.hedge();
         }
