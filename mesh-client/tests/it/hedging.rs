@@ -36,6 +36,8 @@ enum Answer {
     Fail(i32, Option<&'static str>),
     /// A good gRPC response, after so many milliseconds.
     Ok(u64),
+    /// A reset of the stream.
+    Reset,
 }
 
 /// Requests seen, and those that the client reset.
@@ -72,6 +74,7 @@ async fn server(answers: &'static [Answer]) -> (H2Server, Counts) {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 served.ok();
             })),
+            Answer::Reset => served.respond.send_reset(h2::Reason::INTERNAL_ERROR),
         }
         Then::GoOn
     })
@@ -182,6 +185,19 @@ async fn a_failure_that_is_not_fatal_starts_the_next_at_once_and_a_fatal_one_end
     assert_eq!(hello(&channel).await.unwrap_err().code(), Code::InvalidArgument);
     until("the first is reset", async || counts.reset.load(SeqCst) == 1).await;
     assert_eq!((counts.seen.load(SeqCst), channel.load().requests), (2, 0));
+}
+
+#[tokio::test]
+async fn a_failure_that_is_not_retried_leaves_the_attempts_beside_it_alone() {
+    let (server, counts) = server(&[Answer::Ok(400), Answer::Reset, Answer::Hold]).await;
+    let mesh = after_a_delay(Duration::from_millis(250)).await;
+    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
+    hello_with(&channel, |request| request.set_timeout(GUARD)).await.unwrap();
+    assert_eq!((counts.seen.load(SeqCst), channel.load().requests), (2, 0));
+    // Alone it is the answer.
+    let (server, counts) = self::server(&[Answer::Reset]).await;
+    let error = hello(&mesh.fixed_channel(&[server.addr()]).unwrap()).await.unwrap_err();
+    assert_eq!((error.code(), counts.seen.load(SeqCst)), (Code::Internal, 1));
 }
 
 #[tokio::test]

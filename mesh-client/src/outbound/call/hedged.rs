@@ -125,15 +125,18 @@ impl Call {
                         let sent = sending.await;
                         Leg { in_flight, number, began, _permit: permit, sent }
                     }));
-                    race.timer = Some((Box::pin(tokio::time::sleep(delay)), Due::Hedge));
+                    race.timer = (!race.stopped).then(|| (Box::pin(tokio::time::sleep(delay)), Due::Hedge));
                 }
                 Step::Leased(Err((failure, error))) => {
                     race.starting = false;
+                    race.permit = None;
                     let number = self.attempts.number();
                     let attempt = Attempt::Failed(failure, error);
                     if let Some(last) = self.attempt_ended(policy, resend, &mut race, attempt, number) {
                         return last.result();
                     }
+                    // The next attempt picks anew.
+                    self.in_flight = None;
                 }
                 Step::Ended(Leg { in_flight, number, began, sent, .. }) => {
                     self.attempt_began(began);
@@ -183,6 +186,9 @@ impl Call {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<BoxError>,
     {
+        if race.stopped {
+            return;
+        }
         let deadline = self.chosen.deadline.map(|deadline| deadline.at);
         let situation = Situation { replayable: resend.is_whole(), now: Instant::now(), deadline, asked: None };
         let upstream = &self.chosen.routing.upstreams()[self.upstream];
@@ -225,7 +231,9 @@ impl Call {
         race.stopped |= pushback == Pushback::Stop;
         let retriable = situation.asked.unwrap_or_else(|| policy.retries(&outcome)) || unprocessed;
         let others = race.starting || !race.legs.is_empty();
-        if retriable && others {
+        // A failure that is not retried says nothing about the attempts beside it, unless it is of our own side.
+        let failed = matches!(outcome, Outcome::Failure(failure) if failure != Failure::Local);
+        if (retriable || failed) && others {
             if let Some(explain) = &self.chosen.explain {
                 let text = format!("{number}: {}; left to the attempts beside it", attempt.ended());
                 explain.add("attempt", text);
@@ -235,7 +243,7 @@ impl Call {
             match pushback {
                 Pushback::Stop => race.timer = None,
                 Pushback::After(delay) => race.timer = Some((Box::pin(tokio::time::sleep(delay)), Due::Hedge)),
-                Pushback::None if delayed && !race.starting && !race.stopped => self.hedge(policy, resend, race),
+                Pushback::None if retriable && delayed && !race.starting => self.hedge(policy, resend, race),
                 Pushback::None => {}
             }
             return None;
