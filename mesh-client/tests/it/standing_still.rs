@@ -128,3 +128,25 @@ async fn grpc_knows_no_idle_timeout() {
     let (_cp, mesh) = mesh(server.addr(), Profile::Grpc, |action| action.idle_timeout = millis(20)).await;
     assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().body().len(), 6);
 }
+
+#[tokio::test]
+async fn a_delay_before_the_stream_is_not_standing_still() {
+    let server = H2Server::start(|served| {
+        served.status(200);
+        Then::GoOn
+    })
+    .await;
+    let fault = "fault: {delay: {percentage: {value: 100}, fixedDelay: 600ms}}";
+    let http = format!("[{{{fault}, route: [{{destination: {}}}]}}]", to(""));
+    let cp = ControlPlane::builder().yaml(service(&[("one", server.addr())]) + &routes(&http)).start().await.unwrap();
+    edit::<RouteConfiguration>(&cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
+        let Some(route::Action::Route(action)) = &mut config.virtual_hosts[0].routes[0].action else { panic!() };
+        action.idle_timeout = millis(400);
+    });
+    let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap();
+    for way in Way::BOTH {
+        let begun = tokio::time::Instant::now();
+        assert_eq!(way.send(&mesh, get("/"), "").await.unwrap().status(), 200, "{way:?}");
+        assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
+    }
+}

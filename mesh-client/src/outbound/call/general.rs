@@ -77,7 +77,7 @@ where
 {
     let forward = call.chosen.forward();
     let per_try = forward.retry.as_deref().and_then(Policy::per_try_idle_timeout);
-    call.idle = Idle::new(forward.idle, per_try, call.chosen.started).map(Arc::new);
+    call.idle = Idle::new(forward.idle, per_try, Instant::now()).map(Arc::new);
     let copies = Copies::draw(&call, &head);
     if call.idle.is_none() && copies.is_none() {
         return begin(call, head, body).await;
