@@ -2,7 +2,7 @@
 
 use super::{Endpoint, Link, LiveCluster, Pick};
 use crate::outbound::pick::{Candidate, PickInput, Standing};
-use mesh_xds::resource::{MetadataValue, OmitHosts};
+use mesh_xds::resource::{LbPolicy, MetadataValue, OmitHosts};
 use std::sync::Arc;
 
 /// What a retry stays away from, while there is anything else.
@@ -28,10 +28,17 @@ impl<L: Link> LiveCluster<L> {
         let mut exclude = tried.to_vec();
         let usable: Vec<_> = self.writer().set.usable().cloned().collect();
         exclude.extend(usable.iter().filter(|endpoint| endpoint.is_omitted(avoid.omit)).cloned());
-        match avoid.elsewhere(&usable, &exclude, rng) {
+        let elsewhere = if self.is_parted() { None } else { avoid.elsewhere(&usable, &exclude, rng) };
+        match elsewhere {
             Some(endpoint) if endpoint.admits() => Pick::Endpoint(endpoint),
             _ => self.pick(input, &exclude, rng),
         }
+    }
+
+    /// Not every endpoint is for every request of this client: only the balancer knows which are.
+    fn is_parted(&self) -> bool {
+        let cluster = &self.view.load().cluster;
+        cluster.lb.subsets.is_some() || matches!(cluster.lb_policy, LbPolicy::RandomSubsetting { .. })
     }
 }
 

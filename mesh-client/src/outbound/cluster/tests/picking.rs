@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{DropOverload, FractionalPercent, HealthStatus, OutlierDetection};
+use mesh_xds::resource::{DropOverload, FractionalPercent, HealthStatus, LbPolicy, OutlierDetection};
 
 fn failure(pick: Pick<FakeLink>) -> String {
     match pick {
@@ -279,4 +279,23 @@ async fn a_session_keeps_its_endpoint_while_it_may() {
     bed.cluster.update(Arc::new(Cluster { lb, ..cluster() }), Arc::new(draining));
     assert_eq!(stick(&mut bed, 2, &[]), [2].into());
     assert!(!bed.picked().contains(&2), "others do not go there");
+}
+
+#[tokio::test]
+async fn leaving_priorities_keeps_to_the_random_subset() {
+    let child = Arc::new(LbPolicy::Random);
+    for (policy, expected) in
+        [(LbPolicy::Random, vec![2, 3, 4]), (LbPolicy::RandomSubsetting { subset_size: 1, child }, vec![1])]
+    {
+        let endpoints = priorities([vec![locality("a", 1, [1])], vec![locality("b", 1, [2, 3, 4])]]);
+        let mut bed = Bed::new(Cluster { lb_policy: policy, ..cluster() }, endpoints);
+        let tried = [bed.endpoint(1)];
+        let avoid = Avoid { tried: &tried, previous_hosts: false, omit: &[], leave_priorities: 1 };
+        let again = |bed: &mut Bed| match bed.cluster.pick_again(&plain(), &avoid, &mut bed.rng) {
+            Pick::Endpoint(endpoint) => endpoint.address().port(),
+            other => panic!("{other:?}"),
+        };
+        let ports: std::collections::BTreeSet<_> = (0..200).map(|_| again(&mut bed)).collect();
+        assert_eq!(Vec::from_iter(ports), expected);
+    }
 }
