@@ -14,7 +14,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use futures::Stream;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, OutlierDetection, PeakEwma, WeightedRoundRobin};
 use pin_project::pin_project;
@@ -28,6 +28,7 @@ use std::{
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker, ready},
+    time::Duration,
 };
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -497,7 +498,9 @@ where
                     let result = ready!(response.poll(cx));
                     let counted = counted.take();
                     if let (Some(config), Some(Counted(member))) = (&this.latency, &counted) {
-                        member.latency.observe(began.elapsed(), config, Instant::now());
+                        let failed = result.as_ref().map_or(true, says_failure);
+                        let took = began.elapsed().max(if failed { config.penalty } else { Duration::ZERO });
+                        member.latency.observe(took, config, Instant::now());
                     }
                     return Poll::Ready(match result {
                         Ok(response) => {
@@ -560,6 +563,14 @@ impl<B: Body, S> Body for ResponseBody<B, S> {
 
 fn grpc_status(headers: &HeaderMap) -> Option<tonic::Code> {
     headers.get("grpc-status").map(|value| tonic::Code::from_bytes(value.as_bytes()))
+}
+
+/// Its head says that the endpoint is broken, or has too much to do.
+fn says_failure<B>(response: &Response<B>) -> bool {
+    match grpc_status(response.headers()) {
+        Some(code) => code == tonic::Code::ResourceExhausted || Outcome::of_grpc(code).is_failure(),
+        None => response.status() == StatusCode::TOO_MANY_REQUESTS || Outcome::of_http(response.status()).is_failure(),
+    }
 }
 
 impl<S> Candidate for Member<S> {

@@ -84,7 +84,7 @@ async fn services_come_and_go_and_what_fails_is_said() {
     assert_eq!((a.calls(), b.calls()), (0, 5));
     changes.send(Ok(Change::Remove("b"))).unwrap();
     let ready = ServiceExt::<Request<Full<Bytes>>>::ready(&mut client);
-    assert!(tokio::time::timeout(std::time::Duration::from_millis(20), ready).await.is_err(), "there is none");
+    assert!(tokio::time::timeout(Duration::from_millis(20), ready).await.is_err(), "there is none");
     changes.send(Err(io::Error::other("gone"))).unwrap();
     let error = ServiceExt::<Request<Full<Bytes>>>::ready(&mut client).await.unwrap_err();
     assert_eq!(error.to_string(), "gone");
@@ -118,7 +118,7 @@ async fn a_service_that_fails_is_held_out_and_comes_back() {
     let config = OutlierDetection {
         consecutive_5xx: Some(3),
         max_ejection_percent: 50,
-        base_ejection_time: std::time::Duration::from_secs(30),
+        base_ejection_time: Duration::from_secs(30),
         ..OutlierDetection::default()
     };
     let client = LoadBalanceLayer::round_robin().outlier_detection(config).layer(services);
@@ -134,9 +134,36 @@ async fn a_service_that_fails_is_held_out_and_comes_back() {
         failed += usize::from(call().await == 500);
     }
     assert_eq!((failed, scripts[0].calls()), (3, 3), "held out after the third");
-    tokio::time::advance(std::time::Duration::from_secs(31)).await;
+    tokio::time::advance(Duration::from_secs(31)).await;
     for _ in 0..4 {
         assert_eq!(call().await, 200);
     }
     assert_eq!(scripts[0].calls(), 5, "it has its turn again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fast_failures_are_dear() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let service = |status: u16| {
+        let calls = calls.clone();
+        tower::service_fn(move |_: Request<Full<Bytes>>| {
+            calls.fetch_add(u32::from(status != 200), Relaxed);
+            async move {
+                if status == 200 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let response = Response::builder().status(status).body(Full::<Bytes>::default());
+                if status == 0 { Err(BoxError::from("broken")) } else { Ok(response?) }
+            }
+        })
+    };
+    for status in [500, 429, 0] {
+        calls.store(0, Relaxed);
+        let services = ServiceList::new([service(status), service(200)]);
+        let client = LoadBalanceLayer::new(LbPolicy::PeakEwma(PeakEwma::default())).layer(services);
+        for _ in 0..20 {
+            drop(client.clone().oneshot(request()).await);
+        }
+        assert!(calls.load(Relaxed) <= 1, "{} of status {status}", calls.load(Relaxed));
+    }
 }
