@@ -55,7 +55,7 @@ impl<L: Link> LiveCluster<L> {
             return;
         }
         let mut ejection = endpoint.ejection();
-        let share = (writer.ejected, writer.set.usable_len());
+        let share = (writer.ejected, writer.set.in_service().count());
         let rules = Rules { config: &config, profile: self.deps.profile };
         let verdict = consecutive(cause, &mut ejection, share, rules, Instant::now(), &mut fastrand::Rng::new());
         if verdict != Verdict::Already {
@@ -102,7 +102,7 @@ impl<L: Link> LiveCluster<L> {
     fn sweep(&self, now: Instant, rng: &mut fastrand::Rng) {
         let mut writer = self.writer();
         let Some(config) = writer.cluster.outlier_detection.clone() else { return };
-        let endpoints: Vec<_> = writer.set.usable().cloned().collect();
+        let endpoints: Vec<_> = writer.set.in_service().cloned().collect();
         let host = |endpoint: &Arc<Endpoint<L>>| {
             let [tally, local] = endpoint.counters().take();
             Host { ejection: endpoint.ejection(), tally, local }
@@ -132,7 +132,7 @@ impl<L: Link> LiveCluster<L> {
     fn release(&self, now: Instant) {
         let mut writer = self.writer();
         let Some(config) = writer.cluster.outlier_detection.clone() else { return };
-        let ejected: Vec<_> = writer.set.usable().filter(|e| e.is_ejected()).cloned().collect();
+        let ejected: Vec<_> = writer.set.in_service().filter(|e| e.is_ejected()).cloned().collect();
         let mut ejections: Vec<_> = ejected.iter().map(|e| e.ejection()).collect();
         let mut released = Vec::new();
         release_due(ejections.iter_mut(), &config, now, |i| released.push(i));
@@ -148,12 +148,12 @@ impl<L: Link> LiveCluster<L> {
     fn outlier_times(&self) -> Option<(Duration, Option<Instant>)> {
         let writer = self.writer();
         let config: &OutlierDetection = writer.cluster.outlier_detection.as_deref()?;
-        let ends = writer.set.usable().filter(|e| e.is_ejected()).filter_map(|e| e.ejection().until(config));
+        let ends = writer.set.in_service().filter(|e| e.is_ejected()).filter_map(|e| e.ejection().until(config));
         Some((config.interval.max(MIN_INTERVAL), ends.min()))
     }
 
     pub(super) fn count_ejected(&self, writer: &mut Writer<L>) {
-        writer.ejected = writer.set.usable().filter(|e| e.is_ejected()).count();
+        writer.ejected = writer.set.in_service().filter(|e| e.is_ejected()).count();
         #[allow(clippy::cast_precision_loss, reason = "a count of endpoints")]
         self.metrics.ejected.set(writer.ejected as f64);
     }

@@ -45,6 +45,11 @@ impl<L: Link> EndpointSet<L> {
         self.priorities.iter().flatten().flat_map(|group| group.usable())
     }
 
+    /// Those, and the degraded: whom outlier detection judges.
+    pub(super) fn in_service(&self) -> impl Iterator<Item = &Arc<Endpoint<L>>> {
+        self.priorities.iter().flatten().flat_map(|group| group.in_service())
+    }
+
     /// How many [`Self::usable`] has.
     pub(super) fn usable_len(&self) -> usize {
         self.usable

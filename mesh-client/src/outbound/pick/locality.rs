@@ -107,6 +107,11 @@ impl<C> Group<C> {
         self.members.iter().enumerate().filter(|(i, _)| self.class(*i) == Class::Usable).map(|(_, member)| member)
     }
 
+    /// Members that the control plane lets be used, if only when there are not enough others.
+    pub(crate) fn in_service(&self) -> impl Iterator<Item = &Arc<C>> {
+        self.members.iter().enumerate().filter(|(i, _)| self.class(*i) != Class::Unusable).map(|(_, member)| member)
+    }
+
     /// Whether a picker takes a member, now or once it can be reached.
     pub(super) fn selects(&self, i: usize, selection: Selection) -> bool {
         selection.class.is_none_or(|class| class == self.class(i))
