@@ -71,6 +71,11 @@ impl<L: Link> LiveCluster<L> {
         }
     }
 
+    /// The picker is to be built again.
+    pub(super) fn outdated(&self) {
+        self.stale.notify_one();
+    }
+
     /// The request to an endpoint on probation has ended.
     #[cold]
     pub(super) fn probed(&self, endpoint: &Endpoint<L>, well: bool) {

@@ -277,12 +277,14 @@ impl<L: Link> Endpoint<L> {
         !self.is_retired() && self.standing(false) > Standing::Unavailable
     }
 
-    fn record(&self, outcome: Outcome) {
+    fn record(&self, outcome: Outcome, probe: bool) {
         let causes = self.counters.record(outcome, &self.thresholds);
-        if self.is_on_probation()
-            && let Some(cluster) = self.cluster.upgrade()
-        {
-            return cluster.probed(self, !outcome.is_failure());
+        if self.is_on_probation() {
+            // What was sent before, or in a panic, decides nothing.
+            if probe && let Some(cluster) = self.cluster.upgrade() {
+                cluster.probed(self, !outcome.is_failure());
+            }
+            return;
         }
         for cause in causes.into_iter().flatten() {
             if let Some(cluster) = self.cluster.upgrade() {
@@ -428,7 +430,7 @@ impl<L: Link> InFlight<L> {
     /// this (cancelled by its caller) is not counted.
     pub(crate) fn record(&mut self, outcome: Outcome) {
         if !std::mem::replace(&mut self.recorded, true) {
-            self.endpoint.record(outcome);
+            self.endpoint.record(outcome, self.probe);
         }
     }
 }
@@ -438,7 +440,11 @@ impl<L: Link> Drop for InFlight<L> {
         self.endpoint.in_flight.fetch_sub(1, Relaxed);
         if self.probe {
             // It was given up before it told anything; another may find out. Nothing to do if it did tell.
-            let _ = self.endpoint.standing.compare_exchange(PROBED, PROBATION, Relaxed, Relaxed);
+            let given_up = self.endpoint.standing.compare_exchange(PROBED, PROBATION, Relaxed, Relaxed).is_ok();
+            if given_up && let Some(cluster) = self.endpoint.cluster.upgrade() {
+                // A picker that was built meanwhile is without it.
+                cluster.outdated();
+            }
         }
     }
 }

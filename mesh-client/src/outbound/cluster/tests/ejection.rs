@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{FailureAccrual, OutlierDetection};
+use mesh_xds::resource::{FailureAccrual, HealthStatus, OutlierDetection};
 use tokio::time::{Instant, advance, sleep};
 
 fn outliers(config: OutlierDetection) -> Cluster {
@@ -8,6 +8,15 @@ fn outliers(config: OutlierDetection) -> Cluster {
 
 fn config() -> OutlierDetection {
     OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() }
+}
+
+fn accrual() -> FailureAccrual {
+    FailureAccrual {
+        max_failures: 3,
+        min_pause: Duration::from_secs(2),
+        max_pause: Duration::from_secs(60),
+        jitter: 0.0,
+    }
 }
 
 fn answer(endpoint: &Arc<Endpoint<FakeLink>>, outcome: Outcome, times: usize) {
@@ -220,13 +229,7 @@ fn statuses_are_counted_as_envoy_counts_them() {
 
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_on_probation_takes_one_request_whose_end_decides() {
-    let accrual = FailureAccrual {
-        max_failures: 3,
-        min_pause: Duration::from_secs(2),
-        max_pause: Duration::from_secs(60),
-        jitter: 0.0,
-    };
-    let mut bed = Bed::new(outliers(OutlierDetection::accrual(accrual)), assignment(2));
+    let mut bed = Bed::new(outliers(OutlierDetection::accrual(accrual())), assignment(2));
     answer(&bed.endpoint(1), Outcome::LocalOrigin, 3);
     assert_eq!((ejected(&bed), bed.picked()), (vec![1], vec![2]));
     sleep(Duration::from_millis(2_010)).await;
@@ -258,4 +261,59 @@ async fn an_endpoint_on_probation_takes_one_request_whose_end_decides() {
     assert!(!bed.endpoint(1).is_on_probation());
     answer(&bed.endpoint(1), Outcome::ServerError, 2);
     assert_eq!(ejected(&bed), [0; 0], "it starts clean");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_given_up_after_a_rebuild_is_followed_by_another() {
+    let mut bed = Bed::new(outliers(OutlierDetection::accrual(accrual())), assignment(2));
+    answer(&bed.endpoint(1), Outcome::LocalOrigin, 3);
+    sleep(Duration::from_millis(2_010)).await;
+    for _ in 0..3 {
+        let probe = claimed(&mut bed);
+        bed.cluster.rebuild();
+        drop(InFlight::of(probe));
+        settle().await;
+    }
+    InFlight::of(claimed(&mut bed)).record(Outcome::Success);
+    settle().await;
+    assert_eq!(bed.picked(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_probe_decides() {
+    let mut bed = Bed::new(outliers(OutlierDetection::accrual(accrual())), assignment(2));
+    let mut earlier: Vec<_> = (0..8).map(|_| bed.endpoint(1).start()).collect();
+    let mut end = |outcome, times| earlier.drain(..times).for_each(|mut request| request.record(outcome));
+    answer(&bed.endpoint(1), Outcome::LocalOrigin, 3);
+    sleep(Duration::from_millis(2_010)).await;
+    end(Outcome::Success, 1);
+    end(Outcome::ServerError, 3);
+    assert!(bed.endpoint(1).is_on_probation());
+    let mut probe = InFlight::of(claimed(&mut bed));
+    end(Outcome::Success, 1);
+    end(Outcome::ServerError, 3);
+    assert!(bed.endpoint(1).is_on_probation());
+    probe.record(Outcome::Success);
+    assert!(!bed.endpoint(1).is_on_probation() && ejected(&bed).is_empty());
+}
+
+/// Endpoint 1, picked for its probe.
+fn claimed(bed: &mut Bed) -> Arc<Endpoint<FakeLink>> {
+    let picks = (0..100).map(|_| bed.pick());
+    let mut endpoints =
+        picks.filter_map(|pick| if let Pick::Endpoint(endpoint) = pick { Some(endpoint) } else { None });
+    endpoints.find(|endpoint| endpoint.address().port() == 1).expect("it is probed")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_degraded_endpoint_that_is_ejected_returns_and_counts() {
+    let mut some = assignment(2);
+    some.priorities[0][0].endpoints[0].health = HealthStatus::Degraded;
+    let bed = Bed::new(outliers(OutlierDetection { max_ejection_percent: 50, ..config() }), some);
+    answer(&bed.endpoint(1), Outcome::ServerError, 5);
+    assert_eq!(ejected(&bed), [1]);
+    answer(&bed.endpoint(2), Outcome::ServerError, 5);
+    assert_eq!(ejected(&bed), [1], "half of them are");
+    sleep(Duration::from_millis(30_010)).await;
+    assert_eq!(ejected(&bed), [0; 0]);
 }
