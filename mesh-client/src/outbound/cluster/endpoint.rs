@@ -244,7 +244,7 @@ impl<L: Link> Endpoint<L> {
     /// Takes it out of the cluster: what still runs ends, nothing new starts.
     pub(super) fn retire(&self) {
         self.retired.store(true, Relaxed);
-        self.follower.set(None, |_| None);
+        self.follower.set(None, |_, _| None);
         self.link.drain();
     }
 
@@ -265,10 +265,9 @@ impl<L: Link> Endpoint<L> {
 
     /// Follows its reports while it is connected, by this configuration; `None`: no longer.
     pub(super) fn follow(self: &Arc<Self>, config: Option<&Arc<WeightedRoundRobin>>, runtime: &Handle) {
-        let period = config.and_then(|config| config.oob_period);
-        self.follower.set(period, |period| {
-            let config = config.filter(|_| self.link.connectivity() == Connectivity::Ready)?.clone();
-            Some(runtime.spawn(follow(Arc::downgrade(self), config, period)).abort_handle())
+        self.follower.set(config, |config, period| {
+            let ready = self.link.connectivity() == Connectivity::Ready;
+            ready.then(|| runtime.spawn(follow(Arc::downgrade(self), config.clone(), period)).abort_handle())
         });
     }
 

@@ -9,7 +9,7 @@ pub(crate) use stream::{Ended, follow};
 use mesh_xds::resource::WeightedRoundRobin;
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -34,7 +34,7 @@ pub(super) struct Follower(Mutex<Option<Following>>);
 #[derive(Debug)]
 struct Following {
     task: AbortHandle,
-    period: Duration,
+    config: Arc<WeightedRoundRobin>,
 }
 
 impl Reported {
@@ -71,23 +71,32 @@ impl Reported {
 }
 
 impl Follower {
-    /// Follows with this period (none: not at all) from now on; `start` is called when there is no task that does.
-    pub(super) fn set(&self, period: Option<Duration>, start: impl FnOnce(Duration) -> Option<AbortHandle>) {
+    /// Follows by this configuration from now on, if it has a period; `start` is called when there is no task that does.
+    pub(super) fn set(
+        &self,
+        config: Option<&Arc<WeightedRoundRobin>>,
+        start: impl FnOnce(&Arc<WeightedRoundRobin>, Duration) -> Option<AbortHandle>,
+    ) {
+        let wanted = config.and_then(|config| Some((config, config.oob_period?)));
         let mut following = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = following.as_ref().is_some_and(|f| Some(f.period) == period && !f.task.is_finished());
-        if goes_on {
+        let same =
+            |f: &Following| wanted.is_some_and(|(config, _)| Arc::ptr_eq(&f.config, config) || f.config == *config);
+        if following.as_ref().is_some_and(|f| same(f) && !f.task.is_finished()) {
             return;
         }
         if let Some(old) = following.take() {
             old.task.abort();
         }
-        *following = period.and_then(|period| start(period).map(|task| Following { task, period }));
+        *following = wanted.and_then(|(config, period)| {
+            let task = start(config, period)?;
+            Some(Following { task, config: config.clone() })
+        });
     }
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.set(None, |_| None);
+        self.set(None, |_, _| None);
     }
 }
 
@@ -117,5 +126,27 @@ mod tests {
         reported.take(&report(0.5), &config, at(300));
         assert_eq!(reported.weight(&config, at(301)), None, "the blackout begins again");
         assert_eq!(reported.weight(&config, at(310)), Some(200.0));
+    }
+
+    #[tokio::test]
+    async fn reports_are_followed_anew_when_the_configuration_changes() {
+        let (follower, starts) = (Follower::default(), std::cell::Cell::new(0));
+        let set = |config: &WeightedRoundRobin| {
+            follower.set(Some(&Arc::new(config.clone())), |_, _| {
+                starts.set(starts.get() + 1);
+                Some(tokio::spawn(std::future::pending::<()>()).abort_handle())
+            });
+            starts.get()
+        };
+        let mut config = WeightedRoundRobin { oob_period: Some(Duration::from_secs(10)), ..Default::default() };
+        assert_eq!((set(&config), set(&config)), (1, 1));
+        config.error_penalty = 3.0;
+        assert_eq!((set(&config), set(&config)), (2, 2));
+        config.utilization_metrics = vec!["named_metrics.queue".into()];
+        assert_eq!((set(&config), set(&config)), (3, 3));
+        config.oob_period = None;
+        assert_eq!(set(&config), 3);
+        config.oob_period = Some(Duration::from_secs(10));
+        assert_eq!(set(&config), 4, "it had ended");
     }
 }
