@@ -216,7 +216,8 @@ impl<L: Link> LiveCluster<L> {
                 self.reconnect(&mut writer);
             }
         }
-        if !same_endpoints {
+        // What was kept for its health may have to go.
+        if !same_endpoints || (!same_cluster && !Arc::ptr_eq(&writer.wanted, writer.set.assignment())) {
             self.set_endpoints(&mut writer, endpoints);
         }
         self.set_health_checks(&mut writer);

@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{CircuitBreakers, HealthStatus};
+use mesh_xds::resource::{CircuitBreakers, HealthCheck, HealthStatus};
 use std::collections::BTreeSet;
 
 #[tokio::test]
@@ -145,4 +145,18 @@ async fn a_dropped_cluster_drains_its_links_and_ends_its_tasks() {
     assert!(links.iter().all(|link| link.drained.load(SeqCst)));
     settle().await;
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_was_kept_for_its_health_goes_with_the_health_checks() {
+    let checked = Cluster { health_check: Some(Arc::new(HealthCheck::http("/"))), ..cluster() };
+    let bed = Bed::new(checked, assignment(2));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let link = bed.link(2);
+    bed.update(assignment(1));
+    assert_eq!(bed.endpoints().len(), 2, "it passes its checks");
+    let wanted = bed.cluster.writer().wanted.clone();
+    bed.cluster.update(Arc::new(cluster()), wanted);
+    assert_eq!(bed.endpoints().len(), 1);
+    assert!(link.drained.load(SeqCst));
 }
