@@ -149,8 +149,9 @@ impl<C: Candidate> Usable<C> {
         usable.shares = match (&usable.chosen, weighing) {
             (None, Weighing::Said) => Shares::new(&group.weights),
             _ => {
-                let weights: Vec<u32> =
-                    (0..len).map(|i| weighing.weight(usable.member_weight(i), &**usable.member(i))).collect();
+                let greatest = (0..len).map(|i| usable.member_weight(i)).max().unwrap_or(0);
+                let weight = |i| weighing.weight(usable.member_weight(i), greatest, &**usable.member(i));
+                let weights: Vec<u32> = (0..len).map(weight).collect();
                 Shares::new(&weights)
             }
         };

@@ -13,15 +13,18 @@ pub(super) enum Weighing<'a> {
     SlowStart(&'a SlowStart, Instant),
 }
 
-/// Weights are multiplied by this before a factor is applied, so that it is not rounded away.
+/// Weights are multiplied by this before a factor is applied, so that it is not rounded away; by less where the greatest would not
+/// fit.
 const FINE: f64 = 1000.0;
 
 impl Weighing<'_> {
-    pub(super) fn weight(self, said: u32, candidate: &impl Candidate) -> u32 {
+    /// `greatest`: of the weights said of all that are weighed together.
+    pub(super) fn weight(self, said: u32, greatest: u32, candidate: &impl Candidate) -> u32 {
         match self {
             Self::Said => said,
             Self::SlowStart(config, now) => {
-                let scaled = f64::from(said) * FINE * factor(config, candidate, now);
+                let fine = FINE.min(f64::from(u32::MAX) / f64::from(greatest.max(1)));
+                let scaled = f64::from(said) * fine * factor(config, candidate, now);
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
                 let weight = scaled.round() as u32;
                 weight.max(1)
