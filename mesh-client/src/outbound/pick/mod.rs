@@ -274,6 +274,10 @@ impl<C: Candidate> Picker<C> {
         for share in priority::in_force(priorities, recipe) {
             let before = previous.and_then(|previous| previous.flat(share.priority, share.selection));
             let groups = &priorities[share.priority];
+            if !groups.iter().any(|group| group.is_available(share.selection)) {
+                // It may have its share for the number of its endpoints alone.
+                continue;
+            }
             let choice = match Flat::new(groups, share.selection, recipe, before) {
                 Some(flat) => Some(Choice::Flat(flat)),
                 None => Spread::new(groups, share.selection, recipe, turn, now).map(Choice::Spread),

@@ -1,4 +1,5 @@
 use super::*;
+use mesh_xds::resource::{Maglev, RingHash};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
 /// A candidate whose standing and load the test sets.
@@ -333,4 +334,37 @@ fn least_request_fills_by_weight() {
     }
     let ratio = seen[1] as f64 / seen[0] as f64;
     assert!((2.8..=3.2).contains(&ratio), "in flight {ratio} to 1 for weights 3 to 1");
+}
+
+#[test]
+fn a_priority_without_an_endpoint_to_pick_is_no_level_in_a_panic() {
+    let (dead, live) = (fakes(0..4), fakes(4..6));
+    for fake in dead.iter().chain(&live) {
+        fake.ejected.store(true, Relaxed);
+    }
+    dead.iter().for_each(|fake| fake.set(Standing::Unavailable));
+    let priorities = [vec![group(&dead, &[1; 4], 1)], vec![group(&live, &[1; 2], 1)]];
+    let hashing = [
+        LbPolicy::RingHash(RingHash::default()),
+        LbPolicy::Maglev(Maglev::default()),
+        LbPolicy::PickFirst { shuffle: false },
+    ];
+    for policy in policies().into_iter().chain(hashing) {
+        let recipe = Recipe { profile: Profile::Envoy, ..Recipe::of(policy.clone()) };
+        let new = |priorities: &[_]| Picker::new(&recipe, priorities, &Arc::default(), None, Instant::now());
+        let picker = new(&priorities).unwrap();
+        assert_eq!(counts(&picker, 6, 100)[..4], [0; 4], "{policy:?}");
+        assert!(new(&priorities[..1]).is_none(), "{policy:?}");
+    }
+}
+
+#[test]
+fn slow_start_keeps_great_weights_apart() {
+    let members = fakes(0..2);
+    let mut recipe = Recipe::of(LbPolicy::Random);
+    recipe.settings.slow_start =
+        Some(SlowStart { window: std::time::Duration::from_secs(60), aggression: 1.0, min_weight: 10.0 });
+    let priorities = [vec![group(&members, &[400_000_000, 4_000_000_000], 1)]];
+    let picker = Picker::new(&recipe, &priorities, &Arc::default(), None, Instant::now()).unwrap();
+    assert_shares(&counts(&picker, 2, 10_000), &[1.0 / 11.0, 10.0 / 11.0]);
 }
