@@ -1,6 +1,7 @@
 //! The filters of one route, in order, and what of them watches one call.
 
 use super::{Filter, FilterRequest, FilterResponse, Outcome, Reply, Step, Verdict, Watch, hook::Ended};
+use crate::outbound::retry::grpc_status;
 use http::HeaderMap;
 use smallvec::SmallVec;
 use std::{fmt, sync::Arc};
@@ -130,9 +131,4 @@ impl Drop for Watching {
     fn drop(&mut self) {
         self.ended(Ended::Cancelled);
     }
-}
-
-fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = headers.get("grpc-status")?;
-    Some(value.to_str().ok().and_then(|value| value.parse().ok()).unwrap_or(2))
 }

@@ -177,11 +177,16 @@ impl Failure {
     }
 }
 
+/// `grpc-status`, where there is one; an unreadable one is UNKNOWN (gRPC over HTTP/2).
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    let value = find(headers, &GRPC_STATUS)?;
+    Some(value.to_str().ok().and_then(|value| value.parse().ok()).unwrap_or(2))
+}
+
 /// The final status a head carries.
 fn grpc_code(status: StatusCode, headers: &HeaderMap) -> Option<u32> {
-    match find(headers, &GRPC_STATUS) {
-        // An unreadable status is UNKNOWN (gRPC over HTTP/2).
-        Some(value) => Some(value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2)),
+    match grpc_status(headers) {
+        Some(code) => Some(code),
         None if status == StatusCode::OK => None,
         None => Some(grpc_from_http(status.as_u16())),
     }

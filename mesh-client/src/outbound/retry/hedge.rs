@@ -1,8 +1,6 @@
 //! Hedging as a tower layer, for any client: no mesh needed.
 
-use super::{
-    Attempts, DEFAULT_REPLAY_CAP, Failure, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Situation,
-};
+use super::{Attempts, Failure, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Shared, Situation};
 use crate::{
     outbound::{route::RequestHead, timeout::is_grpc},
     transport::BoxError,
@@ -13,10 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use std::{
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -49,6 +44,7 @@ use tower_service::Service;
 #[derive(Clone, Debug)]
 pub struct HedgeLayer {
     shared: Arc<Shared>,
+    delay: Duration,
 }
 
 /// A client whose calls are hedged. Made by [`HedgeLayer`].
@@ -56,16 +52,7 @@ pub struct HedgeLayer {
 pub struct Hedge<S> {
     inner: S,
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    policy: Policy,
     delay: Duration,
-    budget: Option<Arc<RetryBudget>>,
-    replay_cap: usize,
-    /// Calls in flight.
-    active: AtomicU32,
 }
 
 /// The body of one attempt. Shares the bytes of the caller's.
@@ -93,6 +80,7 @@ where
     /// The server asked for no more attempts.
     stopped: bool,
     grpc: bool,
+    delay: Duration,
     shared: Arc<Shared>,
 }
 
@@ -108,33 +96,19 @@ struct Leg<S, F> {
 impl HedgeLayer {
     /// An attempt each time there is no answer for `delay`, as long as `policy` allows retries. Without a budget.
     pub fn new(policy: Policy, delay: Duration) -> Self {
-        let (budget, active) = (None, AtomicU32::new(0));
-        Self { shared: Arc::new(Shared { policy, delay, budget, replay_cap: DEFAULT_REPLAY_CAP, active }) }
+        Self { shared: Shared::new(policy), delay }
     }
 
     /// Limits the further attempts of all calls through this layer.
     #[must_use]
     pub fn budget(self, budget: RetryBudget) -> Self {
-        self.map(|shared| shared.budget = Some(Arc::new(budget)))
+        Self { shared: self.shared.changed(|shared| shared.budget = Some(Arc::new(budget))), ..self }
     }
 
-    /// Keeps up to `bytes` of a request's body; default [`DEFAULT_REPLAY_CAP`].
+    /// Keeps up to `bytes` of a request's body; default [`DEFAULT_REPLAY_CAP`](super::DEFAULT_REPLAY_CAP).
     #[must_use]
     pub fn replay_cap(self, bytes: usize) -> Self {
-        self.map(|shared| shared.replay_cap = bytes)
-    }
-
-    fn map(self, change: impl FnOnce(&mut Shared)) -> Self {
-        let Shared { policy, delay, budget, replay_cap, .. } = &*self.shared;
-        let mut shared = Shared {
-            policy: policy.clone(),
-            delay: *delay,
-            budget: budget.clone(),
-            replay_cap: *replay_cap,
-            active: AtomicU32::new(0),
-        };
-        change(&mut shared);
-        Self { shared: Arc::new(shared) }
+        Self { shared: self.shared.changed(|shared| shared.replay_cap = bytes), ..self }
     }
 }
 
@@ -142,7 +116,7 @@ impl<S> Layer<S> for HedgeLayer {
     type Service = Hedge<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Hedge { inner, shared: self.shared.clone() }
+        Hedge { inner, shared: self.shared.clone(), delay: self.delay }
     }
 }
 
@@ -165,10 +139,7 @@ where
         let clone = self.inner.clone();
         let service = std::mem::replace(&mut self.inner, clone);
         let shared = self.shared.clone();
-        shared.active.fetch_add(1, Ordering::AcqRel);
-        if let Some(budget) = &shared.budget {
-            budget.call_begins();
-        }
+        shared.begin();
         HedgeFuture {
             grpc: is_grpc(request.headers()),
             begin: Some((service, request)),
@@ -178,6 +149,7 @@ where
             next: None,
             attempts: Attempts::default(),
             stopped: false,
+            delay: self.delay,
             shared,
         }
     }
@@ -203,7 +175,7 @@ where
         let response = service.call(Request::from_parts(parts, HedgeBody(first)));
         self.legs.push(Leg { waiting: None, response: Some(Box::pin(response)), number: 1, _permit: None });
         self.again = clone;
-        self.wait(self.shared.delay);
+        self.wait(self.delay);
         Ok(())
     }
 
@@ -217,15 +189,10 @@ where
         self.next = None;
         let Some((service, _, _)) = self.again.as_ref().filter(|_| !self.stopped) else { return };
         let situation = Situation { replayable: true, now: Instant::now(), deadline: None, asked: None };
-        let shared = &self.shared;
-        let budget = || match &shared.budget {
-            None => Some(None),
-            Some(budget) => budget.try_acquire(shared.active.load(Ordering::Acquire)).map(Some),
-        };
-        if let Ok(permit) = self.attempts.hedge(&shared.policy, situation, budget) {
+        if let Ok(permit) = self.attempts.hedge(&self.shared.policy, situation, || self.shared.permit()) {
             let (waiting, number) = (Some(service.clone()), self.attempts.number());
             self.legs.push(Leg { waiting, response: None, number, _permit: permit });
-            self.wait(self.shared.delay);
+            self.wait(self.delay);
         }
     }
 
@@ -261,19 +228,7 @@ where
     /// An attempt ended: whether the caller gets its result, or others are awaited.
     fn ended(&mut self, number: u32, result: &Result<Response<R>, BoxError>) -> bool {
         let policy = &self.shared.policy;
-        let outcome = match result {
-            Ok(response) => Outcome::of_response(response.status(), response.headers(), self.grpc)
-                .read_by(policy, response.headers()),
-            Err(error) => Outcome::of_error(&**error),
-        };
-        if let Some(budget) = &self.shared.budget {
-            budget.attempt_ended(policy.blames(&outcome));
-        }
-        let asked = policy.hook().and_then(|hook| {
-            let head = result.as_ref().ok().map(|response| (response.status(), response.headers()));
-            let error = result.as_ref().err().map(|error| &**error as &(dyn std::error::Error + 'static));
-            outcome.ask(hook, number, head, error)
-        });
+        let (outcome, asked) = self.shared.judge(result, self.grpc, number);
         if !asked.unwrap_or_else(|| policy.retries(&outcome)) {
             // A failure that is not retried says nothing about the attempts beside it, unless it is of our own side.
             let failed = matches!(outcome, Outcome::Failure(failure) if failure != Failure::Local);
@@ -337,7 +292,7 @@ where
     S: Service<Request<HedgeBody<B>>>,
 {
     fn drop(&mut self) {
-        self.shared.active.fetch_sub(1, Ordering::AcqRel);
+        self.shared.end();
     }
 }
 

@@ -1,8 +1,6 @@
 //! Retries as a tower layer, for any client: no mesh needed.
 
-use super::{
-    Attempts, DEFAULT_REPLAY_CAP, Decision, Outcome, PerTryElapsed, Policy, Replay, ReplayBody, RetryBudget, Situation,
-};
+use super::{Attempts, Decision, PerTryElapsed, Policy, Replay, ReplayBody, RetryBudget, Shared, Situation};
 use crate::{
     outbound::{
         route::RequestHead,
@@ -17,10 +15,7 @@ use pin_project::{pin_project, pinned_drop};
 use std::{
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::time::{Instant, Sleep};
@@ -57,15 +52,6 @@ pub struct RetryLayer {
 pub struct Retry<S> {
     inner: S,
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    policy: Arc<Policy>,
-    budget: Option<Arc<RetryBudget>>,
-    replay_cap: usize,
-    /// Calls in flight.
-    active: AtomicU32,
 }
 
 /// One call: called, waiting for the back-off, waiting for the service to be ready again.
@@ -107,33 +93,19 @@ enum State<F> {
 impl RetryLayer {
     /// Retries by `policy`, without a budget.
     pub fn new(policy: Policy) -> Self {
-        let policy = Arc::new(policy);
-        let active = AtomicU32::new(0);
-        Self { shared: Arc::new(Shared { policy, budget: None, replay_cap: DEFAULT_REPLAY_CAP, active }) }
+        Self { shared: Shared::new(policy) }
     }
 
     /// Limits the retries in flight of all calls through this layer.
     #[must_use]
     pub fn budget(self, budget: RetryBudget) -> Self {
-        self.map(|shared| shared.budget = Some(Arc::new(budget)))
+        Self { shared: self.shared.changed(|shared| shared.budget = Some(Arc::new(budget))) }
     }
 
-    /// Keeps up to `bytes` of a request's body for a retry; default [`DEFAULT_REPLAY_CAP`].
+    /// Keeps up to `bytes` of a request's body for a retry; default [`DEFAULT_REPLAY_CAP`](super::DEFAULT_REPLAY_CAP).
     #[must_use]
     pub fn replay_cap(self, bytes: usize) -> Self {
-        self.map(|shared| shared.replay_cap = bytes)
-    }
-
-    fn map(self, change: impl FnOnce(&mut Shared)) -> Self {
-        let Shared { policy, budget, replay_cap, .. } = &*self.shared;
-        let mut shared = Shared {
-            policy: policy.clone(),
-            budget: budget.clone(),
-            replay_cap: *replay_cap,
-            active: AtomicU32::new(0),
-        };
-        change(&mut shared);
-        Self { shared: Arc::new(shared) }
+        Self { shared: self.shared.changed(|shared| shared.replay_cap = bytes) }
     }
 }
 
@@ -164,10 +136,7 @@ where
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
         let shared = self.shared.clone();
-        shared.active.fetch_add(1, Ordering::AcqRel);
-        if let Some(budget) = &shared.budget {
-            budget.call_begins();
-        }
+        shared.begin();
         let (parts, body) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         let deadline = Rules::default().deadline(Instant::now(), &parts.headers).filter(|_| grpc);
@@ -234,19 +203,7 @@ where
                             .into())
                         }
                     };
-                    let outcome = match &result {
-                        Ok(response) => Outcome::of_response(response.status(), response.headers(), *this.grpc)
-                            .read_by(policy, response.headers()),
-                        Err(error) => Outcome::of_error(&**error),
-                    };
-                    if let Some(budget) = &this.shared.budget {
-                        budget.attempt_ended(policy.blames(&outcome));
-                    }
-                    let asked = policy.hook().and_then(|hook| {
-                        let head = result.as_ref().ok().map(|response| (response.status(), response.headers()));
-                        let error = result.as_ref().err().map(|error| &**error as &(dyn std::error::Error + 'static));
-                        outcome.ask(hook, this.attempts.number(), head, error)
-                    });
+                    let (outcome, asked) = this.shared.judge(&result, *this.grpc, this.attempts.number());
                     let situation = Situation {
                         replayable: this.replay.is_replayable(),
                         now: Instant::now(),
@@ -283,17 +240,7 @@ where
     S: Service<Request<ReplayBody<B>>>,
 {
     fn drop(self: Pin<&mut Self>) {
-        self.shared.active.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Shared {
-    /// Leave for one more retry; always given without a budget.
-    fn permit(&self) -> Option<Option<super::Permit>> {
-        match &self.budget {
-            None => Some(None),
-            Some(budget) => budget.try_acquire(self.active.load(Ordering::Acquire)).map(Some),
-        }
+        self.shared.end();
     }
 }
 

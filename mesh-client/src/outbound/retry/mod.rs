@@ -10,10 +10,13 @@ mod outgoing;
 mod policy;
 mod replay;
 mod reset;
+mod shared;
 
 pub(crate) use attempts::{Attempts, Decision, Situation};
 pub use budget::{Permit, RetryBudget};
-pub(crate) use classify::{Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, http_from_grpc};
+pub(crate) use classify::{
+    Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, grpc_status, http_from_grpc,
+};
 pub use hedge::{Hedge, HedgeBody, HedgeFuture, HedgeLayer};
 pub(crate) use hook::HookRef;
 pub use hook::{Hook, HookOutcome, HookVerdict};
@@ -22,6 +25,7 @@ pub(crate) use outgoing::{Kept, Outgoing};
 pub use policy::{Condition, Policy, PolicyBuilder};
 pub(crate) use replay::Replay;
 pub use replay::{DEFAULT_REPLAY_CAP, ReplayBody, ReplayError};
+use shared::Shared;
 
 use std::time::Duration;
 

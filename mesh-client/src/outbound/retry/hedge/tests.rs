@@ -4,6 +4,7 @@ use crate::outbound::{
     testing::{Script, Strict},
 };
 use http_body_util::Full;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tower::ServiceExt;
 
 const S: fn(u64) -> Duration = Duration::from_secs;

@@ -1,14 +1,14 @@
 use super::*;
 use crate::outbound::{
     cluster::{CircuitBreakerLayer, Limits},
-    retry::{Condition, ReplayError},
+    retry::{Condition, Outcome, ReplayError},
     testing::{Script, Strict},
     timeout::TimeoutLayer,
 };
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Full};
 use proptest::prelude::*;
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 use tower::{ServiceBuilder, ServiceExt};
 
 type Sent = Full<Bytes>;
