@@ -4,10 +4,11 @@ use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
-        call::{Finished, Held},
+        call::{Finished, Held, Received},
         filter::{Filtered, Watching},
         timeout::{Idle, IdleTimer},
     },
+    telemetry::watch::Watch as CallWatch,
     transport::{RecvBody, TransportError},
 };
 use bytes::Bytes;
@@ -34,6 +35,8 @@ enum State {
     Local(Bytes),
     /// Filters watch it.
     Filtered(Box<Filtered<MeshBody>>),
+    /// The mesh has somebody who watches calls.
+    Observed(Box<Received>),
     Done,
 }
 
@@ -76,6 +79,16 @@ impl MeshBody {
     pub(crate) fn watched(self, watching: Watching) -> Self {
         let deadline = self.deadline();
         Self(State::Filtered(Box::new(Filtered::new(self, watching, deadline, |body| body.get_mut().expired()))))
+    }
+
+    /// The same, watched to its end.
+    pub(crate) fn observed(self, watch: Arc<CallWatch>) -> Self {
+        Self(State::Observed(Box::new(Received::new(self, watch))))
+    }
+
+    /// Gives back everything it holds.
+    pub(crate) fn let_go(&mut self) {
+        self.0 = State::Done;
     }
 
     /// The endpoint that answers.
@@ -135,7 +148,8 @@ impl Live {
         }
     }
 
-    fn failed(&self, error: TransportError) -> Error {
+    fn failed(&mut self, error: TransportError) -> Error {
+        self.held.call_mut().broke(&error);
         self.held.call().error(Kind::Transport, "the response was cut off".into(), Some(Box::new(error) as BoxError))
     }
 }
@@ -153,6 +167,7 @@ impl Body for MeshBody {
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
             State::Filtered(filtered) => return Pin::new(&mut **filtered).poll_frame(cx),
+            State::Observed(observed) => return Pin::new(&mut **observed).poll_frame(cx),
             State::Done => return Poll::Ready(None),
         };
         let Poll::Ready(frame) = live.poll_frame(cx) else { return Poll::Pending };
@@ -163,7 +178,7 @@ impl Body for MeshBody {
                 None if !live.held.call().is_grpc() && live.body.is_end_stream() => Some(Finished::End),
                 None => None,
             },
-            Some(Err(error)) => Some(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut }),
+            Some(Err(error)) => Some(Finished::by(error)),
             None => Some(Finished::End),
         };
         if let Some(finished) = finished {
@@ -178,6 +193,7 @@ impl Body for MeshBody {
             State::Live(live) => live.body.is_end_stream(),
             State::Local(bytes) => bytes.is_empty(),
             State::Filtered(filtered) => filtered.is_end_stream(),
+            State::Observed(observed) => observed.is_end_stream(),
             State::Done => true,
         }
     }
@@ -187,6 +203,7 @@ impl Body for MeshBody {
             State::Live(live) => live.body.size_hint(),
             State::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
             State::Filtered(filtered) => filtered.size_hint(),
+            State::Observed(observed) => observed.size_hint(),
             State::Done => SizeHint::with_exact(0),
         }
     }
@@ -198,6 +215,7 @@ impl fmt::Debug for MeshBody {
             State::Live(_) => "MeshBody(live)",
             State::Local(_) => "MeshBody(local)",
             State::Filtered(_) => "MeshBody(filtered)",
+            State::Observed(_) => "MeshBody(observed)",
             State::Done => "MeshBody(done)",
         })
     }

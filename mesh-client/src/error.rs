@@ -23,6 +23,8 @@ struct Inner {
 pub(crate) enum Kind {
     /// A deadline passed.
     Timeout,
+    /// Nothing moved for too long.
+    Idle,
     /// Configuration for the target is not there (yet).
     Resolve,
     /// The request matches no virtual host or route, or one that does not forward.
@@ -64,7 +66,7 @@ impl Error {
     pub(crate) fn new(kind: Kind, message: impl Into<String>, place: Place, source: Option<BoxError>) -> Self {
         let detail = Arc::new(Detail { kind, message: message.into(), place, source });
         let code = match kind {
-            Kind::Timeout => tonic::Code::DeadlineExceeded,
+            Kind::Timeout | Kind::Idle => tonic::Code::DeadlineExceeded,
             Kind::RequestBody | Kind::InvalidRequest => tonic::Code::Internal,
             Kind::Transport => detail.source.as_deref().and_then(transport_code).unwrap_or(tonic::Code::Unavailable),
             Kind::Resolve | Kind::NoRoute | Kind::NoEndpoint | Kind::Overloaded | Kind::Dropped => {
@@ -81,7 +83,12 @@ impl Error {
 
     /// A deadline passed: the caller's, the route's or a try's. The message says which and of what length.
     pub fn is_timeout(&self) -> bool {
-        self.0.detail.kind == Kind::Timeout
+        matches!(self.0.detail.kind, Kind::Timeout | Kind::Idle)
+    }
+
+    /// Nothing moved for too long.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.detail.kind == Kind::Idle
     }
 
     /// Nothing could take the request: no configuration, no route, no endpoint, or the connection failed.
@@ -98,7 +105,7 @@ impl Error {
     pub fn is_local(&self) -> bool {
         match self.0.detail.kind {
             Kind::Transport | Kind::RequestBody => false,
-            Kind::Timeout => self.0.detail.place.endpoint.is_none(),
+            Kind::Timeout | Kind::Idle => self.0.detail.place.endpoint.is_none(),
             _ => self.0.detail.place.attempt <= 1,
         }
     }
@@ -136,7 +143,7 @@ impl Error {
     /// The HTTP status a proxy would have answered with: 504 for timeouts, 404 without a route, else 503 (Envoy's replies).
     pub fn http_status(&self) -> http::StatusCode {
         match self.0.detail.kind {
-            Kind::Timeout => http::StatusCode::GATEWAY_TIMEOUT,
+            Kind::Timeout | Kind::Idle => http::StatusCode::GATEWAY_TIMEOUT,
             Kind::NoRoute => http::StatusCode::NOT_FOUND,
             Kind::RequestBody | Kind::InvalidRequest => http::StatusCode::BAD_REQUEST,
             _ => http::StatusCode::SERVICE_UNAVAILABLE,

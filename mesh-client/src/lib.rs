@@ -38,6 +38,7 @@ pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
 pub use mesh::{BuildError, Mesh, MeshBuilder};
 pub use outbound::{Profile, cluster::ChannelLoad, resolve::TargetError};
 pub use telemetry::{
+    access_log,
     explain::{Explain, Explanation, Step},
     trace,
 };

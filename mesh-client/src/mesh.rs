@@ -18,7 +18,7 @@ use crate::{
         timeout::is_grpc,
         upstream::Upstreams,
     },
-    telemetry::{explain::Explanation, trace::Propagation},
+    telemetry::{access_log::AccessLog, explain::Explanation, trace::Propagation, watch::Observers},
 };
 use mesh_xds::{
     Bootstrap, TargetWatch, XdsClient,
@@ -69,6 +69,7 @@ pub struct MeshBuilder {
     policy: Policy,
     dns: DnsOptions,
     settings: Settings,
+    observers: Observers,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     keepalive: Option<Keepalive>,
     drain_timeout: Duration,
@@ -315,6 +316,20 @@ impl MeshBuilder {
         self
     }
 
+    /// Tells what became of every request, once, at its end: that of its response body, or when the caller gives up. The hook is called on
+    /// the task that ends the request, so it must not block. Without it, nothing of the record is made.
+    ///
+    /// ```
+    /// # async fn build() -> Result<(), mesh_client::BuildError> {
+    /// let mesh = mesh_client::Mesh::builder().access_log(|record| println!("{record}")).build().await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn access_log(mut self, hook: impl Fn(&AccessLog) + Send + Sync + 'static) -> Self {
+        self.observers.access_log = Some(Arc::new(hook));
+        self
+    }
+
     /// Asks the application about the outcome of every attempt, before the conditions of the route's retry policy do.
     #[must_use]
     pub fn retry_hook(mut self, hook: impl Hook) -> Self {
@@ -417,7 +432,10 @@ impl MeshBuilder {
                 balancing,
                 runtime.clone(),
             )),
-            settings: Arc::new(self.settings),
+            settings: Arc::new(Settings {
+                observers: self.observers.any().then(|| Arc::new(self.observers)),
+                ..self.settings
+            }),
             profile: self.profile,
             policy: self.policy,
             dns: self.dns,
@@ -437,6 +455,7 @@ impl Default for MeshBuilder {
             policy: Policy::default(),
             dns: DnsOptions::default(),
             settings: Settings::default(),
+            observers: Observers::default(),
             crypto: None,
             keepalive: Some(Keepalive::default()),
             drain_timeout: DRAIN_TIMEOUT,

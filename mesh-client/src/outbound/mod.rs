@@ -18,3 +18,4 @@ pub(crate) mod timeout;
 pub(crate) mod upstream;
 
 pub use route::Profile;
+pub(crate) use route::iso8601;

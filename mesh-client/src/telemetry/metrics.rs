@@ -1,5 +1,6 @@
 //! Request metrics under Istio's names. Handles are resolved once per cluster and result, never per request.
 
+use super::access_log::ResponseFlags;
 use metrics::{Counter, Histogram, counter, histogram};
 use std::{
     sync::{Arc, OnceLock},
@@ -17,39 +18,7 @@ pub(crate) struct Outcome {
     /// gRPC code of a gRPC response.
     pub(crate) grpc: Option<u8>,
     /// Why, when it was not the backend's answer.
-    pub(crate) flag: Flag,
-}
-
-/// Envoy's response flags, as far as a client sets them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Flag {
-    /// Nothing to say.
-    #[default]
-    None,
-    /// A fault filter aborted it.
-    FaultInjected,
-    /// No route, or one that does not forward.
-    NoRoute,
-    /// The route's cluster cannot be used.
-    NoCluster,
-    /// The caller gave up.
-    DownstreamDisconnect,
-    /// The control plane's `drop_overload`.
-    DropOverload,
-    /// The connection ended.
-    ConnectionTermination,
-    /// No connection could be made.
-    ConnectionFailure,
-    /// No endpoint can be used.
-    NoHealthyUpstream,
-    /// The circuit breaker is open.
-    Overflow,
-    /// A limit of time passed.
-    Timeout,
-    /// A rate limit filter refused it.
-    RateLimited,
-    /// The rate limit service did not answer, and the filter denies then.
-    RateLimitService,
+    pub(crate) flag: ResponseFlags,
 }
 
 /// The metrics of requests to one cluster.
@@ -107,29 +76,8 @@ fn requests_total(service: &str, cluster: &str, outcome: Outcome) -> Counter {
         "request_protocol" => if outcome.grpc.is_some() { "grpc" } else { "http" },
         "response_code" => outcome.status.to_string(),
         "grpc_response_status" => outcome.grpc.map(|c| c.to_string()).unwrap_or_default(),
-        "response_flags" => outcome.flag.as_str()
+        "response_flags" => outcome.flag.to_string()
     )
-}
-
-impl Flag {
-    /// As in Envoy's access log.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "-",
-            Self::FaultInjected => "FI",
-            Self::NoRoute => "NR",
-            Self::NoCluster => "NC",
-            Self::DownstreamDisconnect => "DC",
-            Self::DropOverload => "DO",
-            Self::ConnectionTermination => "UC",
-            Self::ConnectionFailure => "UF",
-            Self::NoHealthyUpstream => "UH",
-            Self::Overflow => "UO",
-            Self::Timeout => "UT",
-            Self::RateLimited => "RL",
-            Self::RateLimitService => "RLSE",
-        }
-    }
 }
 
 /// The host in Istio's cluster name `outbound|PORT|SUBSET|HOST`, or the name itself.

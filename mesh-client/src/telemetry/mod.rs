@@ -1,5 +1,8 @@
 //! What the request path tells: explain, metrics, trace context.
 
+pub mod access_log;
 pub(crate) mod explain;
+pub(crate) mod messages;
 pub(crate) mod metrics;
 pub mod trace;
+pub(crate) mod watch;

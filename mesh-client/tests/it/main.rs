@@ -4,6 +4,7 @@
 
 mod support;
 
+mod access_log;
 mod actions;
 mod balancing;
 mod basics;

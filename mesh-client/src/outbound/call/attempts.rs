@@ -1,6 +1,10 @@
 //! The attempts of a call: pick an endpoint, get a stream on a connection to it, send, judge, and again.
 
-use super::{Call, finish::grpc_status, head::SavedHead};
+use super::{
+    Call,
+    finish::{broken, grpc_status},
+    head::SavedHead,
+};
 use crate::{
     Error,
     error::{BoxError, Kind},
@@ -8,11 +12,11 @@ use crate::{
         cluster::{Avoid, Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
         connect::Subchannel,
         narrate,
-        retry::{Attempts, Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation},
+        retry::{Attempts, Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation, Stop},
         route::Profile,
         timeout::{Idle, StoodStill, write_grpc_timeout},
     },
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
@@ -124,7 +128,7 @@ impl Call {
                                 Ok(Err(error)) => self.broken(error),
                                 Err(Over::PerTry(limit)) => self.elapsed(limit),
                                 Err(Over::Idle(still)) => {
-                                    self.flag = Flag::Timeout;
+                                    self.flag = Flag::STREAM_IDLE_TIMEOUT;
                                     Attempt::Failed(Failure::PerTryTimeout, self.stood_still(still))
                                 }
                             }
@@ -145,7 +149,10 @@ impl Call {
                 narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
             }
             let delay = match decision {
-                Decision::Return(_) => return attempt.result(),
+                Decision::Return(stop) => {
+                    self.stopped(stop);
+                    return attempt.result();
+                }
                 Decision::RetryNow => None,
                 Decision::RetryAfter(delay) => Some(delay),
             };
@@ -159,6 +166,17 @@ impl Call {
             if let Some(delay) = delay {
                 tokio::time::sleep(delay).await;
             }
+        }
+    }
+
+    /// No further attempt follows.
+    pub(super) fn stopped(&mut self, stop: Stop) {
+        match stop {
+            // Envoy does not retry without an endpoint.
+            Stop::Exhausted if self.flag.contains(Flag::NO_HEALTHY_UPSTREAM) => {}
+            Stop::Exhausted => self.flag |= Flag::UPSTREAM_RETRY_LIMIT_EXCEEDED,
+            Stop::Budget => self.flag |= Flag::UPSTREAM_OVERFLOW,
+            _ => {}
         }
     }
 
@@ -283,8 +301,8 @@ impl Call {
                     Pick::Fail(cause) => {
                         // An endpoint that refuses connections may take the next one: that is a failure to connect.
                         let (failure, flag) = match &*cause {
-                            Unavailable::Unreachable { .. } => (Failure::Connect, Flag::ConnectionFailure),
-                            _ => (Failure::NoEndpoint, Flag::NoHealthyUpstream),
+                            Unavailable::Unreachable { .. } => (Failure::Connect, Flag::UPSTREAM_CONNECTION_FAILURE),
+                            _ => (Failure::NoEndpoint, Flag::NO_HEALTHY_UPSTREAM),
                         };
                         self.flag = flag;
                         let message = "no endpoint can be used".into();
@@ -320,7 +338,7 @@ impl Call {
             }
             failures += 1;
             if failures >= MAX_CONNECT_FAILURES {
-                self.flag = Flag::ConnectionFailure;
+                self.flag = Flag::UPSTREAM_CONNECTION_FAILURE;
                 return Err((
                     Failure::Connect,
                     self.error(Kind::NoEndpoint, "no connection".into(), Some(Box::new(cause))),
@@ -335,7 +353,7 @@ impl Call {
         if patience.is_none()
             && let Some(cause) = self.upstream().live.fails_fast()
         {
-            self.flag = Flag::NoHealthyUpstream;
+            self.flag = Flag::NO_HEALTHY_UPSTREAM;
             let message = "no endpoint is ready, and calls before waited in vain (failfast)".into();
             return Err((Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
         }
@@ -347,7 +365,7 @@ impl Call {
     /// It has waited so long.
     fn out_of_patience(&mut self, limit: Duration) -> (Failure, Error) {
         let cause = self.upstream().live.stalled();
-        self.flag = Flag::NoHealthyUpstream;
+        self.flag = Flag::NO_HEALTHY_UPSTREAM;
         let message = format!("no endpoint was ready within {limit:?} (failfast)");
         (Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause))))
     }
@@ -357,7 +375,7 @@ impl Call {
         if pending.is_none() {
             let permit =
                 self.upstream().live.breaker().acquire(self.priority, Resource::PendingRequests).map_err(|over| {
-                    self.flag = Flag::Overflow;
+                    self.flag = Flag::UPSTREAM_OVERFLOW;
                     (
                         Failure::Overloaded,
                         self.error(Kind::Overloaded, "the circuit breaker is open".into(), Some(Box::new(over))),
@@ -371,7 +389,7 @@ impl Call {
     /// An attempt failed in the transport.
     pub(super) fn broken(&mut self, error: TransportError) -> Attempt {
         let failure = Failure::of_transport(&error);
-        self.flag = Flag::ConnectionTermination;
+        self.flag = broken(&error);
         let (kind, message) = match error.kind() {
             transport::Kind::RequestBody => (Kind::RequestBody, "the request was not sent whole"),
             transport::Kind::InvalidRequest => (Kind::InvalidRequest, "the request cannot be sent"),
@@ -383,7 +401,7 @@ impl Call {
     /// An attempt took longer than its own limit.
     pub(super) fn elapsed(&mut self, limit: Duration) -> Attempt {
         let message = format!("the attempt had no response within its limit of {limit:?} (per_try_timeout)");
-        self.flag = Flag::Timeout;
+        self.flag = Flag::UPSTREAM_REQUEST_TIMEOUT;
         Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None))
     }
 

@@ -18,8 +18,10 @@ use crate::{
         timeout::{Deadline, is_grpc},
     },
     telemetry::{
+        access_log::ResponseFlags as Flag,
         explain::Explain,
-        metrics::{self, Flag, Outcome},
+        metrics::{self, Outcome},
+        watch::{Judged, Watch},
     },
 };
 use http::{Response, request::Parts};
@@ -49,6 +51,10 @@ pub(super) struct Chosen {
     /// The application set the authority.
     pub(super) own_authority: bool,
     pub(super) explain: Option<Explain>,
+    /// What filters did to it, for the flags of its end.
+    pub(super) flags: Flag,
+    /// Only where somebody watches.
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 impl Chosen {
@@ -61,6 +67,7 @@ impl Chosen {
         head: &mut Parts,
         started: Instant,
         explain: Option<Explain>,
+        watch: Option<Arc<Watch>>,
     ) -> Result<Routed, Error> {
         let grpc = is_grpc(&head.headers);
         let own_authority = head.uri.authority().is_some();
@@ -69,14 +76,19 @@ impl Chosen {
             Error::new(Kind::InvalidRequest, "the request's URI cannot be completed", place, Some(Box::new(e)))
         })?;
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
-        let unserved = |flag, status| metrics::unserved(None, Outcome { status, grpc: grpc.then_some(14), flag });
+        let unserved = |flags, status| {
+            metrics::unserved(None, Outcome { status, grpc: grpc.then_some(14), flag: flags });
+            if let Some(watch) = &watch {
+                watch.judged(&Judged { flags, cluster: None, endpoint: None, attempts: 0 });
+            }
+        };
         let table = routing.table.as_deref().ok_or_else(|| {
             let snapshot = &routing.snapshot;
             let message = format!(
                 "no virtual host of route configuration `{}` answers for `{}`",
                 snapshot.routes.name, snapshot.host
             );
-            unserved(Flag::NoRoute, 404);
+            unserved(Flag::NO_ROUTE, 404);
             refused(&routing, Kind::NoRoute, message, None, None)
         })?;
         let request = RequestHead::new(&head.method, &head.uri, &head.headers);
@@ -91,9 +103,12 @@ impl Chosen {
         };
         let entry = found.map_err(|e| {
             let message = format!("{e} {} {}", head.method, head.uri.path());
-            unserved(Flag::NoRoute, 404);
+            unserved(Flag::NO_ROUTE, 404);
             refused(&routing, Kind::NoRoute, message, None, None)
         })?;
+        if let Some(watch) = &watch {
+            watch.routed(&entry.name);
+        }
         let forward = match &entry.action {
             RouteAction::Forward(forward) => forward,
             RouteAction::Answer(answer) => {
@@ -101,17 +116,29 @@ impl Chosen {
             }
             RouteAction::Unsupported(reason) => {
                 let message = format!("the route does not forward: {reason}");
-                unserved(Flag::NoRoute, 404);
+                unserved(Flag::NO_ROUTE, 404);
                 return Err(refused(&routing, Kind::NoRoute, message, Some(entry), None));
             }
         };
         let choice = forward.draw(&request, &mut rng).map_err(|e| {
-            unserved(Flag::NoCluster, 503);
+            unserved(Flag::NO_CLUSTER, 503);
             refused(&routing, Kind::NoRoute, e.to_string(), Some(entry), None)
         })?;
         let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
-        Ok(Routed::Forward(Self { route, choice, deadline, started, grpc, own_authority, explain, routing }))
+        let flags = Flag::NONE;
+        Ok(Routed::Forward(Self {
+            route,
+            choice,
+            deadline,
+            started,
+            grpc,
+            own_authority,
+            explain,
+            flags,
+            watch,
+            routing,
+        }))
     }
 
     /// Lets the call into its cluster, makes the route's edits, and gives the request its trace context.
@@ -125,7 +152,7 @@ impl Chosen {
             UpstreamRef::Live(upstream) => *upstream,
             UpstreamRef::Failed(cause) => {
                 let message = "the route's cluster cannot be used".into();
-                self.count(503, 14, Flag::NoCluster);
+                self.count(503, 14, Flag::NO_CLUSTER);
                 return Err(self.refused(Kind::NoEndpoint, message, Box::new(cause.clone())));
             }
         };
@@ -134,7 +161,7 @@ impl Chosen {
         }
         let live = &self.routing.upstreams()[upstream];
         if let Some(category) = live.live.drop_overload(&mut fastrand::Rng::new()) {
-            self.count(503, 14, Flag::DropOverload);
+            self.count(503, 14, Flag::DROP_OVERLOAD);
             let message = format!("dropped by the control plane's overload policy (category {category})");
             return Err(self.refused(Kind::Dropped, message, "drop_overload".into()));
         }
@@ -145,13 +172,16 @@ impl Chosen {
         };
         let priority = self.forward().priority;
         if let Err(over) = live.live.begin_request(priority) {
-            self.count(503, 14, Flag::Overflow);
+            self.count(503, 14, Flag::UPSTREAM_OVERFLOW);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
         let steering = Steering::of(&self, live, head);
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
         if let (Some(explain), Some(trace)) = (&self.explain, trace) {
             explain.add("trace", trace.to_string());
+        }
+        if let (Some(watch), Some(trace)) = (&self.watch, trace) {
+            watch.traced(trace);
         }
         let mut call = self.call(upstream, edited, false);
         call.steering = steering;
@@ -177,7 +207,7 @@ impl Chosen {
             admitted: !copy,
             priority,
             recorded: copy,
-            flag: Flag::None,
+            flag: Flag::NONE,
             status: 0,
             grpc_status: None,
             chosen: self,
@@ -186,17 +216,25 @@ impl Chosen {
 
     /// The call of a copy of the request, which is for this cluster.
     pub(super) fn copy(&self, upstream: usize) -> Call {
-        let chosen = Self { routing: self.routing.clone(), explain: None, ..*self };
+        let chosen = Self { routing: self.routing.clone(), explain: None, watch: None, ..*self };
         chosen.call(upstream, None, true)
     }
 
     /// Counts a call that ends before its first attempt.
     pub(super) fn count(&self, status: u16, grpc: u8, flag: Flag) {
-        let outcome = Outcome { status, grpc: self.grpc.then_some(grpc), flag };
+        let flags = flag | self.flags;
+        let outcome = Outcome { status, grpc: self.grpc.then_some(grpc), flag: flags };
         let choice = self.choice();
-        match &choice.cluster {
-            UpstreamRef::Live(i) => self.routing.upstreams()[*i].metrics.record(outcome, self.started.elapsed()),
-            UpstreamRef::Failed(_) => metrics::unserved(Some(&choice.name), outcome),
+        let upstream = match &choice.cluster {
+            UpstreamRef::Live(i) => Some(&self.routing.upstreams()[*i]),
+            UpstreamRef::Failed(_) => None,
+        };
+        match upstream {
+            Some(upstream) => upstream.metrics.record(outcome, self.started.elapsed()),
+            None => metrics::unserved(Some(&choice.name), outcome),
+        }
+        if let Some(watch) = &self.watch {
+            watch.judged(&Judged { flags, cluster: Some(&choice.name), endpoint: None, attempts: 0 });
         }
     }
 

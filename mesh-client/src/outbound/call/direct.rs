@@ -17,6 +17,7 @@ use crate::{
         retry::{Kept, Outcome, Outgoing, Policy},
         timeout::write_grpc_timeout,
     },
+    telemetry::access_log::ResponseFlags as Flag,
     transport::{RecvBody, Sending},
 };
 use bytes::Bytes;
@@ -117,6 +118,7 @@ where
             Ok(begun) => begun,
             Err(error) => {
                 let error = self.call.error(Kind::RequestBody, "the request was not sent whole".into(), Some(error));
+                self.call.flag = Flag::LOCAL_RESET;
                 self.call.finish(Finished::Cut);
                 return Err(error);
             }

@@ -8,9 +8,9 @@ use crate::{
     Error,
     body::MeshBody,
     error::{BoxError, Kind},
-    outbound::filter::{Buffered, Chain, Ended, FilterRequest, FilterResponse, Outcome, Place, Reply, Watching},
+    outbound::filter::{Buffered, Chain, Ended, FilterRequest, FilterResponse, Found, Outcome, Place, Reply, Watching},
     outbound::route::Clusters,
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
 };
 use bytes::Bytes;
 use http::{Method, Response, request::Parts};
@@ -32,7 +32,11 @@ where
     let (started, grpc) = (chosen.started, chosen.grpc);
     let mut watching = Watching::new(started);
     let mut name = chosen.choice().name.clone();
-    let answered = match request(&chain, &chosen, &mut head, &mut watching).await {
+    let asked = request(&chain, &chosen, &mut head, &mut watching).await;
+    if let Ok(asked) = &asked {
+        chosen.flags |= asked.flags;
+    }
+    let answered = match asked {
         Ok(Asked { reply: Some(reply), .. }) => return Ok(answer(reply, &chosen, &head, watching)),
         Ok(Asked { buffer: None, host, .. }) => {
             name = chosen.stick(host.as_ref());
@@ -100,16 +104,16 @@ async fn request(chain: &Chain, chosen: &Chosen, head: &mut Parts, watching: &mu
     let mut request = FilterRequest::new(head, place);
     let Some(deadline) = deadline else {
         let reply = chain.request(&mut request, watching).await;
-        return Ok(Asked { reply, buffer: request.found.buffer, host: request.found.host });
+        return Ok(Asked::of(reply, request.found));
     };
     match tokio::time::timeout_at(deadline.at, chain.request(&mut request, watching)).await {
-        Ok(reply) => Ok(Asked { reply, buffer: request.found.buffer, host: request.found.host }),
+        Ok(reply) => Ok(Asked::of(reply, request.found)),
         Err(_) => {
             let filter = chain.name(request.found.position);
-            let waits = request.found.waits.map(|what| format!(", in {what}")).unwrap_or_default();
+            let waits = request.found.waits.as_ref().map(|what| format!(", in {what}")).unwrap_or_default();
             let message =
                 format!("deadline of {:?} exceeded in filter `{filter}`{waits} ({})", deadline.limit, deadline.source);
-            chosen.count(504, 4, Flag::Timeout);
+            chosen.count(504, 4, request.found.flags | Flag::UPSTREAM_REQUEST_TIMEOUT);
             Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None))
         }
     }
@@ -122,6 +126,14 @@ struct Asked {
     buffer: Option<u64>,
     /// The endpoint of the caller's session.
     host: Option<SessionHost>,
+    /// What was done to it.
+    flags: Flag,
+}
+
+impl Asked {
+    fn of(reply: Option<Reply>, found: Found) -> Self {
+        Self { reply, buffer: found.buffer, host: found.host, flags: found.flags }
+    }
 }
 
 /// The body of a request, whole; `None`: it is too large.
@@ -140,13 +152,13 @@ where
                     "deadline of {:?} exceeded while the request body was buffered ({})",
                     deadline.limit, deadline.source
                 );
-                chosen.count(504, 4, Flag::Timeout);
+                chosen.count(504, 4, Flag::UPSTREAM_REQUEST_TIMEOUT);
                 return Err(refused(&chosen.routing, Kind::Timeout, message, Some(chosen.entry()), None));
             }
         },
     };
     read.map_err(|error| {
-        chosen.count(400, 13, Flag::None);
+        chosen.count(400, 13, Flag::NONE);
         chosen.refused(Kind::RequestBody, "the request was not sent whole".into(), error)
     })
 }

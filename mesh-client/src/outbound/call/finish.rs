@@ -9,8 +9,8 @@ use crate::{
         cluster::Outcome as Verdict,
         timeout::{Deadline, StoodStill},
     },
-    telemetry::metrics::{Flag, Outcome},
-    transport::RecvBody,
+    telemetry::{access_log::ResponseFlags as Flag, metrics::Outcome},
+    transport::{RecvBody, TransportError},
 };
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use std::net::SocketAddr;
@@ -27,6 +27,22 @@ pub(crate) enum Finished<'a> {
     Cut,
     /// The call's deadline passed.
     TimedOut,
+    /// Nothing moved for too long.
+    StoodStill,
+}
+
+/// What of a call's flags still counts when it was answered.
+const KEPT: Flag = Flag::UPSTREAM_RETRY_LIMIT_EXCEEDED.with(Flag::UPSTREAM_OVERFLOW);
+
+impl Finished<'_> {
+    /// With this error.
+    pub(crate) fn by(error: &Error) -> Self {
+        match (error.is_idle(), error.is_timeout()) {
+            (true, _) => Self::StoodStill,
+            (_, true) => Self::TimedOut,
+            _ => Self::Cut,
+        }
+    }
 }
 
 impl Call {
@@ -38,7 +54,7 @@ impl Call {
             self.attempts.write_count(response.headers_mut());
         }
         self.status = response.status().as_u16();
-        self.flag = Flag::None;
+        self.flag = self.flag & KEPT;
         self.attempts.settle();
         if self.chosen.grpc {
             self.grpc_status = grpc_status(response.headers());
@@ -63,15 +79,19 @@ impl Call {
             }
             Finished::Trailers(_) | Finished::End => Some(self.verdict()),
             Finished::Cut => {
-                if self.flag == Flag::None {
-                    self.flag = Flag::ConnectionTermination;
+                if self.flag.is_empty() {
+                    self.flag = Flag::UPSTREAM_CONNECTION_TERMINATION;
                 }
                 self.grpc_status = self.grpc_status.or(Some(14));
                 // Before a response the attempt was judged already.
                 (self.status != 0).then_some(Verdict::LocalOrigin)
             }
-            Finished::TimedOut => {
-                self.flag = Flag::Timeout;
+            Finished::TimedOut | Finished::StoodStill => {
+                self.flag = match &self.chosen.deadline {
+                    _ if matches!(how, Finished::StoodStill) => Flag::STREAM_IDLE_TIMEOUT,
+                    Some(deadline) if deadline.source.is_stream_duration() => Flag::UPSTREAM_MAX_STREAM_DURATION,
+                    _ => Flag::UPSTREAM_REQUEST_TIMEOUT,
+                };
                 self.grpc_status = Some(4);
                 Some(Verdict::LocalOrigin)
             }
@@ -99,9 +119,15 @@ impl Call {
         let outcome = Outcome {
             status: self.status,
             grpc: if self.chosen.grpc { Some(self.grpc_status.unwrap_or(2)) } else { None },
-            flag: self.flag,
+            flag: self.flag | self.chosen.flags,
         };
         self.upstream().metrics.record(outcome, self.chosen.started.elapsed());
+        self.tell();
+    }
+
+    /// The response broke off.
+    pub(crate) fn broke(&mut self, error: &TransportError) {
+        self.flag = broken(error);
     }
 
     /// Counts against `max_requests` no longer.
@@ -138,7 +164,7 @@ impl Call {
 
     /// Nothing moved for too long.
     pub(crate) fn stood_still(&self, still: StoodStill) -> Error {
-        self.error(Kind::Timeout, still.to_string(), None)
+        self.error(Kind::Idle, still.to_string(), None)
     }
 
     /// An error that says where the call was.
@@ -160,11 +186,22 @@ impl Drop for Call {
     /// The caller gave up: counted as a downstream disconnect; outlier detection is told nothing.
     fn drop(&mut self) {
         if !self.recorded {
-            self.flag = Flag::DownstreamDisconnect;
+            self.flag = Flag::DOWNSTREAM_CONNECTION_TERMINATION;
             self.grpc_status = Some(1);
             self.record();
         }
         self.give_back();
+    }
+}
+
+/// Envoy's word for how a stream broke.
+pub(super) fn broken(error: &TransportError) -> Flag {
+    use crate::transport::Kind;
+    match error.kind() {
+        Kind::Reset(_) | Kind::RefusedStream => Flag::UPSTREAM_REMOTE_RESET,
+        Kind::Protocol => Flag::UPSTREAM_PROTOCOL_ERROR,
+        Kind::RequestBody | Kind::InvalidRequest => Flag::LOCAL_RESET,
+        _ => Flag::UPSTREAM_CONNECTION_TERMINATION,
     }
 }
 

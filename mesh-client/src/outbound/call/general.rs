@@ -18,7 +18,7 @@ use crate::{
         retry::{Outcome, Outgoing, Policy},
         timeout::{Deadline, Idle, StoodStill, is_grpc},
     },
-    telemetry::explain::Explain,
+    telemetry::{access_log::ResponseFlags as Flag, explain::Explain, watch::Watch},
 };
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -38,6 +38,7 @@ pub(super) async fn call<B>(
     mut head: Parts,
     body: B,
     started: Instant,
+    watch: Option<Arc<Watch>>,
 ) -> Result<Response<MeshBody>, Error>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -51,7 +52,7 @@ where
         Some(routing) => routing,
         None => core.configured(is_grpc(&head.headers), &head.headers, started).await?,
     };
-    match Chosen::of(routing, &mut head, started, explain)? {
+    match Chosen::of(routing, &mut head, started, explain, watch)? {
         Routed::Forward(forwarded) => chosen(forwarded, head, body).await,
         Routed::Answered(response) => Ok(response),
     }
@@ -107,6 +108,7 @@ where
         Ok((resend, request)) => resume(call, resend, None, Some(request)).await,
         Err(error) => {
             let error = call.error(Kind::RequestBody, "the request was not sent whole".into(), Some(error));
+            call.flag = Flag::LOCAL_RESET;
             call.finish(Finished::Cut);
             Err(error)
         }
@@ -156,7 +158,7 @@ where
             Ok(Response::from_parts(head, body))
         }
         Err(error) => {
-            call.finish(if error.is_timeout() { Finished::TimedOut } else { Finished::Cut });
+            call.finish(Finished::by(&error));
             Err(error)
         }
     }

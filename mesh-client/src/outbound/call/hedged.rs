@@ -259,7 +259,10 @@ impl Call {
             narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
         }
         match decision {
-            Decision::Return(_) => return Some(attempt),
+            Decision::Return(stop) => {
+                self.stopped(stop);
+                return Some(attempt);
+            }
             Decision::RetryNow => race.starting = true,
             Decision::RetryAfter(delay) => {
                 upstream.metrics.retries.increment(1);

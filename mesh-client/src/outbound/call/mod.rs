@@ -14,10 +14,12 @@ mod general;
 mod head;
 mod hedged;
 mod mirror;
+mod observed;
 mod steer;
 mod tap;
 
 pub(crate) use finish::Finished;
+pub(crate) use observed::Received;
 
 use crate::{
     Error,
@@ -32,7 +34,12 @@ use crate::{
         timeout::{Idle, parse_grpc_timeout},
         upstream::Upstream,
     },
-    telemetry::{explain::Explain, metrics::Flag, trace::Propagation},
+    telemetry::{
+        access_log::ResponseFlags as Flag,
+        explain::Explain,
+        trace::Propagation,
+        watch::{Observers, Watch},
+    },
 };
 use bytes::Bytes;
 use chosen::{Chosen, Routed};
@@ -66,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) retry_hook: Option<HookRef>,
     /// Of each cluster, beside the cluster's own.
     pub(crate) retry_budget: Option<Arc<RetryBudget>>,
+    /// Who watches calls; `None`: nobody does.
+    pub(crate) observers: Option<Arc<Observers>>,
 }
 
 /// One call on its way to a response.
@@ -74,6 +83,8 @@ pub(crate) enum Road {
     Direct(Box<dyn Direct>),
     /// Anything else.
     General(Answer),
+    /// Either, watched.
+    Observed(Box<observed::Observed>),
     /// It failed before it began; `None` once that was said.
     Refused(Option<Error>),
 }
@@ -124,12 +135,23 @@ where
     B::Error: Into<BoxError>,
 {
     let started = Instant::now();
+    match &core.facts.settings.observers {
+        None => begin(core, request, started, None),
+        Some(observers) => observed::start(core, observers, request, started),
+    }
+}
+
+fn begin<B>(core: &Arc<Core>, request: Request<B>, started: Instant, watch: Option<Arc<Watch>>) -> Road
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
     let (mut head, body) = request.into_parts();
     let routing = match core.routing() {
         Some(routing) if head.extensions.get::<Explain>().is_none() => routing,
-        _ => return Road::General(Box::pin(general::call(core.clone(), head, body, started))),
+        _ => return Road::General(Box::pin(general::call(core.clone(), head, body, started, watch))),
     };
-    let routed = match Chosen::of(routing, &mut head, started, None) {
+    let routed = match Chosen::of(routing, &mut head, started, None, watch) {
         Ok(Routed::Answered(response)) => return Road::General(Box::pin(std::future::ready(Ok(response)))),
         Ok(Routed::Forward(chosen)) => Ok(chosen),
         Err(error) => Err(error),
@@ -165,6 +187,7 @@ impl Road {
         }
         match self {
             Self::General(answer) => answer.as_mut().poll(cx),
+            Self::Observed(observed) => observed.poll(cx),
             Self::Refused(error) => Poll::Ready(Err(error.take().expect("not polled again once it is ready"))),
             Self::Direct(_) => unreachable!("it was replaced above"),
         }
@@ -244,6 +267,7 @@ impl Default for Settings {
             propagation: Propagation::default(),
             retry_hook: None,
             retry_budget: None,
+            observers: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
         retry::{grpc_from_http, http_from_grpc},
         route::{HeaderMatchers, Profile, RequestHead},
     },
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 use mesh_xds::resource::{FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent};
@@ -80,7 +80,7 @@ impl FaultAbortStatus {
 
     fn reply(self) -> Reply {
         let status = StatusCode::from_u16(self.http).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        Reply::new(status, Self::MESSAGE).grpc_status(self.grpc).flag(Flag::FaultInjected)
+        Reply::new(status, Self::MESSAGE).grpc_status(self.grpc).flag(Flag::FAULT_INJECTED)
     }
 
     fn grpc(code: u32) -> Self {
@@ -172,6 +172,7 @@ impl Filter for Fault {
         let Some(delay) = plan.delay else { return Step::Now(plan.verdict(request)) };
         request.explain("fault", || format!("delayed by {delay:?}"));
         request.waits_for(format!("an injected delay of {delay:?}"));
+        request.found.flags |= Flag::DELAY_INJECTED;
         Step::Later(Box::pin(async move {
             tokio::time::sleep(delay).await;
             plan.verdict(request)

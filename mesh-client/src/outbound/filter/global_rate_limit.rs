@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     outbound::route::{Facts, Ops, RequestHead},
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use mesh_xds::{
@@ -79,7 +79,7 @@ impl GlobalRateLimit {
                 }
                 let status = StatusCode::from_u16(self.config.status_on_error);
                 let reply = Reply::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), "rate_limiter_error");
-                return Verdict::Answer(reply.flag(Flag::RateLimitService));
+                return Verdict::Answer(reply.flag(Flag::RATE_LIMIT_SERVICE_ERROR));
             }
         };
         let headers = self.headers(&answer);
@@ -100,7 +100,7 @@ impl GlobalRateLimit {
         let config = &self.config;
         let status = StatusCode::from_u16(config.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         let wait = answer.limits.iter().filter(|limit| limit.over).map(|limit| limit.reset.as_secs()).max();
-        let mut reply = Reply::new(status, answer.body).flag(Flag::RateLimited);
+        let mut reply = Reply::new(status, answer.body).flag(Flag::RATE_LIMITED);
         reply = reply.grpc_status(if config.resource_exhausted { 8 } else { 14 });
         let headers = reply.headers_mut();
         append(headers, added);

@@ -1,7 +1,10 @@
 //! What a filter is: it sees a request before an endpoint is picked, and may watch the response.
 
 use super::Reply;
-use crate::{Error, telemetry::explain::Explain};
+use crate::{
+    Error,
+    telemetry::{access_log::ResponseFlags, explain::Explain},
+};
 use http::{HeaderMap, request, response};
 use mesh_xds::resource::SessionHost;
 use std::{borrow::Cow, net::SocketAddr, pin::Pin, time::Duration};
@@ -109,6 +112,8 @@ pub(crate) struct Found {
     pub(crate) host: Option<SessionHost>,
     /// What it waits for, in words.
     pub(crate) waits: Option<String>,
+    /// What was done to the request, in Envoy's words.
+    pub(crate) flags: ResponseFlags,
 }
 
 /// The head of a response on its way back through the filters.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     outbound::route::{Facts, Ops, RequestHead},
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use mesh_xds::{
@@ -150,7 +150,7 @@ impl LocalRateLimit {
     fn refuse(&self, request: &FilterRequest<'_>, said: &Said, now: Instant) -> Reply {
         let config = &self.config;
         let status = StatusCode::from_u16(config.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-        let mut reply = Reply::new(status, "local_rate_limited").flag(Flag::RateLimited);
+        let mut reply = Reply::new(status, "local_rate_limited").flag(Flag::RATE_LIMITED);
         reply = reply.grpc_status(if config.resource_exhausted { 8 } else { 14 });
         let headers = reply.headers_mut();
         headers.insert(LIMITED, HeaderValue::from_static("true"));

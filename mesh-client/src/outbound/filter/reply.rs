@@ -3,7 +3,7 @@
 use crate::{
     outbound::retry::{grpc_from_http, http_from_grpc},
     outbound::route::percent_encoded,
-    telemetry::metrics::Flag,
+    telemetry::access_log::ResponseFlags as Flag,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -23,7 +23,7 @@ impl Reply {
     /// With this HTTP status, and the gRPC status that it maps to.
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
         let grpc = grpc_from_http(status.as_u16());
-        Self { status, grpc, headers: HeaderMap::new(), body: body.into(), flag: Flag::None }
+        Self { status, grpc, headers: HeaderMap::new(), body: body.into(), flag: Flag::NONE }
     }
 
     /// With this gRPC status (0..=16; others are UNKNOWN), and the HTTP status that it maps to.

@@ -12,7 +12,7 @@ mod replay;
 mod reset;
 mod shared;
 
-pub(crate) use attempts::{Attempts, Decision, Situation};
+pub(crate) use attempts::{Attempts, Decision, Situation, Stop};
 pub use budget::{Permit, RetryBudget};
 pub(crate) use classify::{
     Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, grpc_status, http_from_grpc,

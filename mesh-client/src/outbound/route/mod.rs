@@ -18,7 +18,7 @@ pub(crate) use hash::{Hasher, hash_of_header};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::HeaderMatchers;
 pub(crate) use params::{cookie, parameter, query_matches};
-pub(crate) use render::{Facts, Text};
+pub(crate) use render::{Facts, Text, iso8601};
 pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
 
 /// Whose rules a call follows where gRPC and Envoy differ although they read the same configuration.

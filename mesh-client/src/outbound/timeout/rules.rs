@@ -53,6 +53,13 @@ pub(crate) enum Source {
     Mirror,
 }
 
+impl Source {
+    /// A `max_stream_duration`.
+    pub(crate) fn is_stream_duration(self) -> bool {
+        matches!(self, Self::RouteMaxStreamDuration | Self::ListenerMaxStreamDuration)
+    }
+}
+
 impl Rules {
     /// gRFC A31 for both profiles; Envoy's `timeout` in its own. A configured zero is no limit and hides the next one.
     pub(crate) fn compile(forward: &Forward, listener: Option<Duration>, profile: Profile) -> Self {

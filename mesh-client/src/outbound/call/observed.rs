@@ -1,0 +1,186 @@
+//! A call that somebody watches: the same road, with an eye on what goes in and what comes out.
+
+use super::{Call, Road, begin};
+use crate::{
+    Error,
+    body::MeshBody,
+    channel::Core,
+    error::BoxError,
+    outbound::timeout::is_grpc,
+    telemetry::{
+        messages::Messages,
+        watch::{Judged, Observers, Watch},
+    },
+};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::time::Instant;
+
+/// A call, and who watches it.
+pub(crate) struct Observed {
+    road: Road,
+    watch: Arc<Watch>,
+    /// It came to a response, whose body goes on watching, or to an error.
+    answered: bool,
+}
+
+/// The body of a request that is watched. Not generic, so that the road is compiled once for all of them.
+struct Sent {
+    inner: UnsyncBoxBody<Bytes, BoxError>,
+    messages: Option<Messages>,
+    watch: Arc<Watch>,
+}
+
+/// The body of a response that is watched.
+pub(crate) struct Received {
+    inner: MeshBody,
+    messages: Option<Messages>,
+    watch: Arc<Watch>,
+}
+
+/// Begins a call that is watched.
+pub(super) fn start<B>(core: &Arc<Core>, observers: &Arc<Observers>, request: Request<B>, started: Instant) -> Road
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (head, body) = request.into_parts();
+    let grpc = is_grpc(&head.headers);
+    let watch = Watch::new(observers.clone(), &core.facts, &head, grpc, started);
+    let messages = grpc.then(Messages::default);
+    let body = Sent { inner: body.map_err(Into::into).boxed_unsync(), messages, watch: watch.clone() };
+    let road = begin(core, Request::from_parts(head, body), started, Some(watch.clone()));
+    Road::Observed(Box::new(Observed { road, watch, answered: false }))
+}
+
+impl Observed {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<MeshBody>, Error>> {
+        let result = ready!(self.road.poll(cx));
+        self.answered = true;
+        Poll::Ready(match result {
+            Ok(response) => {
+                self.watch.answered(&response);
+                Ok(response.map(|body| body.observed(self.watch.clone())))
+            }
+            Err(error) => {
+                self.watch.failed(&error);
+                self.watch.end(true);
+                Err(error)
+            }
+        })
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        if !self.answered {
+            // What it held is judged first.
+            self.road = Road::Refused(None);
+            self.watch.end(false);
+        }
+    }
+}
+
+impl Received {
+    /// Watches `inner`; a body without frames ends here.
+    pub(crate) fn new(inner: MeshBody, watch: Arc<Watch>) -> Self {
+        let messages = watch.is_grpc().then(Messages::default);
+        if inner.is_end_stream() {
+            watch.end(true);
+        }
+        Self { inner, messages, watch }
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    let messages = this.messages.as_mut().map_or(0, |messages| messages.take(data));
+                    this.watch.response.add(data.len(), messages);
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    this.watch.trailers(trailers);
+                    this.watch.end(true);
+                }
+                // gRPC ends in trailers.
+                if this.messages.is_none() && this.inner.is_end_stream() {
+                    this.watch.end(true);
+                }
+            }
+            Some(Err(error)) => {
+                this.watch.failed(error);
+                this.watch.end(true);
+            }
+            None => this.watch.end(true),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        // What it held is judged first. A body that came whole was reported already.
+        self.inner.let_go();
+        self.watch.end(false);
+    }
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            let messages = this.messages.as_mut().map_or(0, |messages| messages.take(data));
+            this.watch.request.add(data.len(), messages);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Call {
+    /// Its end was judged.
+    pub(super) fn tell(&self) {
+        if let Some(watch) = &self.chosen.watch {
+            watch.judged(&Judged {
+                flags: self.flag | self.chosen.flags,
+                cluster: Some(&self.upstream().name),
+                endpoint: self.endpoint,
+                attempts: self.attempts.number(),
+            });
+        }
+    }
+}
