@@ -44,6 +44,15 @@ pub use telemetry::{
 };
 pub use transport::Keepalive;
 
+/// Byte streams of the application's own under all connections: [`MeshBuilder::dial`].
+pub mod dial {
+    pub use crate::outbound::connect::Dial;
+    pub use mesh_xds::{
+        ads::{BoxedIo, Io},
+        bootstrap::ServerAddress,
+    };
+}
+
 /// Filters that routes configure, and your own ([`MeshBuilder::filter`]); as layers for any client: [`RateLimitLayer`](filter::RateLimitLayer),
 /// [`FaultLayer`](filter::FaultLayer).
 pub mod filter {

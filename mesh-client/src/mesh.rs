@@ -7,7 +7,7 @@ use crate::{
     outbound::{
         call::Settings,
         cluster::Balancing,
-        connect::DRAIN_TIMEOUT,
+        connect::{DRAIN_TIMEOUT, Dial, DialRef},
         filter::{FilterFactory, Parser},
         identity::Identities,
         narrate,
@@ -73,6 +73,7 @@ pub struct MeshBuilder {
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     keepalive: Option<Keepalive>,
     drain_timeout: Duration,
+    dial: Option<DialRef>,
     extensions: Extensions,
     ring_hash_cap: u64,
     zone_share: Option<f64>,
@@ -368,6 +369,14 @@ impl MeshBuilder {
         self
     }
 
+    /// Opens the byte streams to endpoints and control planes by `dial` in place of TCP sockets: through a tunnel, or in a network
+    /// that is simulated.
+    #[must_use]
+    pub fn dial(mut self, dial: impl Dial) -> Self {
+        self.dial = Some(DialRef(Arc::new(dial)));
+        self
+    }
+
     /// Adds a filter that the control plane can configure: by the type of its configuration, a type URL or the full name of a message,
     /// also inside a `TypedStruct` (gRFC A39). A type that is known here is not replaced. Without this, a filter of an unknown type makes
     /// its listener rejected, unless it is optional.
@@ -422,13 +431,15 @@ impl MeshBuilder {
         };
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let identities = Identities::new(providers, crypto, runtime.clone());
-        let xds = bootstrap.map(|b| XdsClient::with_extensions(b, identities.ads_connector(), self.extensions));
+        let xds = bootstrap
+            .map(|b| XdsClient::with_extensions(b, identities.ads_connector(self.dial.clone()), self.extensions));
         let inner = Inner {
             xds,
             upstreams: Arc::new(Upstreams::new(
                 identities,
                 self.keepalive,
                 self.drain_timeout,
+                self.dial,
                 balancing,
                 runtime.clone(),
             )),
@@ -459,6 +470,7 @@ impl Default for MeshBuilder {
             crypto: None,
             keepalive: Some(Keepalive::default()),
             drain_timeout: DRAIN_TIMEOUT,
+            dial: None,
             extensions: Extensions::default(),
             ring_hash_cap: RING_HASH_CAP,
             zone_share: None,

@@ -1,6 +1,6 @@
 //! Certificates by provider instance: TLS of clusters, and of the control plane's own connection.
 
-use crate::error::BoxError;
+use crate::{error::BoxError, outbound::connect::DialRef};
 use futures::future::BoxFuture;
 use mesh_tls::{
     ClientSettings, ClientTls, CryptoProvider, FileSource, FileSourceConfig, PeerCheck, Roots, SanMatcher, Source,
@@ -29,6 +29,7 @@ pub(crate) struct Identities {
 #[derive(Debug)]
 struct AdsConnect {
     identities: Arc<Identities>,
+    dial: Option<DialRef>,
     /// By credentials: servers with equal ones share their configuration.
     tls: Mutex<HashMap<TlsCreds, ClientTls>>,
 }
@@ -64,8 +65,8 @@ impl Identities {
     }
 
     /// How the ADS connection is opened.
-    pub(crate) fn ads_connector(self: &Arc<Self>) -> Arc<dyn Connect> {
-        Arc::new(AdsConnect { identities: self.clone(), tls: Mutex::default() })
+    pub(crate) fn ads_connector(self: &Arc<Self>, dial: Option<DialRef>) -> Arc<dyn Connect> {
+        Arc::new(AdsConnect { identities: self.clone(), dial, tls: Mutex::default() })
     }
 
     fn source(&self, provider: &CertificateProviderRef) -> Result<Arc<dyn Source>, BoxError> {
@@ -141,13 +142,18 @@ impl Connect for AdsConnect {
             ChannelCreds::Tls(creds) => self.tls(creds, server).map(Some),
         };
         let address = server.address.clone();
+        let dial = self.dial.clone();
         Box::pin(async move {
-            let Some(tls) = tls.map_err(io::Error::other)? else { return connect_address(&address).await };
+            let tls = tls.map_err(io::Error::other)?;
+            let io = match dial {
+                None => connect_address(&address).await?,
+                Some(DialRef(dial)) => dial.control_plane(&address).await?,
+            };
+            let Some(tls) = tls else { return Ok(io) };
             let name = match &address {
                 ServerAddress::Tcp { host, .. } => Some(host.clone()),
                 ServerAddress::Unix(_) => None,
             };
-            let io = connect_address(&address).await?;
             let (stream, _) = tls.connect(io, name.as_deref()).await.map_err(io::Error::other)?;
             Ok(Box::new(stream) as BoxedIo)
         })

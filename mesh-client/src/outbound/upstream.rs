@@ -3,7 +3,7 @@
 use crate::{
     outbound::{
         cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, Resource},
-        connect::{Connector, ConnectorSettings, Security, Subchannel},
+        connect::{Connector, ConnectorSettings, DialRef, Security, Subchannel},
         filter::Filters,
         identity::Identities,
         retry::{Permit, RetryBudget},
@@ -53,6 +53,7 @@ struct Shared {
     handshakes: Arc<Semaphore>,
     keepalive: Option<Keepalive>,
     drain_timeout: Duration,
+    dial: Option<DialRef>,
 }
 
 /// TLS and HTTP handshakes at the same time: enough to keep every core busy while peers answer.
@@ -63,11 +64,12 @@ impl Upstreams {
         identities: Arc<Identities>,
         keepalive: Option<Keepalive>,
         drain_timeout: Duration,
+        dial: Option<DialRef>,
         balancing: Balancing,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout });
+        let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout, dial });
         let (clusters, balancing) = (Mutex::default(), Arc::new(balancing));
         Self { clusters, identities, shared, balancing, filters: Filters::default() }
     }
@@ -150,7 +152,10 @@ fn connector(
             Err(error) => Security::Broken(error.into()),
         },
     };
-    let settings = ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout);
+    let settings = ConnectorSettings {
+        dial: shared.dial.clone(),
+        ..ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout)
+    };
     Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())
 }
 

@@ -13,7 +13,8 @@ use hyper_util::{
 };
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpStream, ToSocketAddrs},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, ToSocketAddrs},
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
@@ -139,6 +140,9 @@ pub async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => {
+                    if let Err(error) = tcp.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY refused");
+                    }
                     let ads = Ads { cache: cache.clone(), peer: Some(peer), stop: stop_signal.clone() };
                     connections.spawn(connection(tcp, ads, options.clone()));
                 }
@@ -163,12 +167,23 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection(tcp: TcpStream, ads: Ads, options: ServerOptions) {
+/// Serves `cache` on one byte stream, HTTP/2 without TLS, until it ends: for a server with listeners of its own.
+///
+/// # Cancel safety
+/// Dropping the future cuts the connection.
+pub async fn serve_connection(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    cache: ResourceCache,
+    options: ServerOptions,
+) {
+    // Kept to the end: without it the connection would be told to stop.
+    let (_never, stop) = watch::channel(false);
+    connection(io, Ads { cache, peer: None, stop }, options).await;
+}
+
+async fn connection(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, ads: Ads, options: ServerOptions) {
     let mut stop = ads.stop.clone();
     let peer = ads.peer;
-    if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY refused");
-    }
     let service = AggregatedDiscoveryServiceServer::new(ads)
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(usize::MAX);
@@ -178,7 +193,7 @@ async fn connection(tcp: TcpStream, ads: Ads, options: ServerOptions) {
         .timer(TokioTimer::new())
         .keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout);
-    let connection = builder.serve_connection(TokioIo::new(tcp), TowerToHyperService::new(service));
+    let connection = builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,

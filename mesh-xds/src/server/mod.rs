@@ -19,7 +19,7 @@ mod session;
 mod status;
 
 pub use crate::resource::ResourceType;
-pub use ads::{AdsServer, ServerOptions, serve};
+pub use ads::{AdsServer, ServerOptions, serve, serve_connection};
 pub use cache::{ResourceCache, ResourceSet};
 pub use envoy_types::pb::google::protobuf::Any;
 pub use status::{Nack, StreamStatus, TypeStatus};

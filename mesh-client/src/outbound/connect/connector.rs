@@ -1,6 +1,11 @@
 //! How the endpoints of one cluster are connected to.
 
-use super::{Backoff, ConnectError, error::Shown, socket::TcpOptions};
+use super::{
+    Backoff, ConnectError,
+    dial::{DialRef, Socket},
+    error::Shown,
+    socket::TcpOptions,
+};
 use crate::{
     outbound::cluster::Breaker,
     transport::{Connection, Events, Keepalive, Origin, Protocol, Stream, TransportConfig},
@@ -57,6 +62,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) tcp: TcpOptions,
     /// TLS or not.
     pub(crate) security: Security,
+    /// In place of TCP sockets.
+    pub(crate) dial: Option<DialRef>,
 }
 
 /// How the connections of one cluster are secured.
@@ -116,6 +123,7 @@ impl Default for ConnectorSettings {
             transport: TransportConfig::default(),
             tcp: TcpOptions::default(),
             security: Security::Plaintext,
+            dial: None,
         }
     }
 }
@@ -249,13 +257,17 @@ impl Connector {
         Ok(Opened { connection, generation })
     }
 
-    pub(super) async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    pub(super) async fn tcp(&self, address: SocketAddr) -> Result<Socket, ConnectError> {
         if let Security::Broken(cause) = &self.settings.security {
             return Err(ConnectError::Settings { address, source: Shown(Arc::clone(cause)) });
         }
-        let tcp = TcpStream::connect(address).await.map_err(|source| ConnectError::Tcp { address, source })?;
+        let failed = |source| ConnectError::Tcp { address, source };
+        if let Some(DialRef(dial)) = &self.settings.dial {
+            return dial.endpoint(address).await.map(Socket::Dialed).map_err(failed);
+        }
+        let tcp = TcpStream::connect(address).await.map_err(failed)?;
         self.settings.tcp.apply(&tcp);
-        Ok(tcp)
+        Ok(Socket::Tcp(tcp))
     }
 
     /// A turn among the handshakes of the cluster, then of the process.

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod connector;
+mod dial;
 mod error;
 mod preconnect;
 mod probe;
@@ -11,6 +12,8 @@ mod supervisor;
 
 pub(crate) use backoff::Backoff;
 pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security};
+pub use dial::Dial;
+pub(crate) use dial::DialRef;
 pub(crate) use error::ConnectError;
 pub(crate) use probe::Kept;
 pub(crate) use subchannel::Subchannel;

@@ -15,10 +15,7 @@ use http::{
 use http_body_util::{BodyExt, Full};
 use mesh_xds::resource::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck};
 use std::{error::Error, sync::Arc};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The connection of an endpoint's checks, between two of them. Closed when dropped.
 #[derive(Default)]
@@ -189,7 +186,7 @@ impl Connector {
 
     /// TCP, and TLS where the cluster has it.
     async fn open_raw(&self, target: &CheckTarget) -> Result<Box<dyn Stream>, ConnectError> {
-        let tcp: TcpStream = self.tcp(target.address).await?;
+        let tcp = self.tcp(target.address).await?;
         let Security::Tls(tls) = &self.settings.security else { return Ok(Box::new(tcp)) };
         let session = tls.connect(tcp, None).await;
         let (stream, _) = session.map_err(|source| ConnectError::Tls { address: target.address, source })?;
