@@ -52,7 +52,7 @@ struct Core {
     attempts: usize,
     /// Callers waiting in `acquire`.
     waiters: usize,
-    /// Failed attempts in a row.
+    /// Times in a row that attempts failed.
     failures: u32,
     /// No attempt until the timer says so.
     in_backoff: bool,
@@ -305,9 +305,10 @@ impl Subchannel {
                         return;
                     }
                     core.attempts -= 1;
-                    core.failures = core.failures.saturating_add(1);
                     core.last_error = Some(Arc::new(error));
                     if !std::mem::replace(&mut core.in_backoff, true) {
+                        // Attempts that fail beside each other are one failure.
+                        core.failures = core.failures.saturating_add(1);
                         self.start_timer(core);
                     }
                     core.wake = true;

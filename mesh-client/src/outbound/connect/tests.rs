@@ -3,15 +3,22 @@
 mod support;
 mod tls;
 
-use super::{Backoff, ConnectError, Connectivity, ConnectorSettings, Security, Subchannel};
+use super::{Backoff, ConnectError, Connectivity, ConnectorSettings, Dial, DialRef, Security, Subchannel};
 use crate::{
     outbound::cluster::{Breaker, Resource},
     transport::Protocol,
 };
-use futures::FutureExt;
-use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
+use futures::{FutureExt, future::BoxFuture};
+use mesh_xds::{
+    ads::BoxedIo,
+    resource::{CircuitBreakers, RoutingPriority},
+};
 use std::{
-    sync::{Arc, atomic::Ordering},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 use support::{Server, call, connector, refused, until, within};
@@ -46,7 +53,7 @@ async fn one_attempt_serves_all_who_wait_and_outlives_those_who_left() {
     assert_eq!(subchannel.state(), Connectivity::Connecting);
     let leases = within(futures::future::join_all((0..20).map(|_| subchannel.acquire(RoutingPriority::Default)))).await;
     assert!(leases.iter().all(Result::is_ok));
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+    assert_eq!(server.accepted.load(SeqCst), 1);
     assert_eq!(subchannel.in_flight(), 20);
     drop(leases);
     assert_eq!(subchannel.in_flight(), 0);
@@ -82,6 +89,37 @@ async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
     let second = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("in backoff");
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
+}
+
+/// Refuses, after a while, and counts how often.
+#[derive(Clone, Default)]
+struct Refusing(Arc<AtomicUsize>);
+
+impl Dial for Refusing {
+    fn endpoint(&self, _: SocketAddr) -> BoxFuture<'static, std::io::Result<BoxedIo>> {
+        self.0.fetch_add(1, SeqCst);
+        Box::pin(async {
+            sleep(Duration::from_millis(10)).await;
+            Err(std::io::ErrorKind::ConnectionRefused.into())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_that_fail_beside_each_other_are_one_failure() {
+    let refusing = Refusing::default();
+    let dial = Some(DialRef(Arc::new(refusing.clone())));
+    let settings =
+        ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 100, dial, ..Default::default() };
+    let subchannel = Subchannel::new("10.0.0.1:80".parse().expect("an address"), connector(settings, None));
+    let waiting = (0..20).map(|_| subchannel.acquire(RoutingPriority::Default));
+    assert!(futures::future::join_all(waiting).await.iter().all(Result::is_err));
+    let (begun, tried) = (Instant::now(), refusing.0.load(SeqCst));
+    assert!(tried > 10, "{tried} at once");
+    while refusing.0.load(SeqCst) == tried {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(begun.elapsed() < Duration::from_millis(1300), "again after {:?}", begun.elapsed());
 }
 
 /// A subchannel in backoff, whose endpoint then comes up and is connected to by other means than its timer.
@@ -187,7 +225,7 @@ async fn a_lost_connection_is_made_again_at_the_next_use() {
         call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected again"), "/").await,
         "0"
     );
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+    assert_eq!(server.accepted.load(SeqCst), 1);
 }
 
 #[tokio::test]
@@ -200,7 +238,7 @@ async fn grows_to_its_cap_when_streams_run_out_then_waits_for_one() {
     for _ in 0..4 {
         leases.push(within(subchannel.acquire(RoutingPriority::Default)).await.expect("stream"));
     }
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    assert_eq!(server.accepted.load(SeqCst), 2);
     assert!(subchannel.ready().is_none());
     let waiting = {
         let subchannel = Arc::clone(&subchannel);
@@ -211,7 +249,7 @@ async fn grows_to_its_cap_when_streams_run_out_then_waits_for_one() {
     assert!(!waiting.is_finished());
     leases.pop();
     let lease = within(waiting).await.expect("task").expect("stream");
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    assert_eq!(server.accepted.load(SeqCst), 2);
     leases.push(lease);
     leases.clear();
     assert_eq!(subchannel.in_flight(), 0);
@@ -224,7 +262,7 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
     let connector = connector(settings, None);
     let subchannel = Subchannel::new(server.address, connector);
     let leases = within(futures::future::join_all((0..3).map(|_| subchannel.acquire(RoutingPriority::Default)))).await;
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
+    assert_eq!(server.accepted.load(SeqCst), 3);
     let mut answers = Vec::new();
     for lease in leases {
         answers.push(call(lease.expect("lease"), "/").await);
@@ -236,7 +274,7 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
     let calls = (0..13)
         .map(|_| async { call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await });
     assert_eq!(within(futures::future::join_all(calls)).await.len(), 13);
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 3);
+    assert_eq!(server.accepted.load(SeqCst), 3);
 }
 
 #[tokio::test]
@@ -374,7 +412,7 @@ async fn tls_that_cannot_be_set_up_is_the_error_and_never_plaintext() {
     let subchannel = Subchannel::new(server.address, connector(settings, None));
     let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("broken");
     assert!(std::error::Error::source(&*error).expect("cause").to_string().contains("not in the bootstrap"));
-    assert_eq!(server.accepted.load(Ordering::SeqCst), 0);
+    assert_eq!(server.accepted.load(SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
