@@ -21,7 +21,7 @@ use crate::{
     telemetry::{access_log::AccessLog, explain::Explanation, trace::Propagation, watch::Observers},
 };
 use mesh_xds::{
-    Bootstrap, TargetWatch, XdsClient,
+    Bootstrap, ClientOptions, TargetWatch, XdsClient,
     bootstrap::BootstrapError,
     resource::{ClusterLoadAssignment, Endpoint, Extensions},
     source::{self, DnsOptions, Policy},
@@ -278,7 +278,7 @@ impl MeshBuilder {
         self
     }
 
-    /// How `dns:///` targets are resolved.
+    /// How `dns:///` targets are resolved. The names of DNS clusters are resolved by the same `resolver`; how often, they say themselves.
     #[must_use]
     pub fn dns(mut self, options: DnsOptions) -> Self {
         self.dns = options;
@@ -431,8 +431,8 @@ impl MeshBuilder {
         };
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let identities = Identities::new(providers, crypto, runtime.clone());
-        let xds = bootstrap
-            .map(|b| XdsClient::with_extensions(b, identities.ads_connector(self.dial.clone()), self.extensions));
+        let options = ClientOptions { extensions: self.extensions, resolver: self.dns.resolver.clone() };
+        let xds = bootstrap.map(|b| XdsClient::with_options(b, identities.ads_connector(self.dial.clone()), options));
         let inner = Inner {
             xds,
             upstreams: Arc::new(Upstreams::new(

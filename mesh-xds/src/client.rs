@@ -3,13 +3,15 @@
 use crate::{
     ads::{Connect, Driver},
     bootstrap::{Bootstrap, BootstrapError},
-    graph::{Graph, TargetKey},
+    graph::{Graph, Job, TargetKey},
     resource::Extensions,
+    source::{ResolverConfig, Resolvers, refresh},
     status::ClientStatus,
     watch::TargetWatch,
 };
 use std::{
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{
@@ -24,6 +26,15 @@ pub struct XdsClient {
     handle: Arc<Handle>,
 }
 
+/// What a client may be told besides its bootstrap.
+#[derive(Clone, Debug, Default)]
+pub struct ClientOptions {
+    /// Types of the application.
+    pub extensions: Extensions,
+    /// Who resolves the names of DNS clusters; `None`: the system's configuration (`/etc/resolv.conf`). The hosts file is read either way.
+    pub resolver: Option<ResolverConfig>,
+}
+
 /// Lives as long as a client or a watch does.
 struct Handle {
     shared: Arc<Shared>,
@@ -36,6 +47,7 @@ pub(crate) struct Shared {
     bootstrap: Arc<Bootstrap>,
     connect: Arc<dyn Connect>,
     extensions: Extensions,
+    resolvers: Arc<Resolvers>,
     graph: Mutex<Graph>,
     /// One per driver, by the server's index in the graph: "your subscriptions changed".
     drivers: Mutex<Vec<Arc<Notify>>>,
@@ -55,14 +67,14 @@ impl XdsClient {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(bootstrap: Arc<Bootstrap>, connect: Arc<dyn Connect>) -> Self {
-        Self::with_extensions(bootstrap, connect, Extensions::default())
+        Self::with_options(bootstrap, connect, ClientOptions::default())
     }
 
-    /// One that knows types of the application too.
+    /// One that knows types of the application too, or resolves the names of DNS clusters in another way.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn with_extensions(bootstrap: Arc<Bootstrap>, connect: Arc<dyn Connect>, extensions: Extensions) -> Self {
+    pub fn with_options(bootstrap: Arc<Bootstrap>, connect: Arc<dyn Connect>, options: ClientOptions) -> Self {
         let (stop, stopped) = watch::channel(());
         for note in bootstrap.notes() {
             tracing::warn!("xDS bootstrap: {note}");
@@ -71,7 +83,8 @@ impl XdsClient {
             graph: Mutex::new(Graph::new(bootstrap.clone())),
             bootstrap,
             connect,
-            extensions,
+            extensions: options.extensions,
+            resolvers: Arc::new(Resolvers::new(options.resolver)),
             drivers: Mutex::default(),
             runtime: runtime::Handle::current(),
             stop: stopped,
@@ -119,11 +132,37 @@ impl Shared {
         let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
         let result = step(&mut graph);
         let changed = graph.take_changed();
+        let jobs = graph.take_jobs();
         drop(graph);
         for server in changed {
             self.wake(server);
         }
+        for job in jobs {
+            self.resolve(&job);
+        }
         result
+    }
+
+    /// Looks the names of a DNS cluster up again and again, each by itself, while a target uses the cluster.
+    fn resolve(self: &Arc<Self>, job: &Job) {
+        for (place, host) in job.discovery.names.iter().enumerate().filter(|(_, host)| host.parse::<IpAddr>().is_err())
+        {
+            let (shared, resolvers) = (Arc::downgrade(self), self.resolvers.clone());
+            let (cluster, host, generation) = (job.cluster.clone(), host.clone(), job.generation);
+            let (family, every) = (job.discovery.family, job.discovery.refresh);
+            let (mut unused, mut stop) = (job.stop.clone(), self.stop.clone());
+            self.runtime.spawn(async move {
+                let tell = |found| {
+                    let Some(shared) = shared.upgrade() else { return false };
+                    shared.graph(|graph| graph.answered(&cluster, generation, place, found))
+                };
+                tokio::select! {
+                    () = refresh(&host, family, every, &*resolvers, tell) => {}
+                    _ = unused.changed() => {}
+                    _ = stop.changed() => {}
+                }
+            });
+        }
     }
 
     /// Tells a driver that its subscriptions changed; starts it if it does not run yet.

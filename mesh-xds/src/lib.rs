@@ -19,6 +19,6 @@ pub mod status;
 mod watch;
 
 pub use bootstrap::Bootstrap;
-pub use client::XdsClient;
+pub use client::{ClientOptions, XdsClient};
 pub use snapshot::Snapshot;
 pub use watch::{Closed, TargetWatch};

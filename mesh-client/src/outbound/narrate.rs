@@ -7,6 +7,7 @@ use crate::{
         retry::Decision,
         route::{ClusterChoice, Clusters, Forward, RequestHead, RouteAction, Trail},
         timeout::is_grpc,
+        upstream::Upstream,
     },
     telemetry::{
         explain::{Explain, Explanation, Step},
@@ -171,18 +172,28 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         }
         match &choice.cluster {
             UpstreamRef::Failed(cause) => steps.push(step("cluster", format!("cannot be used: {cause}"))),
-            UpstreamRef::Live(upstream) => {
-                let upstream = &routing.upstreams()[*upstream];
-                let status = upstream.live.status(Instant::now());
-                steps.push(step("load", status.to_string()));
-                for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {
-                    steps.push(step("endpoint", endpoint.to_string()));
+            UpstreamRef::Live(upstream) => match routing.leaves(*upstream) {
+                [] => serving(&routing.upstreams()[*upstream], steps),
+                leaves => {
+                    for leaf in leaves.iter().map(|leaf| &routing.upstreams()[*leaf]) {
+                        steps.push(step("leaf", format!("`{}` of the aggregate `{}`", leaf.name, choice.name)));
+                        serving(leaf, steps);
+                    }
                 }
-                if status.endpoints.len() > MAX_ENDPOINTS {
-                    steps.push(step("endpoint", format!("… and {} more", status.endpoints.len() - MAX_ENDPOINTS)));
-                }
-            }
+            },
         }
+    }
+}
+
+/// What a cluster looks like now.
+fn serving(upstream: &Upstream, steps: &mut Vec<Step>) {
+    let status = upstream.live.status(Instant::now());
+    steps.push(step("load", status.to_string()));
+    for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {
+        steps.push(step("endpoint", endpoint.to_string()));
+    }
+    if status.endpoints.len() > MAX_ENDPOINTS {
+        steps.push(step("endpoint", format!("… and {} more", status.endpoints.len() - MAX_ENDPOINTS)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     outbound::{
-        cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, Resource},
+        cluster::{Balancing, Breaker, ClusterDeps, LiveCluster},
         connect::{Connector, ConnectorSettings, DialRef, Security, Subchannel},
         filter::Filters,
         identity::Identities,
@@ -122,9 +122,8 @@ impl Upstreams {
 }
 
 impl Upstream {
-    /// A share of the retry budget, if there is one left.
-    pub(crate) fn retry_permit(&self, profile: Profile, priority: RoutingPriority) -> Option<Permit> {
-        let active = self.live.breaker().in_use(priority, Resource::Requests);
+    /// A share of the retry budget, if there is one left while so many requests are in flight.
+    pub(crate) fn retry_permit(&self, profile: Profile, priority: RoutingPriority, active: u32) -> Option<Permit> {
         let permit = self.live.budget(priority).try_acquire_as(profile, active)?;
         match &self.budget {
             None => Some(permit),

@@ -6,6 +6,7 @@ mod support;
 
 mod access_log;
 mod actions;
+mod aggregates;
 mod balancing;
 mod basics;
 mod bootstrap;
@@ -15,6 +16,7 @@ mod connections;
 mod connections_layer;
 mod control_plane;
 mod differential;
+mod dns_clusters;
 mod docs;
 mod failfast;
 mod faults;

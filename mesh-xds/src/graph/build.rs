@@ -1,6 +1,6 @@
-//! From what is known to one complete snapshot: reachability LDS -> RDS -> virtual host -> CDS -> EDS (gRFC A74).
+//! From what is known to one complete snapshot: reachability LDS -> RDS -> virtual host -> CDS -> EDS or DNS (gRFC A74).
 
-use super::{Graph, Key, TargetKey, entry::error};
+use super::{Graph, Reach, TargetKey, entry::error, leaves};
 use crate::{
     resource::{
         Cluster, ClusterLoadAssignment, Discovery, Listener, Resource, ResourceType, RouteConfiguration, RouteSource,
@@ -8,7 +8,7 @@ use crate::{
     snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, Snapshot},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Write as _,
     sync::Arc,
 };
@@ -39,8 +39,8 @@ struct Incomplete(Option<Arc<ResourceError>>);
 
 impl Graph {
     /// What the target reaches now, and what that comes to.
-    pub(super) fn build(&self, key: &TargetKey, last: Option<&Arc<Snapshot>>) -> (BTreeSet<Key>, Outcome) {
-        let mut wants = BTreeSet::new();
+    pub(super) fn build(&self, key: &TargetKey, last: Option<&Arc<Snapshot>>) -> (Reach, Outcome) {
+        let mut wants = Reach::default();
         let newest = self.roots(key, &mut wants).and_then(|(listener, routes)| {
             self.complete(key, listener, routes, last, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
         });
@@ -63,7 +63,7 @@ impl Graph {
     fn roots(
         &self,
         (name, _): &TargetKey,
-        wants: &mut BTreeSet<Key>,
+        wants: &mut Reach,
     ) -> Result<(&Arc<Listener>, &Arc<RouteConfiguration>), Outcome> {
         let listener = match self.find(ResourceType::Listener, name, wants) {
             Found::Good(Resource::Listener(listener)) => listener,
@@ -85,19 +85,27 @@ impl Graph {
         listener: &Arc<Listener>,
         routes: &Arc<RouteConfiguration>,
         last: Option<&Arc<Snapshot>>,
-        wants: &mut BTreeSet<Key>,
+        wants: &mut Reach,
     ) -> Result<Snapshot, Incomplete> {
         let virtual_host = routes.virtual_host_for(host);
         let mut names = virtual_host.map(|index| routes.virtual_hosts[index].cluster_names()).unwrap_or_default();
         names.extend(listener.http.service_clusters().cloned());
         let mut clusters = BTreeMap::new();
         let mut incomplete: Option<Incomplete> = None;
-        for cluster in names {
+        let mut names: VecDeque<Arc<str>> = names.into_iter().collect();
+        let mut walked = BTreeSet::new();
+        while let Some(cluster) = names.pop_front() {
+            if !walked.insert(cluster.clone()) {
+                continue;
+            }
             // Nothing good is given up for a cluster that may only be late: then its timer decides.
             let expendable =
                 last.is_none_or(|last| matches!(last.clusters.get(&cluster), Some(ClusterEntry::Failed(_))));
             match self.cluster(&cluster, expendable, wants) {
                 Ok(entry) => {
+                    if let ClusterEntry::Aggregate { leaves, .. } = &entry {
+                        names.extend(leaves.iter().cloned());
+                    }
                     clusters.insert(cluster, entry);
                 }
                 // The walk goes on: everything reachable is subscribed at once.
@@ -107,6 +115,7 @@ impl Graph {
                 },
             }
         }
+        leaves::spread(&mut clusters);
         match incomplete {
             Some(reason) => Err(reason),
             None => Ok(Snapshot {
@@ -122,12 +131,7 @@ impl Graph {
     }
 
     /// One cluster with its endpoints. An `expendable` one that is missing has failed.
-    fn cluster(
-        &self,
-        name: &Arc<str>,
-        expendable: bool,
-        wants: &mut BTreeSet<Key>,
-    ) -> Result<ClusterEntry, Incomplete> {
+    fn cluster(&self, name: &Arc<str>, expendable: bool, wants: &mut Reach) -> Result<ClusterEntry, Incomplete> {
         let cluster = match self.find(ResourceType::Cluster, name, wants) {
             Found::Good(Resource::Cluster(cluster)) => cluster,
             Found::Good(_) => return Err(Incomplete(None)),
@@ -144,6 +148,17 @@ impl Graph {
         };
         match &cluster.discovery {
             Discovery::Static(endpoints) => Ok(ready(cluster, endpoints)),
+            Discovery::Dns(discovery) => {
+                wants.names.insert(name.clone(), discovery.clone());
+                match self.names.endpoints(name, discovery) {
+                    Some(Ok(endpoints)) => Ok(ready(cluster, endpoints)),
+                    Some(Err(problem)) => Ok(ClusterEntry::Failed(problem.clone())),
+                    None => Err(Incomplete(None)),
+                }
+            }
+            Discovery::Aggregate(children) => {
+                Ok(ClusterEntry::Aggregate { cluster: cluster.clone(), leaves: children.clone() })
+            }
             Discovery::Eds { service_name } => {
                 match self.find(ResourceType::ClusterLoadAssignment, service_name, wants) {
                     Found::Good(Resource::ClusterLoadAssignment(endpoints)) => Ok(ready(cluster, endpoints)),
@@ -156,10 +171,10 @@ impl Graph {
         }
     }
 
-    fn find(&self, kind: ResourceType, name: &Arc<str>, wants: &mut BTreeSet<Key>) -> Found<'_> {
+    fn find(&self, kind: ResourceType, name: &Arc<str>, wants: &mut Reach) -> Found<'_> {
         let key = (kind, name.clone());
         let entry = self.resources.get(&key);
-        wants.insert(key);
+        wants.resources.insert(key);
         let Some(entry) = entry else { return Found::Waiting(None) };
         match (&entry.accepted, &entry.problem) {
             (Some(accepted), _) => Found::Good(&accepted.resource),
@@ -178,17 +193,20 @@ impl Graph {
         ))
     }
 
-    /// "lds=3 rds=3 cds=3 eds=7": the newest version of each type among what is used.
-    fn version(&self, wants: &BTreeSet<Key>) -> String {
+    /// "lds=3 rds=3 cds=3 eds=7 dns=2": the newest version of each type among what is used.
+    fn version(&self, wants: &Reach) -> String {
         let mut out = String::new();
         for kind in ResourceType::ALL {
-            let used = wants.iter().filter(|(of, _)| *of == kind).filter_map(|key| self.resources.get(key));
+            let used = wants.resources.iter().filter(|(of, _)| *of == kind).filter_map(|key| self.resources.get(key));
             let newest = used.filter(|entry| entry.accepted.is_some()).max_by_key(|entry| entry.sequence);
             if let Some(newest) = newest {
                 let space = if out.is_empty() { "" } else { " " };
                 // Writing to a String cannot fail.
                 let _ = write!(out, "{space}{}={}", kind.short(), newest.version);
             }
+        }
+        if let Some(change) = self.names.version(wants.names.keys()) {
+            let _ = write!(out, " dns={change}");
         }
         out
     }
@@ -212,15 +230,5 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && a.clusters
             .iter()
             .zip(&b.clusters)
-            .all(|((name, entry), (other_name, other))| name == other_name && same_cluster(entry, other))
-}
-
-fn same_cluster(a: &ClusterEntry, b: &ClusterEntry) -> bool {
-    match (a, b) {
-        (ClusterEntry::Ready { cluster, endpoints }, ClusterEntry::Ready { cluster: other, endpoints: others }) => {
-            Arc::ptr_eq(cluster, other) && Arc::ptr_eq(endpoints, others)
-        }
-        (ClusterEntry::Failed(problem), ClusterEntry::Failed(other)) => Arc::ptr_eq(problem, other),
-        _ => false,
-    }
+            .all(|((name, entry), (other_name, other))| name == other_name && entry.is_same(other))
 }

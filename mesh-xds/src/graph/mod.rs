@@ -4,6 +4,8 @@
 
 mod build;
 mod entry;
+mod leaves;
+mod names;
 
 #[cfg(test)]
 mod tests;
@@ -12,13 +14,16 @@ use crate::{
     ads::{Absence, Verdict},
     bootstrap::{Bootstrap, ServerConfig, authority_of},
     resource::ResourceType,
-    snapshot::{Snapshot, TargetState},
+    snapshot::{ResourceError, Snapshot, TargetState},
     status::{ClientStatus, ServerStatus},
 };
 use build::Outcome;
 use entry::Entry;
+pub(crate) use names::Job;
+use names::{Names, Reached};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::SystemTime,
 };
@@ -36,6 +41,7 @@ pub(crate) struct Graph {
     bootstrap: Arc<Bootstrap>,
     servers: Vec<Server>,
     resources: HashMap<Key, Entry>,
+    names: Names,
     targets: BTreeMap<TargetKey, Target>,
     /// Counts responses, to tell the newest version.
     sequence: u64,
@@ -58,7 +64,15 @@ struct Target {
     watchers: usize,
     /// The last complete snapshot, while it is in force.
     last: Option<Arc<Snapshot>>,
-    wants: BTreeSet<Key>,
+    wants: Reach,
+}
+
+/// What a target reaches.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Reach {
+    resources: BTreeSet<Key>,
+    /// Its DNS clusters.
+    names: Reached,
 }
 
 /// A response's place in the order of things.
@@ -72,7 +86,8 @@ pub(crate) struct Stamp {
 
 impl Graph {
     pub(crate) fn new(bootstrap: Arc<Bootstrap>) -> Self {
-        Self { bootstrap, servers: Vec::new(), resources: HashMap::new(), targets: BTreeMap::new(), sequence: 0 }
+        let (servers, resources, targets) = (Vec::new(), HashMap::new(), BTreeMap::new());
+        Self { bootstrap, servers, resources, names: Names::default(), targets, sequence: 0 }
     }
 
     /// Adds a watcher to a target.
@@ -82,7 +97,7 @@ impl Graph {
             return target.sender.subscribe();
         }
         let (sender, receiver) = watch::channel(TargetState::Pending { cause: None });
-        self.targets.insert(key.clone(), Target { sender, watchers: 1, last: None, wants: BTreeSet::new() });
+        self.targets.insert(key.clone(), Target { sender, watchers: 1, last: None, wants: Reach::default() });
         self.refresh(key);
         receiver
     }
@@ -94,7 +109,7 @@ impl Graph {
         if target.watchers == 0
             && let Some(target) = self.targets.remove(key)
         {
-            self.rewire(key, &target.wants, &BTreeSet::new());
+            self.rewire(key, &target.wants, &Reach::default());
         }
     }
 
@@ -169,6 +184,24 @@ impl Graph {
         self.refresh_all(&touched);
     }
 
+    /// The DNS names that are to be looked up from now on.
+    pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
+        self.names.take_jobs()
+    }
+
+    /// What came of a lookup of one name of a DNS cluster. False: the job is over.
+    pub(crate) fn answered(
+        &mut self,
+        cluster: &Arc<str>,
+        generation: u64,
+        place: usize,
+        answer: Result<Vec<IpAddr>, ResourceError>,
+    ) -> bool {
+        let Some(touched) = self.names.answered(cluster, generation, place, answer) else { return false };
+        self.refresh_all(&touched);
+        true
+    }
+
     /// The connection was made, or lost.
     pub(crate) fn connected(&mut self, server: usize, connected: bool) {
         self.servers[server].connected = connected;
@@ -214,8 +247,8 @@ impl Graph {
         if wants != target.wants {
             let (old, last) = (target.wants.clone(), target.last.clone());
             self.rewire(key, &old, &wants);
-            if matches!(outcome, Outcome::Pending(None)) {
-                // What was not even known before may have a server that is known to be down.
+            if matches!(outcome, Outcome::Pending(None)) || wants.names != old.names {
+                // What was not even known before may have a server that is known to be down, or need no lookup.
                 outcome = self.build(key, last.as_ref()).1;
             }
         }
@@ -225,7 +258,9 @@ impl Graph {
     }
 
     /// Moves a target from the resources it used to those it uses now. What nobody uses any more stays until [`Self::wanted`].
-    fn rewire(&mut self, target: &TargetKey, old: &BTreeSet<Key>, new: &BTreeSet<Key>) {
+    fn rewire(&mut self, target: &TargetKey, old: &Reach, new: &Reach) {
+        self.names.set_users(target, &old.names, &new.names);
+        let (old, new) = (&old.resources, &new.resources);
         for key in new.difference(old) {
             if !self.resources.contains_key(key) {
                 let entry = self.new_entry(key);

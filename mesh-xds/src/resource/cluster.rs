@@ -1,7 +1,8 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
 use super::{
-    ClusterLoadAssignment, ConnectionOptions, HealthCheck, LbPolicy, LbSettings, OutlierDetection, StringMatcher,
+    ClusterLoadAssignment, ConnectionOptions, DnsDiscovery, HealthCheck, LbPolicy, LbSettings, OutlierDetection,
+    StringMatcher,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -49,6 +50,10 @@ pub enum Discovery {
     },
     /// Endpoints in the cluster itself.
     Static(Arc<ClusterLoadAssignment>),
+    /// Addresses from DNS.
+    Dns(Arc<DnsDiscovery>),
+    /// Other clusters, in the order of preference (gRFC A37, `envoy.clusters.aggregate`); they may be aggregates, too.
+    Aggregate(Arc<[Arc<str>]>),
 }
 
 /// Upstream HTTP version.

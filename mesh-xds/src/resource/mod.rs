@@ -4,6 +4,7 @@ mod action;
 mod cluster;
 mod connection;
 mod decode;
+mod dns;
 mod edit;
 mod endpoint;
 mod filter;
@@ -28,6 +29,7 @@ pub use cluster::{
 pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 pub(crate) use decode::peek_name;
 pub use decode::{Decoder, Invalid};
+pub use dns::{DnsDiscovery, DnsRefresh, LookupFamily};
 pub use edit::{AppendAction, HeaderAdd, HeaderEdits, HeaderOps};
 pub use endpoint::{ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus, Locality, LocalityId, MetadataValue};
 pub use filter::{

@@ -19,19 +19,26 @@ pub struct Snapshot {
     pub routes: Arc<RouteConfiguration>,
     /// Index into `routes.virtual_hosts` of the host's virtual host; `None`: no virtual host matches.
     pub virtual_host: Option<usize>,
-    /// Every cluster that the virtual host can send to.
+    /// Every cluster that the virtual host can send to, with those that aggregates stand for.
     pub clusters: BTreeMap<Arc<str>, ClusterEntry>,
 }
 
 /// One cluster of a snapshot.
 #[derive(Clone, Debug)]
 pub enum ClusterEntry {
-    /// Usable: the cluster and its endpoints (an empty assignment when EDS said it does not exist).
+    /// Usable: the cluster and its endpoints, those of a DNS cluster resolved (an empty assignment when EDS said it does not exist).
     Ready {
         /// The cluster.
         cluster: Arc<Cluster>,
         /// Its endpoints.
         endpoints: Arc<ClusterLoadAssignment>,
+    },
+    /// Stands for other clusters of the snapshot: requests go to the first that can take them.
+    Aggregate {
+        /// The cluster. How its leaves balance and connect is theirs; the limits of its retries count.
+        cluster: Arc<Cluster>,
+        /// The clusters that have endpoints, highest priority first, each once and each [`Ready`](Self::Ready).
+        leaves: Arc<[Arc<str>]>,
     },
     /// Does not exist or was never valid: requests to it fail with this cause.
     Failed(Arc<ResourceError>),
@@ -72,6 +79,23 @@ pub enum ResourceErrorKind {
     Unreachable,
     /// DNS gives no address for the target.
     Unresolved,
+}
+
+impl ClusterEntry {
+    /// Whether two entries are made of the same parts.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ready { cluster: a, endpoints: x }, Self::Ready { cluster: b, endpoints: y }) => {
+                Arc::ptr_eq(a, b) && Arc::ptr_eq(x, y)
+            }
+            (Self::Aggregate { cluster: a, leaves: x }, Self::Aggregate { cluster: b, leaves: y }) => {
+                Arc::ptr_eq(a, b) && x == y
+            }
+            // That of an aggregate is made anew by each walk.
+            (Self::Failed(a), Self::Failed(b)) => Arc::ptr_eq(a, b) || (a.kind == b.kind && a.message == b.message),
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for ResourceErrorKind {

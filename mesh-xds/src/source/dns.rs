@@ -1,18 +1,16 @@
 //! DNS: the addresses of one name, refreshed by TTL, the last good ones kept.
 
+mod lookup;
+
+pub(crate) use lookup::{Lookup, Resolvers, refresh};
+
 use super::{Policy, ResolverConfig, fixed::Template};
 use crate::{
     ads::Backoff,
     bootstrap::split_host_port,
-    resource::{ClusterLoadAssignment, Endpoint},
+    resource::{ClusterLoadAssignment, Endpoint, LookupFamily},
     snapshot::{ResourceError, ResourceErrorKind, TargetState},
     watch::TargetWatch,
-};
-use futures::future::BoxFuture;
-use hickory_resolver::{
-    Resolver, TokioResolver,
-    config::LookupIpStrategy,
-    net::{NetError, runtime::TokioRuntimeProvider},
 };
 use std::{
     collections::BTreeSet,
@@ -25,7 +23,7 @@ use tokio::{sync::watch, task::AbortHandle, time::sleep};
 /// First delay after a failed lookup.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How names are resolved.
+/// How `dns:///` targets are resolved, and by whom the names of DNS clusters are, which say themselves how often.
 #[derive(Clone, Debug)]
 pub struct DnsOptions {
     /// `None`: the system's configuration (`/etc/resolv.conf`). The hosts file is read either way.
@@ -66,9 +64,11 @@ pub fn dns(target: &str, policy: &Policy, options: &DnsOptions) -> Result<Target
         let endpoints = ClusterLoadAssignment::of(target, vec![Endpoint::new(SocketAddr::new(ip, port))]);
         return Ok(super::fixed(target, Arc::new(endpoints), policy));
     }
-    let resolver = resolver(options)
+    let resolvers = Resolvers::new(options.resolver.clone());
+    resolvers
+        .of(LookupFamily::All)
         .map_err(|error| DnsTargetError { target: target.to_owned(), reason: format!("no DNS resolver: {error}") })?;
-    Ok(follow(Template::new(target, policy), host.to_owned(), port, options, Arc::new(resolver)))
+    Ok(follow(Template::new(target, policy), host.to_owned(), port, options, Arc::new(resolvers)))
 }
 
 fn parse(target: &str) -> Result<(&str, u16), String> {
@@ -79,44 +79,6 @@ fn parse(target: &str) -> Result<(&str, u16), String> {
         return Err(format!("\"{host}\" is not a host name"));
     }
     Ok((host, port))
-}
-
-fn resolver(options: &DnsOptions) -> Result<TokioResolver, NetError> {
-    let mut builder = match &options.resolver {
-        Some(config) => Resolver::builder_with_config(config.clone(), TokioRuntimeProvider::default()),
-        None => Resolver::builder_tokio().unwrap_or_else(|error| {
-            tracing::warn!("no system DNS configuration, only the hosts file is used: {error}");
-            let none = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-            Resolver::builder_with_config(none, TokioRuntimeProvider::default())
-        }),
-    };
-    let resolver_options = builder.options_mut();
-    resolver_options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // The refresh follows the TTL itself; a cache would only age the answers.
-    resolver_options.cache_size = 0;
-    builder.build()
-}
-
-/// The addresses of a name and how long they are good.
-type Answer = Result<(Vec<IpAddr>, Duration), ResourceError>;
-
-/// Where addresses come from.
-trait Lookup: Send + Sync {
-    /// Looks a name up once.
-    fn lookup(&self, host: String) -> BoxFuture<'_, Answer>;
-}
-
-impl Lookup for TokioResolver {
-    fn lookup(&self, host: String) -> BoxFuture<'_, Answer> {
-        Box::pin(async move {
-            let answer = self
-                .lookup_ip(host.as_str())
-                .await
-                .map_err(|error| unresolved(format!("DNS lookup of \"{host}\" failed: {error}")))?;
-            let ttl = answer.as_lookup().answers().iter().map(|record| record.ttl).min().unwrap_or_default();
-            Ok((answer.iter().collect(), Duration::from_secs(u64::from(ttl))))
-        })
-    }
 }
 
 /// Stops the task when the watch is dropped.
@@ -138,8 +100,8 @@ fn follow(template: Template, host: String, port: u16, options: &DnsOptions, loo
         let mut known = None;
         let mut version: u64 = 0;
         loop {
-            let pause = match lookup.lookup(host.clone()).await {
-                Ok((addresses, ttl)) if !addresses.is_empty() => {
+            let pause = match lookup.lookup(host.clone(), LookupFamily::All).await {
+                Ok((addresses, ttl)) => {
                     backoff.reset();
                     let addresses: BTreeSet<SocketAddr> =
                         addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
@@ -152,11 +114,6 @@ fn follow(template: Template, host: String, port: u16, options: &DnsOptions, loo
                         known = Some(addresses);
                     }
                     jittered(ttl.clamp(refresh.0, refresh.1), &mut rng)
-                }
-                Ok(_) => {
-                    let error = unresolved(format!("DNS lookup of \"{host}\" gave no address"));
-                    failed(&sender, error, known.is_some());
-                    backoff.next(&mut rng)
                 }
                 Err(error) => {
                     failed(&sender, error, known.is_some());

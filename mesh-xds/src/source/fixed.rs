@@ -69,11 +69,12 @@ impl Template {
 
     pub(super) fn snapshot(&self, endpoints: Arc<ClusterLoadAssignment>, version: &str) -> Snapshot {
         let cluster = Cluster { discovery: Discovery::Static(endpoints.clone()), ..self.cluster.clone() };
-        self.with(ClusterEntry::Ready { cluster: Arc::new(cluster), endpoints }, version)
+        let entry = ClusterEntry::Ready { cluster: Arc::new(cluster), endpoints };
+        self.with(BTreeMap::from([(self.name.clone(), entry)]), version)
     }
 
-    /// With this cluster.
-    pub(super) fn with(&self, entry: ClusterEntry, version: &str) -> Snapshot {
+    /// With these clusters.
+    pub(super) fn with(&self, clusters: BTreeMap<Arc<str>, ClusterEntry>, version: &str) -> Snapshot {
         Snapshot {
             name: self.name.clone(),
             host: self.name.clone(),
@@ -81,7 +82,7 @@ impl Template {
             listener: self.listener.clone(),
             routes: self.routes.clone(),
             virtual_host: Some(0),
-            clusters: BTreeMap::from([(self.name.clone(), entry)]),
+            clusters,
         }
     }
 }

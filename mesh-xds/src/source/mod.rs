@@ -5,6 +5,7 @@ mod fixed;
 mod relay;
 
 pub use dns::{DnsOptions, DnsTargetError, dns};
+pub(crate) use dns::{Resolvers, refresh};
 pub use fixed::fixed;
 pub use hickory_resolver::config::ResolverConfig;
 pub use relay::{Relay, relay};

@@ -142,8 +142,8 @@ impl Call {
             self.count(policy, &outcome);
             let number = self.attempts.number();
             let situation = self.situation(policy, resend, &attempt, &outcome, number);
-            let upstream = &self.chosen.routing.upstreams()[self.upstream];
-            let budget = || upstream.retry_permit(self.chosen.routing.facts.profile, self.priority).map(Some);
+            let routing = &self.chosen.routing;
+            let budget = || routing.retry_permit(self.upstream, self.priority).map(Some);
             let decision = self.attempts.next(policy, &outcome, situation, budget, &mut rng);
             if let Some(explain) = &self.chosen.explain {
                 narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
@@ -270,15 +270,20 @@ impl Call {
         // gRFC A81: what the application said stands.
         if !(grpc && self.chosen.own_authority) {
             let mut uri = std::mem::take(request.uri_mut());
-            edits.to_endpoint(&mut uri, request.headers_mut(), &in_flight.endpoint().placement().hostname);
+            let placement = in_flight.endpoint().placement();
+            let hostname = match in_flight.endpoint().address().port() {
+                // gRFC A81: that of a LOGICAL_DNS cluster has its port.
+                port if grpc && self.leaf().live.is_logical() => &*format!("{}:{port}", placement.hostname),
+                _ => &*placement.hostname,
+            };
+            edits.to_endpoint(&mut uri, request.headers_mut(), hostname);
             *request.uri_mut() = uri;
         }
     }
 
     /// Picks an endpoint; a stream on a connection to it, if it has one. Without it, [`lease`](Self::lease) goes on with the endpoint.
     pub(super) fn lease_at_once(&mut self) -> Option<Lease> {
-        let Pick::Endpoint(endpoint) = self.upstream().live.pick(&self.pick_input(), &[], &mut fastrand::Rng::new())
-        else {
+        let Pick::Endpoint(endpoint) = self.leaf().live.pick(&self.pick_input(), &[], &mut fastrand::Rng::new()) else {
             return None;
         };
         self.endpoint = Some(endpoint.address());
@@ -296,7 +301,7 @@ impl Call {
         loop {
             let picked = match self.in_flight.take() {
                 Some(picked) => picked,
-                None => match self.upstream().live.pick_again(&self.pick_input(), avoid, &mut random) {
+                None => match self.pick_again(avoid, &mut random)? {
                     Pick::Endpoint(endpoint) => InFlight::of(endpoint),
                     Pick::Fail(cause) => {
                         // An endpoint that refuses connections may take the next one: that is a failure to connect.
@@ -351,7 +356,7 @@ impl Call {
     fn patience(&mut self, patience: &mut Option<Instant>) -> Result<Option<(Instant, Duration)>, (Failure, Error)> {
         let Some(limit) = self.chosen.routing.facts.settings.failfast else { return Ok(None) };
         if patience.is_none()
-            && let Some(cause) = self.upstream().live.fails_fast()
+            && let Some(cause) = self.leaf().live.fails_fast()
         {
             self.flag = Flag::NO_HEALTHY_UPSTREAM;
             let message = "no endpoint is ready, and calls before waited in vain (failfast)".into();
@@ -364,7 +369,7 @@ impl Call {
 
     /// It has waited so long.
     fn out_of_patience(&mut self, limit: Duration) -> (Failure, Error) {
-        let cause = self.upstream().live.stalled();
+        let cause = self.leaf().live.stalled();
         self.flag = Flag::NO_HEALTHY_UPSTREAM;
         let message = format!("no endpoint was ready within {limit:?} (failfast)");
         (Failure::NoEndpoint, self.error(Kind::NoEndpoint, message, Some(Box::new(cause))))
@@ -374,7 +379,7 @@ impl Call {
     fn wait_in_line(&mut self, pending: &mut Option<Permit>) -> Result<(), (Failure, Error)> {
         if pending.is_none() {
             let permit =
-                self.upstream().live.breaker().acquire(self.priority, Resource::PendingRequests).map_err(|over| {
+                self.leaf().live.breaker().acquire(self.priority, Resource::PendingRequests).map_err(|over| {
                     self.flag = Flag::UPSTREAM_OVERFLOW;
                     (
                         Failure::Overloaded,

@@ -159,7 +159,8 @@ impl Chosen {
         if let Some(explain) = &self.explain {
             explain.extend(narrate::cluster(self.forward(), choice));
         }
-        let live = &self.routing.upstreams()[upstream];
+        let (leaf, part) = self.leaf_of(upstream);
+        let live = &self.routing.upstreams()[leaf];
         if let Some(category) = live.live.drop_overload(&mut fastrand::Rng::new()) {
             self.count(503, 14, Flag::DROP_OVERLOAD);
             let message = format!("dropped by the control plane's overload policy (category {category})");
@@ -175,7 +176,14 @@ impl Chosen {
             self.count(503, 14, Flag::UPSTREAM_OVERFLOW);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
-        let steering = Steering::of(&self, live, head);
+        let clusters = match self.routing.leaves(upstream) {
+            [] => &[leaf],
+            leaves => leaves,
+        };
+        let mut steering = Steering::of(&self, clusters, head);
+        if part.is_some() {
+            steering.get_or_insert_default().part = part;
+        }
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
         if let (Some(explain), Some(trace)) = (&self.explain, trace) {
             explain.add("trace", trace.to_string());
@@ -183,7 +191,7 @@ impl Chosen {
         if let (Some(watch), Some(trace)) = (&self.watch, trace) {
             watch.traced(trace);
         }
-        let mut call = self.call(upstream, edited, false);
+        let mut call = self.call((upstream, leaf), edited, false);
         call.steering = steering;
         if call.chosen.forward().attempt_count.in_request {
             call.attempts.write_count(&mut head.headers);
@@ -192,10 +200,11 @@ impl Chosen {
     }
 
     /// A call that was let in, or a copy, which was not yet.
-    fn call(self, upstream: usize, edited: Option<Box<Edited>>, copy: bool) -> Call {
+    fn call(self, (upstream, leaf): (usize, usize), edited: Option<Box<Edited>>, copy: bool) -> Call {
         let priority = self.forward().priority;
         Call {
             upstream,
+            leaf,
             edited,
             steering: None,
             idle: None,
@@ -217,7 +226,8 @@ impl Chosen {
     /// The call of a copy of the request, which is for this cluster.
     pub(super) fn copy(&self, upstream: usize) -> Call {
         let chosen = Self { routing: self.routing.clone(), explain: None, watch: None, ..*self };
-        chosen.call(upstream, None, true)
+        let (leaf, _) = chosen.leaf_of(upstream);
+        chosen.call((upstream, leaf), None, true)
     }
 
     /// Counts a call that ends before its first attempt.

@@ -133,7 +133,7 @@ impl Call {
     /// Counts against `max_requests` no longer.
     fn give_back(&mut self) {
         if std::mem::replace(&mut self.admitted, false) {
-            self.upstream().live.end_request(self.priority);
+            self.leaf().live.end_request(self.priority);
         }
     }
 

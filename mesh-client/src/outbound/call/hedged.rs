@@ -191,8 +191,9 @@ impl Call {
         }
         let deadline = self.chosen.deadline.map(|deadline| deadline.at);
         let situation = Situation { replayable: resend.is_whole(), now: Instant::now(), deadline, asked: None };
-        let upstream = &self.chosen.routing.upstreams()[self.upstream];
-        let budget = || upstream.retry_permit(self.chosen.routing.facts.profile, self.priority).map(Some);
+        let routing = &self.chosen.routing;
+        let upstream = &routing.upstreams()[self.upstream];
+        let budget = || routing.retry_permit(self.upstream, self.priority).map(Some);
         let said = match self.attempts.hedge(policy, situation, budget) {
             Ok(permit) => {
                 upstream.metrics.retries.increment(1);
@@ -249,10 +250,11 @@ impl Call {
             return None;
         }
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
-        let upstream = &self.chosen.routing.upstreams()[self.upstream];
+        let routing = &self.chosen.routing;
+        let upstream = &routing.upstreams()[self.upstream];
         let budget = || {
             let leave = !race.stopped;
-            leave.then(|| upstream.retry_permit(self.chosen.routing.facts.profile, self.priority)).flatten().map(Some)
+            leave.then(|| routing.retry_permit(self.upstream, self.priority)).flatten().map(Some)
         };
         let decision = self.attempts.next(Some(policy), &outcome, situation, budget, &mut rng);
         if let Some(explain) = &self.chosen.explain {

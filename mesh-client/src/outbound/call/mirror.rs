@@ -147,7 +147,7 @@ impl Drop for Held {
 impl Call {
     /// Lets a copy into its cluster. False: its breaker is open, or its overload policy drops it.
     fn enter_copy(&mut self) -> bool {
-        let live = &self.upstream().live;
+        let live = &self.leaf().live;
         let dropped = live.drop_overload(&mut fastrand::Rng::new()).is_some();
         let enters = !dropped && live.begin_request(self.priority).is_ok();
         self.admitted = enters;

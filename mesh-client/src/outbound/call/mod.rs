@@ -13,6 +13,7 @@ mod finish;
 mod general;
 mod head;
 mod hedged;
+mod leaf;
 mod mirror;
 mod observed;
 mod steer;
@@ -97,6 +98,8 @@ pub(crate) struct Call {
     chosen: Chosen,
     /// Position of the cluster in [`Routing::upstreams`].
     upstream: usize,
+    /// Position of the cluster whose endpoints take the attempt: the same, or a leaf of the aggregate that it is.
+    leaf: usize,
     /// What was edited, for the edits of the response; only where the route has edits.
     edited: Option<Box<Edited>>,
     /// What picks go by; only where the cluster's policy asks for more than that there is a request.
@@ -198,6 +201,12 @@ impl Call {
     /// The cluster.
     fn upstream(&self) -> &Arc<Upstream> {
         &self.chosen.routing.upstreams()[self.upstream]
+    }
+
+    /// The cluster whose endpoints take the attempt.
+    #[inline]
+    fn leaf(&self) -> &Arc<Upstream> {
+        &self.chosen.routing.upstreams()[self.leaf]
     }
 
     /// What is retried.

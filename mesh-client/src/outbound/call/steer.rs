@@ -3,10 +3,9 @@
 use super::{Call, Chosen};
 use crate::outbound::{
     cluster::{Answered, Outcome as Verdict, Report, Resource, Want},
-    pick::PickInput,
+    pick::{Part, PickInput},
     retry::{Outcome, Pushback, Response},
     route::{RequestHead, hash_of_header},
-    upstream::Upstream,
 };
 use http::{HeaderMap, HeaderValue, header, request::Parts};
 use std::{net::SocketAddr, time::Duration};
@@ -18,6 +17,8 @@ pub(super) struct Steering {
     /// Drawn once: every attempt of the call has the same.
     hash: Option<u64>,
     headers: Option<HeaderMap>,
+    /// The part of the leaf that the aggregate wants.
+    pub(super) part: Option<Part>,
     /// The endpoint that the call's session sticks to (gRFC A55).
     pub(super) override_host: Option<SocketAddr>,
     /// Cookies that were made for the hash: for the response.
@@ -27,14 +28,15 @@ pub(super) struct Steering {
 }
 
 impl Steering {
-    /// What the policy of the call's cluster wants of this request.
-    pub(super) fn of(chosen: &Chosen, upstream: &Upstream, head: &Parts) -> Option<Box<Self>> {
-        let live = &upstream.live;
-        if !live.wants_any() {
+    /// What the policies of the clusters that may take the call want of this request.
+    pub(super) fn of(chosen: &Chosen, clusters: &[usize], head: &Parts) -> Option<Box<Self>> {
+        let upstreams = chosen.routing.upstreams();
+        if !clusters.iter().any(|i| upstreams[*i].live.wants_any()) {
             return None;
         }
+        let wanted = |want| clusters.iter().map(|i| &upstreams[*i].live).find(|live| live.wants(want));
         let mut steering = Self::default();
-        if live.wants(Want::Hash) {
+        if let Some(live) = wanted(Want::Hash) {
             let facts = &chosen.routing.facts;
             let request = RequestHead::new(&head.method, &head.uri, &head.headers);
             match (live.hash_header(), &chosen.forward().hasher) {
@@ -46,10 +48,10 @@ impl Steering {
                 (None, None) => {}
             }
         }
-        if live.wants(Want::Headers) {
+        if wanted(Want::Headers).is_some() {
             steering.headers = Some(head.headers.clone());
         }
-        if live.wants(Want::Latency) {
+        if wanted(Want::Latency).is_some() {
             steering.sent = Some(chosen.started);
         }
         Some(Box::new(steering))
@@ -72,8 +74,9 @@ impl Call {
                 metadata: self.chosen.choice().metadata.as_deref(),
                 override_host: steering.override_host,
                 headers: steering.headers.as_ref(),
+                part: steering.part,
                 now: Instant::now(),
-                in_flight: self.upstream().live.breaker().total(Resource::Requests),
+                in_flight: self.leaf().live.breaker().total(Resource::Requests),
             },
         }
     }
@@ -89,8 +92,8 @@ impl Call {
     /// The attempt that is judged next began at this moment.
     pub(super) fn attempt_began(&mut self, at: Instant) {
         if let Some(steering) = &mut self.steering {
-            let upstream = &self.chosen.routing.upstreams()[self.upstream];
-            steering.sent = upstream.live.wants(Want::Latency).then_some(at);
+            let leaf = &self.chosen.routing.upstreams()[self.leaf];
+            steering.sent = leaf.live.wants(Want::Latency).then_some(at);
         }
     }
 
@@ -107,7 +110,7 @@ impl Call {
         };
         if let Some(in_flight) = &self.in_flight {
             let answered = Answered { took: sent.elapsed(), failed, hint };
-            self.upstream().live.learn(in_flight.endpoint(), answered);
+            self.leaf().live.learn(in_flight.endpoint(), answered);
         }
     }
 
@@ -115,22 +118,22 @@ impl Call {
     #[inline]
     pub(super) fn take_report(&self, headers: &HeaderMap) {
         if self.steering.is_some()
-            && self.upstream().live.wants(Want::Report)
+            && self.leaf().live.wants(Want::Report)
             && let Some(in_flight) = &self.in_flight
             && let Some(report) = Report::of(headers)
         {
-            self.upstream().live.reported(in_flight.endpoint(), &report);
+            self.leaf().live.reported(in_flight.endpoint(), &report);
         }
     }
 
     /// A response ended in an error after it began well.
     pub(super) fn learn_late(&self, verdict: Verdict) {
-        if self.steering.is_none() || !verdict.is_failure() || !self.upstream().live.wants(Want::Latency) {
+        if self.steering.is_none() || !verdict.is_failure() || !self.leaf().live.wants(Want::Latency) {
             return;
         }
         if let Some(in_flight) = &self.in_flight {
             let answered = Answered { took: Duration::ZERO, failed: true, hint: None };
-            self.upstream().live.learn(in_flight.endpoint(), answered);
+            self.leaf().live.learn(in_flight.endpoint(), answered);
         }
     }
 

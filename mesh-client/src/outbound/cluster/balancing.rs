@@ -1,8 +1,8 @@
 //! How a cluster balances: what its policy is built from, what requests see of it, and what it learns of their answers.
 
 use super::{Endpoint, Link, LiveCluster, Report, Unavailable, Writer, unavailable};
-use crate::outbound::pick::{Balancer, OwnZone, PickInput, Recipe, Registry, Slices};
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, LbPolicy, WeightedRoundRobin};
+use crate::outbound::pick::{Balancer, Count, OwnZone, PickInput, Recipe, Registry, Slices};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Discovery, LbPolicy, WeightedRoundRobin};
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -35,6 +35,8 @@ pub(super) struct View<L: Link> {
     /// What is said when there is nothing to pick.
     unavailable: Option<Arc<Unavailable>>,
     sessions: Arc<Sessions<L>>,
+    /// For aggregates. Made when it is first asked for.
+    pub(super) counts: OnceLock<Box<[Count]>>,
 }
 
 /// The policy in force and the endpoints as it sees them. Made anew when either changes, not when an endpoint fails.
@@ -115,6 +117,11 @@ impl<L: Link> LiveCluster<L> {
         self.wants.0.load(Relaxed) & want as u8 != 0
     }
 
+    /// Its endpoints are the addresses of one name (LOGICAL_DNS).
+    pub(crate) fn is_logical(&self) -> bool {
+        matches!(&self.view.load().cluster.discovery, Discovery::Dns(dns) if dns.logical)
+    }
+
     /// The header that requests are hashed by instead of the route's policies (gRFC A76).
     pub(crate) fn hash_header(&self) -> Option<http::HeaderName> {
         self.view.load().cluster.lb_policy.request_hash_header().cloned()
@@ -168,7 +175,8 @@ impl<L: Link> LiveCluster<L> {
         let unavailable = balancer.all().is_none().then(|| Arc::new(unavailable(&self.name, &writer.set)));
         self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
         let (cluster, assignment) = (writer.cluster.clone(), writer.set.assignment().clone());
-        self.view.store(Arc::new(View { cluster, assignment, balancer, unavailable, sessions: sessions.clone() }));
+        let (sessions, counts) = (sessions.clone(), OnceLock::new());
+        self.view.store(Arc::new(View { cluster, assignment, balancer, unavailable, sessions, counts }));
         let reports = |policy| weighted(policy).filter(|config| config.oob_period.is_some());
         let now = reports(&recipe.policy);
         if now.is_some() || reports(innermost(&before.cluster.lb_policy)).is_some() {
@@ -196,6 +204,17 @@ impl<L: Link> LiveCluster<L> {
         let endpoint = by_address.get(&address)?;
         let allowed = view.cluster.lb.override_host_statuses.contains(endpoint.placement().health);
         (allowed && endpoint.can_keep_session()).then(|| endpoint.clone())
+    }
+
+    /// Whether a session that sticks to this endpoint goes on.
+    pub(crate) fn keeps_session(&self, address: SocketAddr) -> bool {
+        self.session(&self.view.load(), address).is_some()
+    }
+
+    /// Below how many percent of healthy endpoints health is disregarded, and whether requests fail instead.
+    pub(crate) fn panic_rules(&self) -> (f64, bool) {
+        let settings = &self.view.load().cluster.lb;
+        (settings.panic_threshold, settings.fail_on_panic)
     }
 
     /// `Ok(None)`: the picker is out of date.
@@ -229,7 +248,7 @@ impl<L: Link> View<L> {
     pub(super) fn empty(cluster: Arc<Cluster>) -> Self {
         let unavailable = Some(Arc::new(Unavailable::NoEndpoints { cluster: cluster.name.clone() }));
         let (balancer, sessions) = (Balancer::default(), Arc::default());
-        Self { cluster, assignment: Arc::default(), balancer, unavailable, sessions }
+        Self { cluster, assignment: Arc::default(), balancer, unavailable, sessions, counts: OnceLock::new() }
     }
 }
 
@@ -238,6 +257,11 @@ impl<L: Link> Cut<L> {
     pub(super) fn empty() -> Self {
         let recipe = Recipe::of(LbPolicy::RoundRobin);
         Self { recipe, slices: Slices::default(), sessions: Arc::default() }
+    }
+
+    /// How many endpoints of each priority can be picked now.
+    pub(super) fn counts(&self) -> Box<[Count]> {
+        self.slices.counts(&self.recipe)
     }
 
     /// When pickers are to be built again because time has gone by.

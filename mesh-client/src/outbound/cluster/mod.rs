@@ -5,6 +5,7 @@
 //! each for the breaker, the load and the outcome.
 
 mod again;
+mod aggregate;
 mod balancing;
 mod breaker;
 mod eject;
@@ -21,6 +22,7 @@ mod status;
 mod watcher;
 
 pub(crate) use again::Avoid;
+pub(crate) use aggregate::{Rules as AggregateRules, choose as choose_leaf};
 pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};

@@ -50,13 +50,12 @@ impl Services {
         authority: Option<&String>,
         around: Surroundings<'_>,
     ) -> Option<Arc<Service>> {
-        let entry = around.snapshot.clusters.get(cluster)?.clone();
         let key = (cluster.clone(), authority.cloned());
         if let Some(service) = self.lock().get(&key).and_then(Weak::upgrade) {
             return Some(service);
         }
         // Not locked: the first configuration of the service's own target comes to `update`.
-        let (relay, watch) = relay(cluster, entry);
+        let (relay, watch) = relay(cluster, around.snapshot)?;
         let facts = Arc::new(Facts {
             label: format!("cluster {cluster}").into(),
             authority: authority.map_or(service_of(cluster), String::as_str).parse().ok(),
@@ -83,12 +82,10 @@ impl Services {
     pub(crate) fn update(&self, snapshot: &Snapshot) {
         let services: Vec<_> = {
             let services = self.lock();
-            services.iter().filter_map(|((cluster, _), service)| Some((cluster.clone(), service.upgrade()?))).collect()
+            services.values().filter_map(Weak::upgrade).collect()
         };
-        for (cluster, service) in services {
-            if let Some(entry) = snapshot.clusters.get(&cluster) {
-                service.relay.set(entry.clone());
-            }
+        for service in services {
+            service.relay.update(snapshot);
         }
     }
 }

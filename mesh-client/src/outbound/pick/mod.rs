@@ -33,6 +33,7 @@ pub use layer::{
 };
 pub(crate) use locality::{Class, Group};
 pub(crate) use peak_ewma::Latency;
+pub(crate) use priority::{Count, spilled};
 pub(crate) use subset::MetadataKey;
 
 use crate::outbound::route::Profile;
@@ -108,10 +109,19 @@ pub(crate) struct PickInput<'a> {
     pub(crate) override_host: Option<SocketAddr>,
     /// For policies of the program's own.
     pub(crate) headers: Option<&'a http::HeaderMap>,
+    /// The part of the cluster that the aggregate which it is a leaf of wants; `None`: as the cluster itself shares.
+    pub(crate) part: Option<Part>,
     /// Now, or a little earlier.
     pub(crate) now: Instant,
     /// Of the whole cluster.
     pub(crate) in_flight: u32,
+}
+
+/// The endpoints of one class of one priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) priority: usize,
+    pub(crate) class: Class,
 }
 
 /// How a cluster's pickers are built.
@@ -165,6 +175,8 @@ pub(crate) struct Picker<C> {
 /// The endpoints of one priority.
 struct Level<C> {
     priority: usize,
+    /// `None`: any.
+    class: Option<Class>,
     panic: bool,
     choice: Choice<C>,
 }
@@ -205,6 +217,11 @@ impl<C: Candidate> Slices<C> {
         }
         let subsets = recipe.settings.subsets.as_ref().map(|config| Subsets::new(config, &priorities));
         Self { priorities, subsets }
+    }
+
+    /// How many endpoints of each priority can be picked now.
+    pub(crate) fn counts(&self, recipe: &Recipe) -> Box<[Count]> {
+        self.priorities.iter().map(|groups| Count::of(groups, recipe)).collect()
     }
 
     /// Whether an endpoint is in slow start: pickers then change as time goes by.
@@ -283,7 +300,8 @@ impl<C: Candidate> Picker<C> {
                 None => Spread::new(groups, share.selection, recipe, turn, now).map(Choice::Spread),
             };
             if let Some(choice) = choice {
-                levels.push(Level { priority: share.priority, panic: share.selection.panic, choice });
+                let Selection { class, panic } = share.selection;
+                levels.push(Level { priority: share.priority, class, panic, choice });
                 percents.push(share.percent);
             }
         }
@@ -300,13 +318,20 @@ impl<C: Candidate> Picker<C> {
     ) -> Option<&Arc<C>> {
         let level = match (&*self.levels, &self.shares) {
             ([only], _) => only,
-            (several, None) => &several[rng.usize(..several.len())],
-            (several, Some(shares)) => &several[shares.draw(rng)],
+            (several, shares) => match (input.part.and_then(|part| self.level(part)), shares) {
+                (Some(wanted), _) => wanted,
+                (None, None) => &several[rng.usize(..several.len())],
+                (None, Some(shares)) => &several[shares.draw(rng)],
+            },
         };
         match &level.choice {
             Choice::Spread(spread) => spread.pick(input, level.panic, &excluded, rng),
             Choice::Flat(flat) => flat.pick(input, level.panic, &excluded, rng),
         }
+    }
+
+    fn level(&self, part: Part) -> Option<&Level<C>> {
+        self.levels.iter().find(|level| level.priority == part.priority && level.class.is_none_or(|c| c == part.class))
     }
 
     fn flat(&self, priority: usize, selection: Selection) -> Option<&Arc<Flat<C>>> {
@@ -338,7 +363,7 @@ impl<C: Candidate> Picker<C> {
 impl<'a> PickInput<'a> {
     /// Of a request that asks for nothing in particular.
     pub(crate) fn plain(now: Instant) -> Self {
-        Self { hash: None, metadata: None, override_host: None, headers: None, now, in_flight: 0 }
+        Self { hash: None, metadata: None, override_host: None, headers: None, part: None, now, in_flight: 0 }
     }
 
     fn request(&self, hash: u64) -> PickRequest<'a> {

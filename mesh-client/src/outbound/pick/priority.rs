@@ -35,9 +35,8 @@ pub(super) fn in_force<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>], recipe: 
     match recipe.profile {
         Profile::Grpc => first(priorities),
         Profile::Envoy => {
-            let counts: Vec<Count> = priorities.iter().map(|groups| Count::of(groups)).collect();
-            let factor = recipe.overprovisioning_factor.unwrap_or(OVERPROVISIONING);
-            let shares = spill(&counts, factor, recipe.settings.panic_threshold, recipe.settings.fail_on_panic);
+            let counts: Vec<Count> = priorities.iter().map(|groups| Count::of(groups, recipe)).collect();
+            let shares = spill(&counts, recipe.settings.panic_threshold, recipe.settings.fail_on_panic);
             if shares.is_empty() && !recipe.settings.fail_on_panic { first(priorities) } else { shares }
         }
     }
@@ -53,20 +52,42 @@ fn first<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>]) -> Vec<Share> {
     found.into_iter().collect()
 }
 
+/// Draws one of these priorities, and the class of endpoints that is to take the request there (`None`: any, health is disregarded).
+/// `None`: none is to take it.
+pub(crate) fn spilled(
+    counts: &[Count],
+    threshold: f64,
+    fail_on_panic: bool,
+    rng: &mut fastrand::Rng,
+) -> Option<(usize, Option<Class>)> {
+    let shares = spill(counts, threshold, fail_on_panic);
+    let total: u32 = shares.iter().map(|share| share.percent).sum();
+    let mut left = rng.u32(..total.max(1));
+    let drawn = shares.iter().find(|share| {
+        let hit = left < share.percent;
+        left = left.saturating_sub(share.percent);
+        hit
+    })?;
+    Some((drawn.priority, drawn.selection.class))
+}
+
 /// The endpoints of a priority.
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
+pub(crate) struct Count {
     total: usize,
     /// Healthy, and can be connected to.
     healthy: usize,
     degraded: usize,
     /// Healthy or degraded, whether they can be connected to or not: what panic is decided by.
     sound: usize,
+    /// `overprovisioning_factor`, percent.
+    factor: u32,
 }
 
 impl Count {
-    fn of<C: Candidate>(groups: &[Arc<Group<C>>]) -> Self {
-        let mut count = Self::default();
+    pub(super) fn of<C: Candidate>(groups: &[Arc<Group<C>>], recipe: &Recipe) -> Self {
+        let factor = recipe.overprovisioning_factor.unwrap_or(OVERPROVISIONING);
+        let mut count = Self { factor, ..Self::default() };
         for group in groups {
             count.total += group.members().len();
             count.healthy += group.available(HEALTHY);
@@ -78,11 +99,16 @@ impl Count {
     }
 
     /// Percent of requests that so many of its endpoints cover.
-    fn covers(&self, endpoints: usize, factor: u32) -> u32 {
+    fn covers(&self, endpoints: usize) -> u32 {
         if self.total == 0 {
             return 0;
         }
-        u32::try_from((endpoints as u64 * u64::from(factor) / self.total as u64).min(100)).unwrap_or(100)
+        u32::try_from((endpoints as u64 * u64::from(self.factor) / self.total as u64).min(100)).unwrap_or(100)
+    }
+
+    /// Percent of requests that its healthy endpoints cover.
+    pub(crate) fn healthy_cover(&self) -> u32 {
+        self.covers(self.healthy)
     }
 
     fn is_in_panic(&self, threshold: f64) -> bool {
@@ -93,9 +119,9 @@ impl Count {
 }
 
 /// Envoy `LoadBalancerBase::recalculatePerPriorityState` and `recalculatePerPriorityPanic`.
-fn spill(counts: &[Count], factor: u32, threshold: f64, fail_on_panic: bool) -> Vec<Share> {
-    let healthy: Vec<u32> = counts.iter().map(|c| c.covers(c.healthy, factor)).collect();
-    let degraded: Vec<u32> = counts.iter().map(|c| c.covers(c.degraded, factor)).collect();
+fn spill(counts: &[Count], threshold: f64, fail_on_panic: bool) -> Vec<Share> {
+    let healthy: Vec<u32> = counts.iter().map(|c| c.covers(c.healthy)).collect();
+    let degraded: Vec<u32> = counts.iter().map(|c| c.covers(c.degraded)).collect();
     let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
     let panics = |count: &Count| total < 100 && count.is_in_panic(threshold);
     if total == 0 || counts.iter().all(panics) {
@@ -138,11 +164,11 @@ mod tests {
     use super::*;
 
     fn count(total: usize, healthy: usize, degraded: usize) -> Count {
-        Count { total, healthy, degraded, sound: healthy + degraded }
+        Count { total, healthy, degraded, sound: healthy + degraded, factor: 140 }
     }
 
     fn loads(counts: &[Count]) -> Vec<(usize, Selection, u32)> {
-        spill(counts, 140, 50.0, false).into_iter().map(|s| (s.priority, s.selection, s.percent)).collect()
+        spill(counts, 50.0, false).into_iter().map(|s| (s.priority, s.selection, s.percent)).collect()
     }
 
     /// The table of Envoy's documentation, "Priority levels".
@@ -172,8 +198,8 @@ mod tests {
     #[test]
     fn panic_can_fail_requests_or_be_off() {
         let counts = [count(10, 2, 0)];
-        assert_eq!(spill(&counts, 140, 50.0, true), []);
-        assert_eq!(spill(&counts, 140, 0.0, false), [Share { priority: 0, selection: HEALTHY, percent: 100 }]);
-        assert_eq!(spill(&counts, 140, 50.0, false), [Share { priority: 0, selection: ANY, percent: 100 }]);
+        assert_eq!(spill(&counts, 50.0, true), []);
+        assert_eq!(spill(&counts, 0.0, false), [Share { priority: 0, selection: HEALTHY, percent: 100 }]);
+        assert_eq!(spill(&counts, 50.0, false), [Share { priority: 0, selection: ANY, percent: 100 }]);
     }
 }

@@ -2,13 +2,16 @@
 
 use crate::outbound::{
     call::Settings,
+    cluster::Resource,
     filter::Surroundings,
+    retry::Permit,
     route::{Profile, RouteTable, Scope},
     upstream::{Upstream, Upstreams},
 };
 use http::uri::Authority;
 use mesh_xds::{
     Snapshot,
+    resource::RoutingPriority,
     snapshot::{ClusterEntry, ResourceError},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -27,6 +30,8 @@ pub(crate) struct Routing {
     /// Those that serve. Keeps them alive, used or not, so that a route change finds their connections. Requests reach them from
     /// here: a handle of its own would cost each a count that all cores write.
     upstreams: Box<[Arc<Upstream>]>,
+    /// The positions of aggregates and of their leaves, highest priority first.
+    aggregates: Box<[(usize, Box<[usize]>)]>,
 }
 
 /// What holds for a target whatever its configuration.
@@ -72,10 +77,17 @@ impl Routing {
         });
         let mut clusters = BTreeMap::new();
         let mut serving = Vec::new();
+        let mut aggregates = Vec::new();
         for (name, entry) in &snapshot.clusters {
             let upstream = match entry {
                 ClusterEntry::Ready { cluster, endpoints } => {
                     serving.push(upstreams.apply(cluster, endpoints, profile, facts.settings.retry_budget.as_deref()));
+                    UpstreamRef::Live(serving.len() - 1)
+                }
+                ClusterEntry::Aggregate { cluster, leaves } => {
+                    let budget = facts.settings.retry_budget.as_deref();
+                    serving.push(upstreams.apply(cluster, &Arc::default(), profile, budget));
+                    aggregates.push((serving.len() - 1, leaves));
                     UpstreamRef::Live(serving.len() - 1)
                 }
                 ClusterEntry::Failed(cause) => UpstreamRef::Failed(cause.clone()),
@@ -106,7 +118,34 @@ impl Routing {
                 }))
             }),
         };
-        Self { facts: facts.clone(), snapshot, table, clusters, upstreams: serving.into() }
+        let place = |leaf: &Arc<str>| match clusters.get(leaf) {
+            Some(UpstreamRef::Live(place)) => Some(*place),
+            _ => None,
+        };
+        let aggregates = aggregates.into_iter().map(|(own, leaves)| (own, leaves.iter().filter_map(place).collect()));
+        let aggregates = aggregates.collect();
+        Self { facts: facts.clone(), table, aggregates, clusters, upstreams: serving.into(), snapshot }
+    }
+
+    /// The positions of the leaves of the aggregate at this position, highest priority first; empty: it is none.
+    #[inline]
+    pub(crate) fn leaves(&self, upstream: usize) -> &[usize] {
+        // Few have any.
+        if self.aggregates.is_empty() {
+            return &[];
+        }
+        self.aggregates.iter().find(|(own, _)| *own == upstream).map_or(&[], |(_, leaves)| leaves)
+    }
+
+    /// A share of the retry budget of the cluster at this position, if there is one left. Requests to any leaf of an aggregate count
+    /// as its own.
+    pub(crate) fn retry_permit(&self, upstream: usize, priority: RoutingPriority) -> Option<Permit> {
+        let in_use = |place: &usize| self.upstreams[*place].live.breaker().in_use(priority, Resource::Requests);
+        let active = match self.leaves(upstream) {
+            [] => in_use(&upstream),
+            leaves => leaves.iter().map(in_use).fold(0, u32::saturating_add),
+        };
+        self.upstreams[upstream].retry_permit(self.facts.profile, priority, active)
     }
 
     /// The clusters that serve.

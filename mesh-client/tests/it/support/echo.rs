@@ -45,7 +45,12 @@ pub(crate) enum Way {
 
 impl Echo {
     pub(crate) async fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind(ANY).await.unwrap();
+        Self::start_on(name, ANY).await
+    }
+
+    /// At this address.
+    pub(crate) async fn start_on(name: &'static str, addr: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = seen.clone();

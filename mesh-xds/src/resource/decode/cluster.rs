@@ -1,16 +1,13 @@
 //! CDS validation (gRFC A27, A32, A50, A105 and Envoy's thresholds).
 
-use super::{Decoder, Invalid, Valid, type_name, u32_or};
-use crate::resource::{self, CircuitBreakers, Cluster, ClusterLoadAssignment, Discovery, RetryBudget, Thresholds};
+use super::{Decoder, Invalid, Valid, u32_or};
+use crate::resource::{self, CircuitBreakers, Cluster, Discovery, LbPolicy, LbSettings, RetryBudget, Thresholds};
 use envoy_types::pb::envoy::config::{
     cluster::v3::{
-        CircuitBreakers as ProtoBreakers, Cluster as Proto,
-        circuit_breakers::Thresholds as ProtoThresholds,
-        cluster::{ClusterDiscoveryType, DiscoveryType},
+        CircuitBreakers as ProtoBreakers, Cluster as Proto, circuit_breakers::Thresholds as ProtoThresholds,
     },
     core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
 };
-use prost::Message as _;
 use std::{sync::Arc, time::Duration};
 
 impl Cluster {
@@ -32,7 +29,7 @@ impl Decoder<'_> {
         let name: Arc<str> = proto.name.as_str().into();
         let discovery = self.discovery(&name, &mut proto)?;
         let mut lb = self.lb_settings(&mut proto)?;
-        let lb_policy = self.lb_policy(&proto, &mut lb)?;
+        let lb_policy = self.effective_policy(&discovery, &proto, &mut lb)?;
         if let Some(source) = &proto.lrs_server {
             self.lrs_server(source)?;
         }
@@ -81,43 +78,28 @@ impl Decoder<'_> {
         })
     }
 
-    fn discovery(&mut self, name: &str, proto: &mut Proto) -> Valid<Discovery> {
-        let kind = match &proto.cluster_discovery_type {
-            Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind),
-            Some(ClusterDiscoveryType::ClusterType(custom)) => {
-                let kind = custom.typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
-                return Err(self.invalid_at("cluster_type", format!("\"{}\" ({kind}) is not supported", custom.name)));
-            }
-            // The proto's default is STATIC.
-            None => Ok(DiscoveryType::Static),
-        };
-        match kind {
-            Ok(DiscoveryType::Eds) => self.at("eds_cluster_config", |cx| {
-                let Some(config) = proto.eds_cluster_config.take() else { return Err(cx.invalid("is missing")) };
-                cx.ads("eds_config", config.eds_config.as_ref())?;
-                if config.service_name.is_empty() && name.starts_with("xdstp:") {
-                    return Err(cx.invalid_at("service_name", "is needed when the cluster's name is an xdstp: name"));
+    /// The policy in force. One endpoint is not balanced (gRFC A37): its addresses are tried in order.
+    fn effective_policy(&mut self, discovery: &Discovery, proto: &Proto, lb: &mut LbSettings) -> Valid<LbPolicy> {
+        match discovery {
+            // gRFC A75 and Envoy: each of its clusters has its own.
+            Discovery::Aggregate(_) => {
+                let theirs = "has no effect: an aggregate's clusters have their own";
+                let said = [
+                    ("load_balancing_policy", proto.load_balancing_policy.is_some()),
+                    ("outlier_detection", proto.outlier_detection.is_some()),
+                    ("health_checks", !proto.health_checks.is_empty()),
+                    ("transport_socket", proto.transport_socket.is_some()),
+                ];
+                for (field, _) in said.into_iter().filter(|(_, said)| *said) {
+                    self.note(field, theirs);
                 }
-                let service_name =
-                    if config.service_name.is_empty() { name.into() } else { config.service_name.into() };
-                Ok(Discovery::Eds { service_name })
-            }),
-            Ok(DiscoveryType::Static) => {
-                let Some(assignment) = proto.load_assignment.take() else {
-                    return Err(self.invalid_at("load_assignment", "is missing: a STATIC cluster needs its endpoints"));
-                };
-                // The endpoint decoder works on bytes, where the time goes for EDS.
-                let bytes = assignment.encode_to_vec();
-                let mut endpoints = self.at("load_assignment", |cx| cx.assignment(&bytes, true))?;
-                if endpoints.name.is_empty() {
-                    endpoints.name = name.into();
-                }
-                Ok(Discovery::Static(Arc::<ClusterLoadAssignment>::new(endpoints)))
+                Ok(LbPolicy::RoundRobin)
             }
-            Ok(other) => {
-                Err(self.invalid_at("type", format!("{} is not supported: EDS and STATIC are", other.as_str_name())))
+            Discovery::Dns(dns) if dns.logical => {
+                self.lb_policy(proto, lb)?;
+                Ok(LbPolicy::PickFirst { shuffle: false })
             }
-            Err(_) => Err(self.invalid_at("type", "unknown discovery type")),
+            _ => self.lb_policy(proto, lb),
         }
     }
 

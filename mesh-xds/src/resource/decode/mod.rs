@@ -5,6 +5,7 @@
 mod action;
 mod answer;
 mod cluster;
+mod discovery;
 mod edit;
 mod endpoint;
 mod filter;

@@ -1,7 +1,8 @@
 //! DNS targets: literals, refresh by TTL, failures, and a real server.
 
-use super::*;
-use crate::snapshot::ClusterEntry;
+use super::{lookup::Answer, *};
+use crate::{resource::DnsRefresh, snapshot::ClusterEntry};
+use futures::future::BoxFuture;
 use hickory_resolver::{
     config::NameServerConfig,
     proto::rr::{
@@ -24,7 +25,7 @@ struct Script {
 }
 
 impl Lookup for Script {
-    fn lookup(&self, _: String) -> BoxFuture<'_, Answer> {
+    fn lookup(&self, _: String, _: LookupFamily) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             self.asked.lock().unwrap().push(Instant::now());
             let next = self.answers.lock().unwrap().pop_front();
@@ -112,12 +113,8 @@ async fn only_a_change_is_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_keeps_the_last_good_addresses() {
-    let (script, mut watch) = script([
-        Err(failure()),
-        Ok((vec![ip(1)], Duration::from_secs(1))),
-        Err(failure()),
-        Ok((Vec::new(), Duration::from_secs(1))),
-    ]);
+    let (script, mut watch) =
+        script([Err(failure()), Ok((vec![ip(1)], Duration::from_secs(1))), Err(failure()), Err(failure())]);
     watch.changed().await.unwrap();
     match watch.state() {
         TargetState::Pending { cause: Some(cause) } => assert!(cause.message.contains("DNS lookup failed")),
@@ -128,6 +125,42 @@ async fn a_failure_keeps_the_last_good_addresses() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(script.asked.lock().unwrap().len(), 5);
     assert_eq!(addresses(&watch.state()).len(), 1);
+}
+
+/// When a name of a DNS cluster is asked for, from the first time.
+async fn asked(refresh: DnsRefresh, answers: impl IntoIterator<Item = Answer>) -> Vec<f64> {
+    let script = Script { answers: Mutex::new(answers.into_iter().collect()), asked: Mutex::default() };
+    let mut left = script.answers.lock().unwrap().len();
+    super::refresh("x", LookupFamily::Auto, refresh, &script, |_| {
+        left -= 1;
+        left > 0
+    })
+    .await;
+    let asked = script.asked.lock().unwrap();
+    asked.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_says_how_often_its_names_are_looked_up() {
+    let answer = |ttl| Ok((vec![ip(1)], Duration::from_secs(ttl)));
+    let secs = Duration::from_secs;
+    let near = |gaps: Vec<f64>, expected: &[f64]| {
+        assert_eq!(gaps.len(), expected.len());
+        for (gap, expected) in gaps.iter().zip(expected) {
+            assert!((gap - expected).abs() < 0.01, "{gaps:?} instead of {expected:?}");
+        }
+    };
+    let plain = DnsRefresh { every: secs(7), ..DnsRefresh::default() };
+    near(asked(plain, [answer(3), answer(100), answer(1)]).await, &[7.0, 7.0]);
+    let by_ttl = DnsRefresh { respect_ttl: true, min_ttl: secs(4), ..plain };
+    near(asked(by_ttl, [answer(3), answer(100), answer(0), answer(1)]).await, &[4.0, 100.0, 7.0]);
+    let jitter = asked(DnsRefresh { jitter: secs(2), ..plain }, [answer(1), answer(1), answer(1)]).await;
+    assert!(jitter.iter().all(|gap| (7.0..9.01).contains(gap)), "{jitter:?}");
+    let failing = DnsRefresh { failure: (secs(10), secs(15)), ..plain };
+    let gaps = asked(failing, [Err(failure()), Err(failure()), Err(failure()), answer(1), answer(1)]).await;
+    for (gap, expected) in gaps.iter().zip([10.0, 15.0, 15.0, 7.0]) {
+        assert!((0.79 * expected..1.21 * expected).contains(gap), "{gaps:?}");
+    }
 }
 
 #[tokio::test]

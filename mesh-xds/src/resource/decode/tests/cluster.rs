@@ -2,6 +2,7 @@
 
 mod balancing;
 mod connections;
+mod discovery;
 mod health_check;
 mod tls;
 
@@ -111,23 +112,10 @@ fn bad_clusters_are_rejected() {
         &good(),
         &[
             ("name", "empty", |c| c.name.clear()),
-            ("type", "LOGICAL_DNS", |c| {
-                c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::LogicalDns as i32));
-            }),
-            ("type", "STRICT_DNS", |c| {
-                c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32));
-            }),
             ("type", "ORIGINAL_DST", |c| {
                 c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
             }),
             ("type", "unknown", |c| c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(77))),
-            ("cluster_type", "envoy.clusters.aggregate", |c| {
-                let aggregate = unknown("envoy.extensions.clusters.aggregate.v3.ClusterConfig");
-                c.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
-                    name: "envoy.clusters.aggregate".into(),
-                    typed_config: Some(aggregate),
-                }));
-            }),
             ("eds_cluster_config", "missing", |c| c.eds_cluster_config = None),
             ("eds_cluster_config.eds_config", "ads or self", |c| {
                 c.eds_cluster_config.as_mut().unwrap().eds_config = Some(not_ads());
