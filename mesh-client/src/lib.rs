@@ -53,6 +53,11 @@ pub mod dial {
     };
 }
 
+/// What is measured of requests beyond what always is: [`MeshBuilder::metrics`].
+pub mod metrics {
+    pub use crate::telemetry::metrics::{Instrument, Metrics};
+}
+
 /// Filters that routes configure, and your own ([`MeshBuilder::filter`]); as layers for any client: [`RateLimitLayer`](filter::RateLimitLayer),
 /// [`FaultLayer`](filter::FaultLayer).
 pub mod filter {

@@ -18,7 +18,13 @@ use crate::{
         timeout::is_grpc,
         upstream::Upstreams,
     },
-    telemetry::{access_log::AccessLog, explain::Explanation, trace::Propagation, watch::Observers},
+    telemetry::{
+        access_log::AccessLog,
+        explain::Explanation,
+        metrics::{Metrics, Source, grpc::Calls},
+        trace::Propagation,
+        watch::Observers,
+    },
 };
 use mesh_xds::{
     Bootstrap, ClientOptions, TargetWatch, XdsClient,
@@ -206,6 +212,7 @@ impl Mesh {
             authority: target.host().parse().ok(),
             profile,
             channel_id: fastrand::u64(..),
+            calls: inner.settings.metrics.of_calls().then(|| Calls::new(&label, inner.settings.metrics)),
             settings: inner.settings.clone(),
         });
         let resolver = Resolver::spawn(watch, inner.upstreams.clone(), facts.clone(), &inner.runtime);
@@ -331,6 +338,13 @@ impl MeshBuilder {
         self
     }
 
+    /// What is measured beyond what always is.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.settings.metrics = metrics;
+        self
+    }
+
     /// Asks the application about the outcome of every attempt, before the conditions of the route's retry policy do.
     #[must_use]
     pub fn retry_hook(mut self, hook: impl Hook) -> Self {
@@ -429,10 +443,12 @@ impl MeshBuilder {
             registry,
             own_zone: locality.zip(self.zone_share).map(|(locality, share)| OwnZone { locality, share }),
         };
+        let source = bootstrap.as_ref().map(|b| Source::of(&b.node)).unwrap_or_default();
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let identities = Identities::new(providers, crypto, runtime.clone());
         let options = ClientOptions { extensions: self.extensions, resolver: self.dns.resolver.clone() };
         let xds = bootstrap.map(|b| XdsClient::with_options(b, identities.ads_connector(self.dial.clone()), options));
+        let observed = self.observers.any() || self.settings.metrics.watch_calls();
         let inner = Inner {
             xds,
             upstreams: Arc::new(Upstreams::new(
@@ -444,7 +460,8 @@ impl MeshBuilder {
                 runtime.clone(),
             )),
             settings: Arc::new(Settings {
-                observers: self.observers.any().then(|| Arc::new(self.observers)),
+                observers: observed.then(|| Arc::new(self.observers)),
+                source,
                 ..self.settings
             }),
             profile: self.profile,

@@ -73,11 +73,13 @@ pub(crate) fn cluster(forward: &Forward<UpstreamRef>, choice: &ClusterChoice<Ups
 pub(crate) fn peer(peer: Option<&PeerIdentity>) -> String {
     match peer {
         None => "unknown: the connection is plaintext".into(),
-        Some(peer) => match peer.spiffe_id() {
-            Some(id) => format!("{id}, over TLS"),
-            None => format!("{}, over TLS", peer.subject()),
-        },
+        Some(peer) => format!("{}, over TLS", identity(peer)),
     }
+}
+
+/// The name in its certificate: the SPIFFE id, or else the subject.
+pub(crate) fn identity(peer: &PeerIdentity) -> String {
+    peer.spiffe_id().map_or_else(|| peer.subject().to_owned(), ToString::to_string)
 }
 
 /// How one attempt ended and what follows.

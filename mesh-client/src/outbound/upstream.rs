@@ -3,16 +3,17 @@
 use crate::{
     outbound::{
         cluster::{Balancing, Breaker, ClusterDeps, LiveCluster},
-        connect::{Connector, ConnectorSettings, DialRef, Security, Subchannel},
+        connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Subchannel},
         filter::Filters,
         identity::Identities,
+        resolve::Facts,
         retry::{Permit, RetryBudget},
         route::Profile,
     },
     telemetry::metrics::RequestMetrics,
     transport::{Keepalive, Protocol},
 };
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, RoutingPriority, TransportSocket};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, HttpProtocol, LbPolicy, RoutingPriority, TransportSocket};
 use std::{
     collections::HashMap,
     fmt,
@@ -76,14 +77,14 @@ impl Upstreams {
 
     /// The cluster of this name with this configuration: the living one, updated, or a new one. A cluster that does not say which
     /// HTTP version its endpoints speak gets that of the profile: HTTP/2 for gRPC, HTTP/1.1 as Envoy does. A new one limits its retries
-    /// by `budget` too, counted by itself.
+    /// by the mesh's own budget too, counted by itself, and names this target as its own in what it counts.
     pub(crate) fn apply(
         &self,
         cluster: &Arc<Cluster>,
         endpoints: &Arc<ClusterLoadAssignment>,
-        profile: Profile,
-        budget: Option<&RetryBudget>,
+        facts: &Facts,
     ) -> Arc<Upstream> {
+        let (profile, settings) = (facts.profile, &facts.settings);
         let protocol = match (cluster.http_protocol, profile) {
             (Some(HttpProtocol::Http1), _) | (None, Profile::Envoy) => Protocol::Http1,
             (Some(HttpProtocol::Http2), _) | (None, Profile::Grpc) => Protocol::Http2,
@@ -96,17 +97,20 @@ impl Upstreams {
         }
         let (identities, shared) = (self.identities.clone(), self.shared.clone());
         let runtime = self.shared.runtime.clone();
+        let (target, on) = (facts.label.clone(), settings.metrics);
         let connector = move |cluster: &Cluster, breaker: &Arc<Breaker>| {
-            connector(cluster, protocol, breaker, &identities, &shared)
+            let pick_first = matches!(cluster.lb_policy, LbPolicy::PickFirst { .. });
+            let numbers = Numbers::new(&cluster.name, &target, pick_first, on);
+            connector(cluster, protocol, breaker, &identities, &shared, numbers)
         };
         let balancing = self.balancing.clone();
         let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing };
         let upstream = Arc::new(Upstream {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),
-            metrics: RequestMetrics::new(&cluster.name),
+            metrics: RequestMetrics::new(&cluster.name, settings.source.clone()),
             mirrored: AtomicUsize::new(0),
-            budget: budget.map(|budget| Arc::new(budget.fresh())),
+            budget: settings.retry_budget.as_ref().map(|budget| Arc::new(budget.fresh())),
         });
         clusters.retain(|_, upstream| upstream.strong_count() > 0);
         clusters.insert(key, Arc::downgrade(&upstream));
@@ -139,6 +143,7 @@ fn connector(
     breaker: &Arc<Breaker>,
     identities: &Identities,
     shared: &Shared,
+    numbers: Numbers,
 ) -> Arc<Connector> {
     let alpn = match protocol {
         Protocol::Http1 => "http/1.1",
@@ -153,6 +158,7 @@ fn connector(
     };
     let settings = ConnectorSettings {
         dial: shared.dial.clone(),
+        numbers,
         ..ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout)
     };
     Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())

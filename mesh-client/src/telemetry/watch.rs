@@ -2,17 +2,26 @@
 
 use super::{
     access_log::{AccessLog, ResponseFlags},
+    metrics::{
+        Outcome, Sizes, Workload,
+        grpc::{AttemptEnd, CallEnd, Method},
+    },
     trace::TraceId,
 };
 use crate::{
     Error,
     body::MeshBody,
     outbound::{
+        cluster::Placement,
+        narrate,
         resolve::Facts,
         retry::{grpc_from_http, grpc_status},
+        upstream::Upstream,
     },
 };
 use http::{HeaderMap, HeaderName, Response, header, request::Parts};
+use mesh_tls::PeerIdentity;
+use smallvec::SmallVec;
 use std::{
     fmt,
     net::SocketAddr,
@@ -40,6 +49,9 @@ pub(crate) type AccessLogger = Arc<dyn Fn(&AccessLog) + Send + Sync>;
 /// One call that is watched: shared by its future, its bodies and its attempts.
 pub(crate) struct Watch {
     observers: Arc<Observers>,
+    facts: Arc<Facts>,
+    /// gRPC's instruments, of a gRPC call, where they are on.
+    method: Option<Arc<Method>>,
     started: Instant,
     pub(crate) request: Meter,
     pub(crate) response: Meter,
@@ -56,16 +68,57 @@ pub(crate) struct Meter {
 struct State {
     /// Filled in as the call goes on.
     log: AccessLog,
+    /// How it was judged, and by which cluster, if it came to one.
+    outcome: Option<Outcome>,
+    upstream: Option<Arc<Upstream>>,
+    /// Of the last attempt's endpoint.
+    workload: Workload,
+    attempts: SmallVec<[Attempt; 2]>,
+    /// The attempt that the caller gets; the last one, unless it is said.
+    winner: Option<u32>,
+    retries: u32,
+    transparent: u32,
+    /// With no attempt in flight, between two.
+    delay: Duration,
+    /// When the last attempt ended, unless another is in flight.
+    waiting: Option<Instant>,
     /// It was said.
     over: bool,
 }
 
+/// One attempt.
+struct Attempt {
+    number: u32,
+    began: Instant,
+    ended: bool,
+    /// It began while another was in flight.
+    hedge: bool,
+}
+
+/// An attempt that is about to be sent.
+pub(crate) struct Begun<'a> {
+    pub(crate) number: u32,
+    pub(crate) placement: Option<&'a Placement>,
+    pub(crate) peer: Option<&'a PeerIdentity>,
+}
+
 /// Where a call was when its end was judged.
 pub(crate) struct Judged<'a> {
-    pub(crate) flags: ResponseFlags,
+    pub(crate) outcome: Outcome,
     pub(crate) cluster: Option<&'a Arc<str>>,
+    /// The cluster, if it serves.
+    pub(crate) upstream: Option<&'a Arc<Upstream>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) attempts: u32,
+    pub(crate) retries: u32,
+    pub(crate) transparent: u32,
+}
+
+impl Judged<'_> {
+    /// Before any attempt.
+    pub(crate) fn early(outcome: Outcome) -> Self {
+        Self { outcome, cluster: None, upstream: None, endpoint: None, attempts: 0, retries: 0, transparent: 0 }
+    }
 }
 
 impl Observers {
@@ -78,7 +131,7 @@ impl Observers {
 impl Watch {
     pub(crate) fn new(
         observers: Arc<Observers>,
-        facts: &Facts,
+        facts: Arc<Facts>,
         head: &Parts,
         grpc: bool,
         started: Instant,
@@ -115,8 +168,22 @@ impl Watch {
             upstream_service_time: None,
             trace_id: None,
         };
-        let state = Mutex::new(State { log, over: false });
-        Arc::new(Self { observers, started, request: Meter::default(), response: Meter::default(), state })
+        let method = facts.calls.as_ref().filter(|_| grpc).map(|calls| calls.method(head.uri.path()));
+        let state = State {
+            log,
+            outcome: None,
+            upstream: None,
+            workload: Workload::default(),
+            attempts: SmallVec::new(),
+            winner: None,
+            retries: 0,
+            transparent: 0,
+            delay: Duration::ZERO,
+            waiting: None,
+            over: false,
+        };
+        let (request, response) = <(Meter, Meter)>::default();
+        Arc::new(Self { observers, facts, method, started, request, response, state: Mutex::new(state) })
     }
 
     /// It is a gRPC call.
@@ -137,11 +204,75 @@ impl Watch {
     /// It was judged: nothing of it but the rest of its response comes after this.
     pub(crate) fn judged(&self, judged: &Judged<'_>) {
         let mut state = self.state();
+        state.outcome = Some(judged.outcome);
+        state.upstream = judged.upstream.cloned();
+        (state.retries, state.transparent) = (judged.retries, judged.transparent);
         let log = &mut state.log;
-        log.flags |= judged.flags;
+        log.flags |= judged.outcome.flag;
         log.cluster = judged.cluster.cloned();
         log.endpoint = judged.endpoint;
         log.attempts = judged.attempts;
+    }
+
+    /// An attempt is about to be sent.
+    pub(crate) fn attempt(&self, begun: &Begun<'_>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.log.peer = begun.peer.map(narrate::identity);
+        if self.facts.settings.metrics.workloads {
+            let metadata = begun.placement.and_then(|placement| placement.metadata.as_deref());
+            let principal = state.log.peer.as_deref().map(Arc::from);
+            state.workload = Workload { text: metadata.and_then(Workload::named), principal };
+        }
+        if let Some(since) = state.waiting.take() {
+            state.delay += now.saturating_duration_since(since);
+        }
+        let hedge = state.attempts.iter().any(|attempt| !attempt.ended);
+        state.attempts.push(Attempt { number: begun.number, began: now, ended: false, hedge });
+        if let Some(method) = &self.method {
+            method.started();
+        }
+    }
+
+    /// An attempt ended with this gRPC status; the call did not. One that found no connection is told of here first.
+    pub(crate) fn attempt_ended(&self, number: u32, code: u32) {
+        let now = Instant::now();
+        let mut state = self.state();
+        self.close(&mut state, number, code, now, 0);
+        if state.attempts.iter().all(|attempt| attempt.ended) {
+            state.waiting = Some(now);
+        }
+    }
+
+    fn close(&self, state: &mut State, number: u32, code: u32, now: Instant, received: u64) {
+        let found = state.attempts.iter_mut().find(|attempt| attempt.number == number && !attempt.ended);
+        let began = match found {
+            Some(attempt) => {
+                attempt.ended = true;
+                attempt.began
+            }
+            None => {
+                state.attempts.push(Attempt { number, began: now, ended: true, hedge: false });
+                if let Some(method) = &self.method {
+                    method.started();
+                }
+                now
+            }
+        };
+        if let Some(method) = &self.method {
+            let took = now.saturating_duration_since(began);
+            method.attempt(&AttemptEnd { code, took, sent: self.request.payload(), received });
+        }
+    }
+
+    /// Of several attempts in flight this one is the caller's.
+    pub(crate) fn won(&self, number: u32) {
+        self.state().winner = Some(number);
+    }
+
+    /// Whose endpoint it went to, where that is to be told.
+    pub(crate) fn workload(&self) -> Option<Workload> {
+        self.facts.settings.metrics.workloads.then(|| self.state().workload.clone())
     }
 
     /// The caller gets this response.
@@ -199,8 +330,46 @@ impl Watch {
                 (true, status) => grpc_from_http(status),
             });
         }
+        self.measure(&mut state);
         if let Some(logger) = &self.observers.access_log {
-            logger(log);
+            logger(&state.log);
+        }
+    }
+
+    /// What is measured of calls that are over.
+    fn measure(&self, state: &mut State) {
+        let now = Instant::now();
+        let code = state.log.grpc_status.unwrap_or(2);
+        let last = state.winner.unwrap_or(state.log.attempts);
+        let open: SmallVec<[u32; 2]> = state.attempts.iter().filter(|a| !a.ended).map(|a| a.number).collect();
+        for number in open.into_iter().filter(|number| *number != last) {
+            // Another won, and cut it off.
+            self.close(state, number, 1, now, 0);
+        }
+        if state.log.attempts > 0 && !state.attempts.iter().any(|a| a.number == last && a.ended) {
+            self.close(state, last, code, now, self.response.payload());
+        }
+        if let Some(method) = &self.method {
+            let hedges = state.attempts.iter().filter(|attempt| attempt.hedge).count();
+            let hedges = u32::try_from(hedges).unwrap_or(u32::MAX);
+            method.call(&CallEnd {
+                code,
+                took: state.log.duration,
+                retries: state.retries.saturating_sub(hedges),
+                transparent: state.transparent,
+                hedges,
+                delay: state.delay,
+            });
+        }
+        let metrics = self.facts.settings.metrics;
+        if let (true, Some(upstream), Some(outcome)) = (metrics.sizes, &state.upstream, state.outcome) {
+            let log = &state.log;
+            let sizes = Sizes {
+                bytes: [log.request_bytes, log.response_bytes],
+                messages: [log.request_messages, log.response_messages],
+            };
+            let workload = metrics.workloads.then(|| state.workload.clone());
+            upstream.metrics.record_sizes(outcome, workload, sizes);
         }
     }
 
@@ -216,6 +385,12 @@ impl Meter {
         if messages > 0 {
             self.messages.fetch_add(messages, Relaxed);
         }
+    }
+
+    /// Bytes of gRPC messages, without their prefixes.
+    fn payload(&self) -> u64 {
+        let (bytes, messages) = self.read();
+        bytes.saturating_sub(5 * messages)
     }
 
     /// Bytes and messages.

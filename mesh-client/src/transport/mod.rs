@@ -3,6 +3,7 @@
 mod body;
 mod config;
 mod error;
+mod fate;
 mod h1;
 mod h2;
 mod head;
@@ -13,6 +14,7 @@ pub use body::RecvBody;
 pub use config::Keepalive;
 pub(crate) use config::{Origin, Protocol, TransportConfig};
 pub use error::{Kind, TransportError};
+pub(crate) use fate::Fate;
 pub(crate) use io::Stream;
 
 use bytes::Bytes;
@@ -180,6 +182,20 @@ impl Connection {
     /// Closes now; streams in flight fail for this reason.
     pub(crate) fn abort(&self, reason: Kind) {
         self.0.abort(reason);
+    }
+
+    /// Why it ended, once it has.
+    pub(crate) fn fate(&self) -> Fate {
+        let own = match &self.0.wire {
+            Wire::H1(_) => None,
+            Wire::H2(client) => client.fate(),
+        };
+        match self.0.cause.get() {
+            Some(Kind::KeepaliveTimeout) => Fate::Silent,
+            Some(_) => Fate::Cut,
+            None if self.started() >= self.0.max_requests => Fate::Requests,
+            None => own.unwrap_or(Fate::Unknown),
+        }
     }
 
     /// Waits until the connection is closed and its task is over.

@@ -35,6 +35,7 @@ mod hostile;
 mod layers;
 mod matching;
 mod mesh_layer;
+mod metrics;
 mod mirroring;
 mod mtls;
 mod numbers;

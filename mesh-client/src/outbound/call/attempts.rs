@@ -122,6 +122,7 @@ impl Call {
                             let mut request = request.take().unwrap_or_else(|| resend.again());
                             self.dress(&mut request, per_try, after_timeout);
                             self.begin_attempt();
+                            self.tell_attempt(&lease);
                             let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
                             match sent {
                                 Ok(Ok(response)) => Attempt::Response(response),
@@ -156,6 +157,7 @@ impl Call {
                 Decision::RetryNow => None,
                 Decision::RetryAfter(delay) => Some(delay),
             };
+            self.tell_ended(number, &attempt, &outcome);
             after_timeout = outcome == Outcome::Failure(Failure::PerTryTimeout);
             self.upstream().metrics.retries.increment(1);
             if let Some(in_flight) = self.in_flight.take() {
@@ -174,8 +176,14 @@ impl Call {
         match stop {
             // Envoy does not retry without an endpoint.
             Stop::Exhausted if self.flag.contains(Flag::NO_HEALTHY_UPSTREAM) => {}
-            Stop::Exhausted => self.flag |= Flag::UPSTREAM_RETRY_LIMIT_EXCEEDED,
-            Stop::Budget => self.flag |= Flag::UPSTREAM_OVERFLOW,
+            Stop::Exhausted => {
+                self.flag |= Flag::UPSTREAM_RETRY_LIMIT_EXCEEDED;
+                self.upstream().metrics.exhausted.increment(1);
+            }
+            Stop::Budget => {
+                self.flag |= Flag::UPSTREAM_OVERFLOW;
+                self.upstream().metrics.overflow.increment(1);
+            }
             _ => {}
         }
     }

@@ -77,9 +77,10 @@ impl Chosen {
         })?;
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         let unserved = |flags, status| {
-            metrics::unserved(None, Outcome { status, grpc: grpc.then_some(14), flag: flags });
+            let outcome = Outcome { status, grpc: grpc.then_some(14), flag: flags };
+            metrics::unserved(&routing.facts.settings.source, None, outcome, started.elapsed());
             if let Some(watch) = &watch {
-                watch.judged(&Judged { flags, cluster: None, endpoint: None, attempts: 0 });
+                watch.judged(&Judged::early(outcome));
             }
         };
         let table = routing.table.as_deref().ok_or_else(|| {
@@ -241,10 +242,13 @@ impl Chosen {
         };
         match upstream {
             Some(upstream) => upstream.metrics.record(outcome, self.started.elapsed()),
-            None => metrics::unserved(Some(&choice.name), outcome),
+            None => {
+                let source = &self.routing.facts.settings.source;
+                metrics::unserved(source, Some(&choice.name), outcome, self.started.elapsed());
+            }
         }
         if let Some(watch) = &self.watch {
-            watch.judged(&Judged { flags, cluster: Some(&choice.name), endpoint: None, attempts: 0 });
+            watch.judged(&Judged { cluster: Some(&choice.name), upstream, ..Judged::early(outcome) });
         }
     }
 

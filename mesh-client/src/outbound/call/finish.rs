@@ -121,8 +121,11 @@ impl Call {
             grpc: if self.chosen.grpc { Some(self.grpc_status.unwrap_or(2)) } else { None },
             flag: self.flag | self.chosen.flags,
         };
-        self.upstream().metrics.record(outcome, self.chosen.started.elapsed());
-        self.tell();
+        let took = self.chosen.started.elapsed();
+        match &self.chosen.watch {
+            None => self.upstream().metrics.record(outcome, took),
+            Some(_) => self.tell(outcome, took),
+        }
     }
 
     /// The response broke off.

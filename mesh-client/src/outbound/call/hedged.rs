@@ -117,6 +117,7 @@ impl Call {
                     race.starting = false;
                     let mut request = request.take().unwrap_or_else(|| resend.again());
                     self.dress(&mut request, None, false);
+                    self.tell_attempt(&lease);
                     let in_flight = self.in_flight.take();
                     race.tried.extend(in_flight.as_ref().map(|in_flight| in_flight.endpoint().clone()));
                     let (number, permit, sending) = (self.attempts.number(), race.permit.take(), lease.send(request));
@@ -223,6 +224,7 @@ impl Call {
     {
         let outcome = self.judge(&attempt);
         self.count(Some(policy), &outcome);
+        let told = |call: &Self, attempt: &Attempt| call.tell_ended(number, attempt, &outcome);
         let situation = self.situation(Some(policy), resend, &attempt, &outcome, number);
         let unprocessed = matches!(outcome, Outcome::Failure(Failure::NeverSent | Failure::Refused));
         let pushback = match &outcome {
@@ -247,6 +249,7 @@ impl Call {
                 Pushback::None if retriable && delayed && !race.starting => self.hedge(policy, resend, race),
                 Pushback::None => {}
             }
+            told(self, &attempt);
             return None;
         }
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
@@ -263,6 +266,7 @@ impl Call {
         match decision {
             Decision::Return(stop) => {
                 self.stopped(stop);
+                self.tell_winner(number);
                 return Some(attempt);
             }
             Decision::RetryNow => race.starting = true,
@@ -271,6 +275,7 @@ impl Call {
                 race.timer = Some((Box::pin(tokio::time::sleep(delay)), Due::Retry));
             }
         }
+        told(self, &attempt);
         self.in_flight = None;
         None
     }

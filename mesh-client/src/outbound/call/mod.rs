@@ -38,6 +38,7 @@ use crate::{
     telemetry::{
         access_log::ResponseFlags as Flag,
         explain::Explain,
+        metrics::{Metrics, Source},
         trace::Propagation,
         watch::{Observers, Watch},
     },
@@ -74,6 +75,10 @@ pub(crate) struct Settings {
     pub(crate) retry_hook: Option<HookRef>,
     /// Of each cluster, beside the cluster's own.
     pub(crate) retry_budget: Option<Arc<RetryBudget>>,
+    /// What is measured beyond what always is.
+    pub(crate) metrics: Metrics,
+    /// Who calls, for metrics.
+    pub(crate) source: Source,
     /// Who watches calls; `None`: nobody does.
     pub(crate) observers: Option<Arc<Observers>>,
 }
@@ -276,6 +281,8 @@ impl Default for Settings {
             propagation: Propagation::default(),
             retry_hook: None,
             retry_budget: None,
+            metrics: Metrics::default(),
+            source: Source::default(),
             observers: None,
         }
     }

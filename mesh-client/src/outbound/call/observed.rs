@@ -1,16 +1,21 @@
 //! A call that somebody watches: the same road, with an eye on what goes in and what comes out.
 
-use super::{Call, Road, begin};
+use super::{Call, Road, attempts::Attempt, begin};
 use crate::{
     Error,
     body::MeshBody,
     channel::Core,
     error::BoxError,
-    outbound::timeout::is_grpc,
+    outbound::{
+        retry::{Outcome as Judgement, grpc_from_http},
+        timeout::is_grpc,
+    },
     telemetry::{
         messages::Messages,
-        watch::{Judged, Observers, Watch},
+        metrics::Outcome,
+        watch::{Begun, Judged, Observers, Watch},
     },
+    transport::Lease,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -20,6 +25,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -53,7 +59,7 @@ where
 {
     let (head, body) = request.into_parts();
     let grpc = is_grpc(&head.headers);
-    let watch = Watch::new(observers.clone(), &core.facts, &head, grpc, started);
+    let watch = Watch::new(observers.clone(), core.facts.clone(), &head, grpc, started);
     let messages = grpc.then(Messages::default);
     let body = Sent { inner: body.map_err(Into::into).boxed_unsync(), messages, watch: watch.clone() };
     let road = begin(core, Request::from_parts(head, body), started, Some(watch.clone()));
@@ -173,14 +179,54 @@ impl Body for Sent {
 
 impl Call {
     /// Its end was judged.
-    pub(super) fn tell(&self) {
+    #[cold]
+    pub(super) fn tell(&self, outcome: Outcome, took: Duration) {
+        let Some(watch) = &self.chosen.watch else { return };
+        let upstream = self.upstream();
+        match watch.workload() {
+            Some(workload) => upstream.metrics.record_workload(outcome, workload, took),
+            None => upstream.metrics.record(outcome, took),
+        }
+        let (retries, transparent) = self.attempts.counts();
+        watch.judged(&Judged {
+            outcome,
+            cluster: Some(&upstream.name),
+            upstream: Some(upstream),
+            endpoint: self.endpoint,
+            attempts: self.attempts.number(),
+            retries,
+            transparent,
+        });
+    }
+
+    /// An attempt is about to be sent.
+    #[inline]
+    pub(super) fn tell_attempt(&self, lease: &Lease) {
         if let Some(watch) = &self.chosen.watch {
-            watch.judged(&Judged {
-                flags: self.flag | self.chosen.flags,
-                cluster: Some(&self.upstream().name),
-                endpoint: self.endpoint,
-                attempts: self.attempts.number(),
+            let placement = self.in_flight.as_ref().map(|in_flight| in_flight.endpoint().placement());
+            watch.attempt(&Begun {
+                number: self.attempts.number(),
+                placement: placement.as_deref(),
+                peer: lease.peer(),
             });
+        }
+    }
+
+    /// An attempt ended, and others follow or are in flight.
+    pub(super) fn tell_ended(&self, number: u32, attempt: &Attempt, outcome: &Judgement) {
+        let Some(watch) = &self.chosen.watch else { return };
+        let code = match (attempt, outcome) {
+            (Attempt::Failed(_, error), _) => i32::from(error.code()).unsigned_abs(),
+            (_, Judgement::Response(response)) => response.grpc.unwrap_or_else(|| grpc_from_http(response.status)),
+            (_, Judgement::Failure(_)) => 2,
+        };
+        watch.attempt_ended(number, code);
+    }
+
+    /// Of several attempts in flight this one is the caller's.
+    pub(super) fn tell_winner(&self, number: u32) {
+        if let Some(watch) = &self.chosen.watch {
+            watch.won(number);
         }
     }
 }

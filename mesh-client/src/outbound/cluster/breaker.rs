@@ -63,8 +63,8 @@ struct Gate {
     remaining: OnceLock<Remaining>,
 }
 
-/// The gauge of what is left.
-struct Remaining(metrics::Gauge);
+/// The gauges of what is left, and whether nothing is.
+struct Remaining(metrics::Gauge, metrics::Gauge);
 
 impl Resource {
     /// All of them.
@@ -95,7 +95,10 @@ impl Breaker {
                 );
                 if limits.track_remaining {
                     gate.remaining.get_or_init(|| {
-                        Remaining(metrics::gauge!("mesh_circuit_breaker_remaining", self.labels(priority, resource)))
+                        Remaining(
+                            metrics::gauge!("mesh_circuit_breaker_remaining", self.labels(priority, resource)),
+                            metrics::gauge!("mesh_circuit_breaker_open", self.labels(priority, resource)),
+                        )
                     });
                 }
                 gate.tracked.store(limits.track_remaining, Relaxed);
@@ -200,9 +203,11 @@ impl Gate {
     #[inline]
     fn track(&self, in_use: u32) {
         if self.tracked.load(Relaxed)
-            && let Some(Remaining(gauge)) = self.remaining.get()
+            && let Some(Remaining(remaining, open)) = self.remaining.get()
         {
-            gauge.set(f64::from(self.limit.load(Relaxed).saturating_sub(in_use)));
+            let left = self.limit.load(Relaxed).saturating_sub(in_use);
+            remaining.set(f64::from(left));
+            open.set(if left == 0 { 1.0 } else { 0.0 });
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Sweeper {
 pub(super) struct Metrics {
     enforced: [metrics::Counter; Cause::ALL.len()],
     spared: [metrics::Counter; Cause::ALL.len()],
+    /// As many as may be were ejected already.
+    overflow: [metrics::Counter; Cause::ALL.len()],
     ejected: metrics::Gauge,
 }
 
@@ -171,7 +173,8 @@ impl<L: Link> LiveCluster<L> {
                 tracing::info!(cluster, %address, %cause, ejected, "endpoint ejected");
             }
             Verdict::Spared | Verdict::TooMany => {
-                self.metrics.spared[cause as usize].increment(1);
+                let kept = if verdict == Verdict::TooMany { &self.metrics.overflow } else { &self.metrics.spared };
+                kept[cause as usize].increment(1);
                 tracing::debug!(cluster, %address, %cause, ?verdict, "outlier not ejected");
             }
             Verdict::Already => {}
@@ -236,6 +239,7 @@ impl Metrics {
         Self {
             enforced: counters("true"),
             spared: counters("false"),
+            overflow: counters("overflow"),
             ejected: metrics::gauge!("mesh_outlier_ejected_endpoints", "cluster" => cluster.to_string()),
         }
     }

@@ -1,7 +1,7 @@
 //! How the endpoints of one cluster are connected to.
 
 use super::{
-    Backoff, ConnectError,
+    Backoff, ConnectError, Numbers,
     dial::{DialRef, Socket},
     error::Shown,
     socket::TcpOptions,
@@ -64,6 +64,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) security: Security,
     /// In place of TCP sockets.
     pub(crate) dial: Option<DialRef>,
+    /// What is counted of them.
+    pub(crate) numbers: Numbers,
 }
 
 /// How the connections of one cluster are secured.
@@ -124,6 +126,7 @@ impl Default for ConnectorSettings {
             tcp: TcpOptions::default(),
             security: Security::Plaintext,
             dial: None,
+            numbers: Numbers::default(),
         }
     }
 }

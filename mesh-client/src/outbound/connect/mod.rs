@@ -4,6 +4,7 @@ mod backoff;
 mod connector;
 mod dial;
 mod error;
+mod numbers;
 mod preconnect;
 mod probe;
 mod socket;
@@ -15,6 +16,7 @@ pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security
 pub use dial::Dial;
 pub(crate) use dial::DialRef;
 pub(crate) use error::ConnectError;
+pub(crate) use numbers::Numbers;
 pub(crate) use probe::Kept;
 pub(crate) use subchannel::Subchannel;
 

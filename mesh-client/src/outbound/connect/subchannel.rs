@@ -300,6 +300,7 @@ impl Subchannel {
             Ok(opened) => self.add(opened, permit, true),
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "attempt failed");
+                self.connector.settings.numbers.failed(&error);
                 self.with_core(|core| {
                     if core.removed {
                         return;
@@ -361,6 +362,7 @@ impl Subchannel {
         });
         match retired {
             Some(retired) => {
+                self.connector.settings.numbers.opened();
                 if !connection.is_usable() {
                     // It closed before anyone listened.
                     self.remove_unusable();

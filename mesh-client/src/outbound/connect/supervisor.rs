@@ -1,6 +1,6 @@
 //! The task that sees one connection through: idle timeout, new certificates, the end.
 
-use super::{Connector, Security, Subchannel};
+use super::{Connector, Security, Subchannel, numbers::Closed};
 use crate::{
     outbound::cluster::{Permit, Resource},
     transport::{Connection, Kind},
@@ -34,16 +34,19 @@ pub(super) struct Supervised {
 /// not used any more: what is still open after the drain time is cut.
 pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut retired: watch::Receiver<()>) {
     let connection = &this.connection;
-    tokio::select! {
-        () = connection.closed() => {}
-        _ = retired.changed() => {}
-        () = this.idle() => connection.drain(),
-        () = this.expired() => connection.drain(),
+    let why = tokio::select! {
+        () = connection.closed() => None,
+        _ = retired.changed() => Some(Closed::Retired),
+        () = this.idle() => Some(Closed::Idle),
+        () = this.expired() => Some(Closed::Age),
         () = this.outdated() => {
             // Boxed: the state of a handshake is large, and this task lives as long as its connection.
             Box::pin(this.renew()).await;
-            connection.drain();
+            Some(Closed::Renewed)
         }
+    };
+    if matches!(why, Some(Closed::Idle | Closed::Age | Closed::Renewed)) {
+        connection.drain();
     }
     tokio::select! {
         () = connection.closed() => {}
@@ -52,6 +55,7 @@ pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut retired: w
             connection.closed().await;
         }
     }
+    this.connector.settings.numbers.closed(why.unwrap_or_else(|| Closed::Ended(connection.fate())));
     drop(permit);
 }
 

@@ -61,6 +61,7 @@ impl Services {
             authority: authority.map_or(service_of(cluster), String::as_str).parse().ok(),
             profile: Profile::Grpc,
             channel_id: fastrand::u64(..),
+            calls: None,
             settings: around.settings.clone(),
         });
         let upstreams = around.upstreams;

@@ -8,6 +8,7 @@ use crate::outbound::{
     route::{Profile, RouteTable, Scope},
     upstream::{Upstream, Upstreams},
 };
+use crate::telemetry::metrics::grpc::Calls;
 use http::uri::Authority;
 use mesh_xds::{
     Snapshot,
@@ -47,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) channel_id: u64,
     /// What the mesh was built with.
     pub(crate) settings: Arc<Settings>,
+    /// gRPC's instruments of its calls, where they are on.
+    pub(crate) calls: Option<Calls>,
 }
 
 /// A cluster as a route sees it.
@@ -81,12 +84,11 @@ impl Routing {
         for (name, entry) in &snapshot.clusters {
             let upstream = match entry {
                 ClusterEntry::Ready { cluster, endpoints } => {
-                    serving.push(upstreams.apply(cluster, endpoints, profile, facts.settings.retry_budget.as_deref()));
+                    serving.push(upstreams.apply(cluster, endpoints, facts));
                     UpstreamRef::Live(serving.len() - 1)
                 }
                 ClusterEntry::Aggregate { cluster, leaves } => {
-                    let budget = facts.settings.retry_budget.as_deref();
-                    serving.push(upstreams.apply(cluster, &Arc::default(), profile, budget));
+                    serving.push(upstreams.apply(cluster, &Arc::default(), facts));
                     aggregates.push((serving.len() - 1, leaves));
                     UpstreamRef::Live(serving.len() - 1)
                 }

@@ -188,6 +188,11 @@ impl Attempts {
         1 + self.retries + self.transparent
     }
 
+    /// Retries and hedges, and transparent retries.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        (self.retries, self.transparent)
+    }
+
     /// The last attempt's response is passed on: a retry counts against the budget no longer.
     pub(crate) fn settle(&mut self) {
         self.permit = None;

@@ -5,7 +5,10 @@
 //! task switch. The connection sits in a mutex that is only ever tried.
 
 use super::{Shared, is_open};
-use crate::transport::io::{Activity, Io};
+use crate::transport::{
+    fate::Fate,
+    io::{Activity, Io},
+};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use h2::client::{Connection, SendRequest};
@@ -13,7 +16,7 @@ use std::{
     cell::Cell,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, TryLockError,
+        Arc, Mutex, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -49,6 +52,8 @@ pub(super) struct Engine {
     waker: Waker,
     phase: AtomicU8,
     pub(super) activity: Arc<Activity>,
+    /// What was first heard of its end.
+    pub(super) fate: OnceLock<Fate>,
 }
 
 /// Wakes the driver, unless the waking thread is [`Quiet`].
@@ -107,6 +112,7 @@ impl Engine {
             alarm,
             phase: AtomicU8::new(RUNNING),
             activity,
+            fate: OnceLock::new(),
         }
     }
 
@@ -116,7 +122,11 @@ impl Engine {
             Ok(mut slot) => match slot.as_mut() {
                 Some(connection) => {
                     let reads = self.activity.reads();
-                    let ended = Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).is_ready();
+                    let polled = Pin::new(connection).poll(&mut Context::from_waker(&self.waker));
+                    let ended = polled.is_ready();
+                    if let Poll::Ready(Err(error)) = polled {
+                        self.ends(Fate::of(&error));
+                    }
                     if ended {
                         *slot = None;
                     }
@@ -131,6 +141,11 @@ impl Engine {
         if wake {
             self.alarm.driver.wake();
         }
+    }
+
+    /// What is first heard counts.
+    fn ends(&self, fate: Fate) {
+        let _ = self.fate.set(fate);
     }
 
     /// No sender is left: the driver sees h2 to its end.
@@ -194,6 +209,7 @@ impl Future for Driver {
         let Some(connection) = slot.as_mut() else { return Poll::Ready(()) };
         if let Poll::Ready(result) = Pin::new(&mut *connection).poll(&mut Context::from_waker(&engine.waker)) {
             if let Err(error) = result {
+                engine.ends(Fate::of(&error));
                 tracing::debug!(%error, "connection ended");
             }
             return Poll::Ready(());
@@ -202,7 +218,10 @@ impl Future for Driver {
         if std::mem::replace(reads, now) != now {
             // The peer may have said something about new streams.
             shared.set_limit(connection.max_concurrent_send_streams());
-            if probe.as_mut().is_some_and(|probe| !is_open(probe)) {
+            if let Some(Err(fate)) = probe.as_mut().map(is_open) {
+                if let Some(fate) = fate {
+                    engine.ends(fate);
+                }
                 drop(slot);
                 shared.close();
             }

@@ -5,7 +5,8 @@ mod keepalive;
 mod upload;
 
 use super::{
-    BoxError, Connection, Events, Kind, Lease, Origin, RecvBody, Shared, TransportConfig, TransportError, Wire, head,
+    BoxError, Connection, Events, Fate, Kind, Lease, Origin, RecvBody, Shared, TransportConfig, TransportError, Wire,
+    head,
     io::{Activity, Io, Stream},
 };
 use bytes::Bytes;
@@ -233,6 +234,11 @@ impl Client {
         self.engine.shut();
     }
 
+    /// What was heard of the connection's end.
+    pub(super) fn fate(&self) -> Option<Fate> {
+        self.engine.fate.get().copied()
+    }
+
     pub(super) fn abort(&self) {
         drop(self.take_sender());
         self.engine.abort();
@@ -262,6 +268,13 @@ pub(super) fn from_h2(error: h2::Error, shared: Option<&Shared>) -> TransportErr
 }
 
 /// Whether a connection with this sender takes new streams.
-fn is_open(sender: &mut SendRequest<Bytes>) -> bool {
-    matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+///
+/// # Errors
+/// It does not; and what was heard of its end.
+fn is_open(sender: &mut SendRequest<Bytes>) -> Result<(), Option<Fate>> {
+    match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(())) => Ok(()),
+        Poll::Ready(Err(error)) => Err(Some(Fate::of(&error))),
+        Poll::Pending => Err(None),
+    }
 }

@@ -1,0 +1,200 @@
+//! What is measured beyond what always is: Istio's sizes and workloads, gRPC's instruments; and connections.
+
+use crate::support::{
+    ANY, CLUSTER, GUARD, TARGET, edit, greeter, hello, hello_with, mesh_on, plain_mesh, routes, service, to, until,
+};
+use envoy_types::pb::{
+    envoy::config::{core::v3::Metadata, endpoint::v3::ClusterLoadAssignment},
+    google::protobuf::{Struct, Value, value::Kind},
+};
+use mesh_client::{
+    Mesh,
+    metrics::{Instrument, Metrics},
+};
+use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use std::{collections::HashSet, time::Duration};
+
+/// What a recorder saw. Looking empties it, so everything is added up here.
+struct Seen {
+    snapshotter: Snapshotter,
+    histograms: Vec<(metrics::Key, Vec<f64>)>,
+    numbers: Vec<(metrics::Key, f64)>,
+}
+
+impl Seen {
+    fn new(recorder: &DebuggingRecorder) -> Self {
+        Self { snapshotter: recorder.snapshotter(), histograms: Vec::new(), numbers: Vec::new() }
+    }
+
+    fn look(&mut self) {
+        for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
+            let key = key.key().clone();
+            match value {
+                DebugValue::Counter(n) => self.numbers.push((key, n as f64)),
+                DebugValue::Gauge(n) => self.numbers.push((key, n.into_inner())),
+                DebugValue::Histogram(values) => {
+                    self.histograms.push((key, values.into_iter().map(|value| value.into_inner()).collect()));
+                }
+            }
+        }
+    }
+
+    /// The sum of the counters and gauges of this name that have these labels.
+    fn sum(&mut self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.look();
+        self.numbers.iter().filter(|(key, _)| fits(key, name, labels)).map(|(_, value)| value).sum()
+    }
+
+    /// All values of the histograms of this name that have these labels.
+    fn values(&mut self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
+        self.look();
+        self.histograms
+            .iter()
+            .filter(|(key, _)| fits(key, name, labels))
+            .flat_map(|(_, values)| values.clone())
+            .collect()
+    }
+
+    /// Every name that was used.
+    fn names(&mut self) -> HashSet<String> {
+        self.look();
+        let all = self.numbers.iter().map(|(key, _)| key).chain(self.histograms.iter().map(|(key, _)| key));
+        all.map(|key| key.name().to_owned()).collect()
+    }
+}
+
+fn fits(key: &metrics::Key, name: &str, labels: &[(&str, &str)]) -> bool {
+    let has = |(name, value): &(&str, &str)| key.labels().any(|label| label.key() == *name && label.value() == *value);
+    key.name() == name && labels.iter().all(has)
+}
+
+async fn mesh_with(cp: &ControlPlane, metrics: Metrics) -> Mesh {
+    Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().metrics(metrics).build().await.unwrap()
+}
+
+/// One route to all, with these fields.
+fn route(fields: &str) -> String {
+    routes(&format!("[{{route: [{{destination: {}}}], {fields}}}]", to("")))
+}
+
+#[tokio::test]
+async fn sizes_and_workloads_are_told_where_they_are_switched_on() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let backend = greeter("one").await;
+    let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())])).start().await.unwrap();
+    edit::<ClusterLoadAssignment>(&cp, ResourceType::ClusterLoadAssignment, CLUSTER, |assignment| {
+        let workload = Value { kind: Some(Kind::StringValue("greeter-v1;default;greeter;v1;Kubernetes".into())) };
+        let istio = Struct { fields: [("workload".to_owned(), workload)].into() };
+        let metadata = Metadata { filter_metadata: [("istio".to_owned(), istio)].into(), ..Metadata::default() };
+        assignment.endpoints[0].lb_endpoints[0].metadata = Some(metadata);
+    });
+    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap();
+    let common =
+        [("reporter", "source"), ("request_protocol", "grpc"), ("grpc_response_status", "0"), ("response_code", "200")];
+    let unknown = [("destination_workload", "unknown"), ("destination_service_name", "greeter"), common[0]];
+    assert_eq!(seen.sum("istio_requests_total", &unknown), 1.0);
+    assert_eq!(seen.values("istio_request_duration_milliseconds", &common).len(), 1);
+    assert!(!seen.names().contains("istio_request_bytes"));
+
+    let metrics = Metrics::default().sizes(true).destination_workloads(true);
+    hello(&mesh_with(&cp, metrics).await.channel(TARGET).unwrap()).await.unwrap();
+    let known = [
+        ("destination_workload", "greeter-v1"),
+        ("destination_workload_namespace", "default"),
+        ("destination_canonical_service", "greeter"),
+        ("destination_canonical_revision", "v1"),
+        ("destination_cluster", "Kubernetes"),
+        ("destination_service", "greeter.default.svc.cluster.local"),
+    ];
+    assert_eq!(seen.sum("istio_requests_total", &known), 1.0);
+    assert_eq!(seen.values("istio_request_duration_milliseconds", &known).len(), 1);
+    assert_eq!(seen.values("istio_request_bytes", &known), [11.0]);
+    assert!(seen.values("istio_response_bytes", &known)[0] > 5.0);
+    assert_eq!(seen.sum("istio_request_messages_total", &known), 1.0);
+    assert_eq!(seen.sum("istio_response_messages_total", &common), 1.0);
+}
+
+#[tokio::test]
+async fn grpcs_instruments_tell_calls_and_attempts() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let backend = greeter("one").await;
+    let retries = route("retries: {attempts: 3, retryOn: unavailable}");
+    let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())]) + &retries).start().await.unwrap();
+    let again = [Instrument::CallRetries, Instrument::CallRetryDelay, Instrument::CallHedges];
+    let mesh = mesh_with(&cp, Metrics::default().grpc(Instrument::DEFAULTS).grpc(again)).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    hello(&channel).await.unwrap();
+    backend.state().fail_next(2);
+    hello(&channel).await.unwrap();
+    let method = [("grpc.method", "helloworld.Greeter/SayHello"), ("grpc.target", TARGET)];
+    let with = |status| [method[0], method[1], ("grpc.status", status)];
+    assert_eq!(seen.sum("grpc.client.attempt.started", &method), 4.0);
+    assert_eq!(seen.values("grpc.client.attempt.duration", &with("OK")).len(), 2);
+    assert_eq!(seen.values("grpc.client.attempt.duration", &with("UNAVAILABLE")).len(), 2);
+    assert_eq!(
+        seen.values("grpc.client.attempt.sent_total_compressed_message_size", &with("OK")),
+        [6.0, 6.0],
+        "a message of a tag, a length and four letters, without its prefix"
+    );
+    assert!(
+        seen.values("grpc.client.attempt.rcvd_total_compressed_message_size", &with("OK")).iter().all(|n| *n > 6.0)
+    );
+    assert_eq!(seen.values("grpc.client.call.duration", &with("OK")).len(), 2);
+    assert_eq!(seen.values("grpc.client.call.duration", &method).len(), 2, "and no call ended otherwise");
+    assert_eq!(seen.values("grpc.client.call.retries", &method), [2.0], "a call without any is not reported");
+    assert!(seen.values("grpc.client.call.retry_delay", &method)[0] > 0.0);
+    assert!(seen.values("grpc.client.call.hedges", &method).is_empty());
+    assert!(!seen.names().contains("grpc.client.call.transparent_retries"), "it is not switched on");
+
+    backend.state().fail_next(4);
+    hello(&channel).await.unwrap_err();
+    assert_eq!(seen.values("grpc.client.call.duration", &with("UNAVAILABLE")).len(), 1);
+    let cluster = [("cluster", CLUSTER)];
+    assert_eq!(seen.sum("mesh_request_retries_total", &cluster), 5.0);
+    assert_eq!(seen.sum("mesh_request_retry_limit_exceeded_total", &cluster), 1.0);
+
+    let slow = hello_with(&channel, |request| request.set_timeout(Duration::ZERO)).await;
+    slow.unwrap_err();
+    assert_eq!(seen.values("grpc.client.call.duration", &with("DEADLINE_EXCEEDED")).len(), 1);
+}
+
+#[tokio::test]
+async fn connections_are_counted_by_what_becomes_of_them() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let backend = greeter("one").await;
+    let target = format!("ipv4:{}", backend.addr());
+    let mesh = Mesh::builder().metrics(Metrics::default().grpc(Instrument::ALL)).build().await.unwrap();
+    let channel = mesh.channel(&target).unwrap();
+    hello(&channel).await.unwrap();
+    let cluster = [("cluster", target.as_str())];
+    let subchannel = [("grpc.target", target.as_str()), ("grpc.lb.backend_service", target.as_str())];
+    assert_eq!(seen.sum("mesh_connections_opened_total", &cluster), 1.0, "{:?}", seen.names());
+    assert_eq!(seen.sum("mesh_connections_active", &cluster), 1.0);
+    assert_eq!(seen.sum("grpc.subchannel.connection_attempts_succeeded", &subchannel), 1.0);
+    assert_eq!(seen.sum("grpc.subchannel.open_connections", &subchannel), 1.0);
+    drop(backend);
+    until("the connection is gone", async || seen.sum("mesh_connections_active", &cluster) == 0.0).await;
+    assert_eq!(seen.sum("mesh_connections_closed_total", &cluster), 1.0);
+    assert_eq!(seen.sum("grpc.subchannel.disconnections", &subchannel), 1.0);
+    assert_eq!(seen.sum("grpc.subchannel.open_connections", &subchannel), 0.0);
+
+    let nobody = tokio::net::TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
+    hello(&plain_mesh().await.fixed_channel(&[nobody]).unwrap()).await.unwrap_err();
+    assert!(seen.sum("mesh_connection_failures_total", &[("stage", "tcp")]) >= 1.0);
+    assert_eq!(seen.sum("grpc.subchannel.connection_attempts_failed", &[]), 0.0, "that mesh has them switched off");
+
+    let cp = ControlPlane::builder().yaml(service(&[("one", nobody)])).start().await.unwrap();
+    let channel = mesh_with(&cp, Metrics::default().grpc(Instrument::ALL)).await.channel(TARGET).unwrap();
+    channel.ready(GUARD).await.unwrap();
+    hello(&channel).await.unwrap_err();
+    let failed = [("grpc.target", TARGET), ("grpc.lb.backend_service", CLUSTER)];
+    assert!(seen.sum("grpc.subchannel.connection_attempts_failed", &failed) >= 1.0);
+}
