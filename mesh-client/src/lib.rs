@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod atomic;
 #[doc(hidden)]
 pub mod bare;
 #[doc(hidden)]

@@ -12,6 +12,7 @@ pub(crate) mod pick;
 pub(crate) mod resolve;
 pub(crate) mod retry;
 pub(crate) mod route;
+mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod timeout;

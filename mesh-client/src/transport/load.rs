@@ -1,6 +1,6 @@
 //! How many streams a connection carries, and whether it takes more: one atomic word.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicU64, Ordering};
 
 const CLOSED: u64 = 1 << 31;
 const IN_FLIGHT: u64 = CLOSED - 1;

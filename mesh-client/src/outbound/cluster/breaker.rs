@@ -1,6 +1,7 @@
 //! Circuit breaker: how much may be in flight to a cluster at once, by priority (gRFC A32, Envoy's `circuit_breakers`). Retries are
 //! limited by their own [`RetryBudget`](crate::outbound::retry::RetryBudget).
 
+use crate::outbound::slots::Slots;
 use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
 use std::{
     fmt,
@@ -56,7 +57,7 @@ pub(crate) struct Permit {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Gate {
-    in_use: AtomicU32,
+    in_use: Slots,
     limit: AtomicU32,
     /// `track_remaining`
     tracked: AtomicBool,
@@ -102,7 +103,7 @@ impl Breaker {
                     });
                 }
                 gate.tracked.store(limits.track_remaining, Relaxed);
-                gate.track(gate.in_use.load(Relaxed));
+                gate.track(gate.in_use.in_use());
             }
         }
     }
@@ -141,13 +142,12 @@ impl Breaker {
     #[inline]
     pub(crate) fn give_back(&self, priority: RoutingPriority, resource: Resource) {
         let gate = self.gate(priority, resource);
-        let before = gate.in_use.fetch_sub(1, Relaxed);
-        gate.track(before - 1);
+        gate.track(gate.in_use.give_back());
     }
 
     /// Units of `resource` in use.
     pub(crate) fn in_use(&self, priority: RoutingPriority, resource: Resource) -> u32 {
-        self.gate(priority, resource).in_use.load(Relaxed)
+        self.gate(priority, resource).in_use.in_use()
     }
 
     /// By all priorities.
@@ -190,12 +190,12 @@ impl Drop for Permit {
 impl Gate {
     #[inline]
     fn try_take(&self, limit: u32) -> bool {
-        match self.in_use.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)) {
-            Ok(before) => {
-                self.track(before + 1);
+        match self.in_use.take(limit) {
+            Some(in_use) => {
+                self.track(in_use);
                 true
             }
-            Err(_) => false,
+            None => false,
         }
     }
 
@@ -215,7 +215,7 @@ impl Gate {
 impl Default for Gate {
     fn default() -> Self {
         Self {
-            in_use: AtomicU32::new(0),
+            in_use: Slots::new(),
             limit: AtomicU32::new(0),
             tracked: AtomicBool::new(false),
             remaining: OnceLock::new(),

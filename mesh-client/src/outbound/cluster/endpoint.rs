@@ -6,6 +6,7 @@ use super::{
     link::Connectivity,
     orca::{Ended, Follower, Report, Reported},
     outlier::{Counters, Ejection, Thresholds},
+    rotation::{Place, Rotation},
 };
 use crate::outbound::{
     connect::Subchannel,
@@ -19,7 +20,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,8 +33,7 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     // First what a pick and a request touch, next to the reference count: one cache line.
     link: Arc<L>,
     in_flight: AtomicU32,
-    /// One of the constants below.
-    standing: AtomicU8,
+    rotation: Rotation,
     retired: AtomicBool,
     /// It does not pass its health checks.
     failing: AtomicBool,
@@ -50,17 +50,6 @@ pub(crate) struct Endpoint<L: Link = Subchannel> {
     reported: Reported,
     follower: Follower,
 }
-
-/// In the rotation.
-const IN: u8 = 0;
-/// Ejected.
-const OUT: u8 = 1;
-/// One request may go there, to find out whether it is well.
-const PROBATION: u8 = 2;
-/// That request was picked for it,
-const CLAIMED: u8 = 3;
-/// and is under way.
-const PROBED: u8 = 4;
 
 /// Before reports that broke off are asked for again.
 const REPORTS_PAUSE: Duration = Duration::from_secs(1);
@@ -121,7 +110,7 @@ impl<L: Link> Endpoint<L> {
             address,
             link,
             placement: ArcSwap::from_pointee(placement),
-            standing: AtomicU8::new(IN),
+            rotation: Rotation::new(),
             in_flight: AtomicU32::new(0),
             counters: Counters::default(),
             thresholds,
@@ -162,21 +151,18 @@ impl<L: Link> Endpoint<L> {
 
     /// Whether outlier detection holds it out of the rotation.
     pub(crate) fn is_ejected(&self) -> bool {
-        self.standing.load(Relaxed) == OUT
+        self.rotation.is_out()
     }
 
     /// Whether a request that was picked for it may go there: an endpoint on probation takes one.
     #[inline]
     pub(super) fn admits(&self) -> bool {
-        match self.standing.load(Relaxed) {
-            PROBATION => self.standing.compare_exchange(PROBATION, CLAIMED, Relaxed, Relaxed).is_ok(),
-            _ => true,
-        }
+        self.rotation.admits()
     }
 
     /// Whether it is on probation, or the request that decides is under way.
     pub(crate) fn is_on_probation(&self) -> bool {
-        self.standing.load(Relaxed) >= PROBATION
+        self.rotation.is_on_probation()
     }
 
     /// Requests started and not yet ended.
@@ -206,14 +192,12 @@ impl<L: Link> Endpoint<L> {
 
     pub(super) fn set_ejection(&self, ejection: Ejection) {
         *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
-        let standing = match ejection {
-            _ if ejection.is_ejected() => OUT,
-            // A probe that is under way goes on.
-            _ if ejection.is_on_probation() && self.is_on_probation() => return,
-            _ if ejection.is_on_probation() => PROBATION,
-            _ => IN,
+        let place = match ejection {
+            _ if ejection.is_ejected() => Place::Out,
+            _ if ejection.is_on_probation() => Place::Probation,
+            _ => Place::In,
         };
-        if self.standing.swap(standing, Relaxed) != OUT && standing == OUT {
+        if self.rotation.set(place) {
             self.link.unhealthy(false);
         }
     }
@@ -297,9 +281,7 @@ impl<L: Link> Candidate for Endpoint<L> {
     fn standing(&self, panic: bool) -> Standing {
         match self.link.connectivity() {
             Connectivity::TransientFailure => Standing::Unavailable,
-            _ if !panic && (self.is_failing() || matches!(self.standing.load(Relaxed), OUT | CLAIMED | PROBED)) => {
-                Standing::Unavailable
-            }
+            _ if !panic && (self.is_failing() || !self.rotation.is_open()) => Standing::Unavailable,
             Connectivity::Connecting => Standing::Connecting,
             Connectivity::Idle | Connectivity::Ready => Standing::Available,
         }
@@ -414,9 +396,7 @@ impl<L: Link> InFlight<L> {
     /// Starts a request to `endpoint`.
     pub(crate) fn of(endpoint: Arc<Endpoint<L>>) -> Self {
         endpoint.in_flight.fetch_add(1, Relaxed);
-        let standing = &endpoint.standing;
-        let probe =
-            standing.load(Relaxed) == CLAIMED && standing.compare_exchange(CLAIMED, PROBED, Relaxed, Relaxed).is_ok();
+        let probe = endpoint.rotation.begins();
         Self { endpoint, recorded: false, probe }
     }
 
@@ -437,13 +417,14 @@ impl<L: Link> InFlight<L> {
 impl<L: Link> Drop for InFlight<L> {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Relaxed);
-        if self.probe {
-            // It was given up before it told anything; another may find out. Nothing to do if it did tell.
-            let given_up = self.endpoint.standing.compare_exchange(PROBED, PROBATION, Relaxed, Relaxed).is_ok();
-            if given_up && let Some(cluster) = self.endpoint.cluster.upgrade() {
-                // A picker that was built meanwhile is without it.
-                cluster.outdated();
-            }
+        // What it told has decided; a probe that is under way now is another.
+        if self.probe
+            && !self.recorded
+            && self.endpoint.rotation.given_up()
+            && let Some(cluster) = self.endpoint.cluster.upgrade()
+        {
+            // A picker that was built meanwhile is without it.
+            cluster.outdated();
         }
     }
 }

@@ -17,6 +17,7 @@ mod link;
 mod load;
 mod orca;
 pub(crate) mod outlier;
+mod rotation;
 mod set;
 mod status;
 mod watcher;

@@ -1,10 +1,8 @@
 //! A token bucket in one atomic.
 
+use crate::atomic::{AtomicU64, Ordering};
 use mesh_xds::resource::TokenBucket;
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// A token bucket that is filled all the time: `tokens_per_fill` in each `fill_interval`, a token at a time (as Envoy's).

@@ -3,16 +3,13 @@
 mod ratio;
 mod throttle;
 
-use crate::outbound::route::Profile;
+use crate::{
+    atomic::{AtomicU64, Ordering},
+    outbound::{route::Profile, slots::Slots},
+};
 use mesh_xds::resource::CircuitBreakers;
 use ratio::Ratio;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use throttle::Throttle;
 use tokio::time::Instant;
 
@@ -45,7 +42,7 @@ enum Kind {
 #[derive(Debug)]
 struct Share {
     limit: AtomicU64,
-    in_flight: AtomicU32,
+    in_flight: Slots,
 }
 
 /// `max(active * share / WHOLE, min)`, packed into one word.
@@ -94,7 +91,7 @@ impl RetryBudget {
     }
 
     fn share(limit: Limit) -> Self {
-        Self { kind: Kind::Share(Share { limit: AtomicU64::new(limit.pack()), in_flight: AtomicU32::new(0) }) }
+        Self { kind: Kind::Share(Share { limit: AtomicU64::new(limit.pack()), in_flight: Slots::new() }) }
     }
 
     /// Another one with these limits, which counts by itself.
@@ -148,7 +145,7 @@ impl RetryBudget {
     /// Retries in flight; 0 of a budget that does not count them.
     pub fn in_flight(&self) -> u32 {
         match &self.kind {
-            Kind::Share(share) => share.in_flight.load(Ordering::Acquire),
+            Kind::Share(share) => share.in_flight.in_use(),
             Kind::Ratio(_) | Kind::Throttle(_) => 0,
         }
     }
@@ -159,7 +156,7 @@ impl Share {
     fn take(&self, profile: Profile, active: u32) -> bool {
         let limit = Limit::unpack(self.limit.load(Ordering::Relaxed));
         let max = if limit.envoy_only && profile == Profile::Grpc { u32::MAX } else { limit.max(active) };
-        self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then(|| n + 1)).is_ok()
+        self.in_flight.take(max).is_some()
     }
 }
 
@@ -178,7 +175,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(Kind::Share(share)) = self.counted.as_ref().map(|budget| &budget.kind) {
-            share.in_flight.fetch_sub(1, Ordering::AcqRel);
+            share.in_flight.give_back();
         }
     }
 }

@@ -5,9 +5,11 @@
 
 mod algorithm;
 mod counters;
+mod tally;
 
 pub(crate) use algorithm::{Event, Host, Rules, Verdict, consecutive, release_due, sweep};
-pub(crate) use counters::{Counters, Tally, Thresholds};
+pub(crate) use counters::{Counters, Thresholds};
+pub(crate) use tally::Tally;
 
 use mesh_xds::resource::OutlierDetection;
 use std::{fmt, time::Duration};

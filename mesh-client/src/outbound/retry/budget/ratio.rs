@@ -1,9 +1,7 @@
 //! Linkerd's budget: retries for a share of the calls, over a sliding window, in one word.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use crate::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Units of a retry: the ratio counts in hundredths.

@@ -1,7 +1,7 @@
 use super::*;
 use mesh_xds::resource::RetryBudget as Configured;
 use proptest::prelude::*;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 fn take(budget: &Arc<RetryBudget>, active: u32) -> Vec<Permit> {
     std::iter::from_fn(|| budget.try_acquire(active)).take(10_000).collect()

@@ -1,6 +1,6 @@
 //! gRPC's throttle (gRFC A6, `retryThrottling`).
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// A token, in the unit of the count.
 const TOKEN: u32 = 1000;
