@@ -4,15 +4,11 @@ mod policy;
 mod route;
 
 use crate::problem::{At, Located};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeMap, fmt};
 
 pub use policy::{
-    Algorithm, ConnectionPool, ConsistentHash, HashKey, HashTable, LoadBalancer, OutlierDetection, Policy, RetryBudget,
-    Subset, TcpKeepalive, Tls, TlsMode, TrafficPolicy, Warmup,
+    Algorithm, ConnectionPool, ConsistentHash, Distribute, Failover, HashKey, HashTable, LoadBalancer, LocalityLb,
+    OutlierDetection, Policy, RetryBudget, Subset, TcpKeepalive, Tls, TlsMode, TrafficPolicy, Warmup,
 };
 pub use route::{
     Abort, Action, Destination, Direct, Fault, Forward, HeaderEdits, HeaderOps, Mirror, Redirect, Retries, Rewrite,
@@ -28,6 +24,15 @@ pub struct Model {
     pub routings: Vec<Routing>,
     /// How clusters behave.
     pub policies: Vec<Policy>,
+    /// What holds where no policy says otherwise.
+    pub mesh: MeshDefaults,
+}
+
+/// What Istio's `meshConfig` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshDefaults {
+    /// `localityLbSetting`; by default enabled, with nothing said: failover to the next nearest.
+    pub locality: LocalityLb,
 }
 
 /// Which document an object was read from.
@@ -50,10 +55,24 @@ pub struct Service {
     pub hosts: Vec<Located<String>>,
     /// At least one.
     pub ports: Vec<Port>,
-    /// Who serves it.
+    /// What its endpoints are found by.
+    pub resolution: Resolution,
+    /// Who serves it. None of a service that is resolved by DNS: its hosts themselves are looked up.
     pub endpoints: Vec<Workload>,
     /// Names that its certificates must carry, when not the SPIFFE ids of the endpoints.
     pub subject_alt_names: Vec<String>,
+}
+
+/// What the endpoints of a service are found by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resolution {
+    /// Their IP addresses.
+    #[default]
+    Static,
+    /// DNS: every address of a name is an endpoint.
+    Dns,
+    /// DNS: all addresses of the only name are one endpoint.
+    DnsRoundRobin,
 }
 
 /// A port of a service.
@@ -85,8 +104,8 @@ pub enum Protocol {
 /// An endpoint.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Its address and the place of it.
-    pub address: Located<IpAddr>,
+    /// Its IP address, or a name where the service is resolved by DNS; and the place of it.
+    pub address: Located<String>,
     /// By port name.
     pub ports: BTreeMap<String, u16>,
     /// What subsets select on.
@@ -110,6 +129,12 @@ pub struct Locality {
     pub sub_zone: String,
 }
 
+impl Default for MeshDefaults {
+    fn default() -> Self {
+        Self { locality: LocalityLb { enabled: true, ..LocalityLb::default() } }
+    }
+}
+
 impl Object {
     /// Where it begins for the reader: at its name.
     pub fn at(&self) -> &At {
@@ -125,9 +150,8 @@ impl fmt::Display for Object {
 
 impl Workload {
     /// Where it serves a port of its service.
-    pub fn socket_address(&self, port: &Port) -> SocketAddr {
-        let number = self.ports.get(&port.name).copied().or(port.target).unwrap_or(port.number.value);
-        SocketAddr::new(self.address.value, number)
+    pub fn port(&self, port: &Port) -> u16 {
+        self.ports.get(&port.name).copied().or(port.target).unwrap_or(port.number.value)
     }
 }
 

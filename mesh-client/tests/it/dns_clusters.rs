@@ -267,6 +267,23 @@ async fn the_addresses_of_a_logical_dns_name_are_one_endpoint() {
 }
 
 #[tokio::test]
+async fn a_service_entry_may_be_resolved_by_dns() {
+    let mut dns = Dns::start().await;
+    let servers = servers().await;
+    dns.set("greeter.mesh.test", &LOOPBACK[..2]).await;
+    let listed = format!("address: {}", servers[0].addr().ip());
+    let yaml = service(&[("v1", servers[0].addr())]).replace(&listed, "address: greeter.mesh.test");
+    let many = ControlPlane::builder().yaml(yaml.replace("STATIC", "DNS")).start().await.unwrap();
+    let many = dns.world(many, None).await;
+    let one = ControlPlane::builder().yaml(yaml.replace("STATIC", "DNS_ROUND_ROBIN")).start().await.unwrap();
+    let one = dns.world(one, None).await;
+    for way in Way::BOTH {
+        assert_eq!(names(&many.mesh, way).await, "a b", "{way:?}");
+        assert_eq!(names(&one.mesh, way).await.len(), 1, "{way:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_dns_cluster_stands_behind_another_in_an_aggregate() {
     let mut dns = Dns::start().await;
     let servers = servers().await;

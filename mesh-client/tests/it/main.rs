@@ -33,6 +33,7 @@ mod health_checks;
 mod hedging;
 mod hostile;
 mod layers;
+mod localities;
 mod matching;
 mod mesh_layer;
 mod metrics;

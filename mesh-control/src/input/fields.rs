@@ -2,7 +2,11 @@
 
 use super::node::{Key, Node, Value};
 use crate::problem::{At, Located, Report};
-use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    time::Duration,
+};
 
 /// The fields of one map. What was not asked for until [`Node::fields`] returns is unknown.
 pub(crate) struct Fields<'a> {
@@ -10,6 +14,8 @@ pub(crate) struct Fields<'a> {
     pub(crate) report: &'a Report,
     entries: &'a [(Key, Node)],
     known: RefCell<Vec<&'static str>>,
+    /// What was not asked for is no error.
+    open: Cell<bool>,
 }
 
 impl Node {
@@ -23,7 +29,7 @@ impl Node {
                 return None;
             }
         };
-        let fields = Fields { at: &self.at, report, entries, known: RefCell::default() };
+        let fields = Fields { at: &self.at, report, entries, known: RefCell::default(), open: Cell::new(false) };
         let read = read(&fields);
         fields.report_unknown(what);
         Some(read)
@@ -108,6 +114,14 @@ impl<'a> Fields<'a> {
                 self.report.warning(&key.at, format!("`{name}` is not honoured"));
             }
         }
+    }
+
+    /// All other fields of this map are understood and have no effect here.
+    pub(crate) fn rest_not_honoured(&self) {
+        for (key, _) in self.entries.iter().filter(|(key, _)| !self.known.borrow().contains(&key.name.as_str())) {
+            self.report.warning(&key.at, format!("`{}` is not honoured", key.name));
+        }
+        self.open.set(true);
     }
 
     pub(crate) fn string(&self, name: &'static str) -> Option<Located<String>> {
@@ -251,6 +265,9 @@ impl<'a> Fields<'a> {
     }
 
     fn report_unknown(&self, what: &str) {
+        if self.open.get() {
+            return;
+        }
         let known = self.known.borrow();
         for (key, _) in self.entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
             let near = known.iter().map(|k| (distance(k, &key.name), *k)).min().filter(|(d, _)| *d <= 2);

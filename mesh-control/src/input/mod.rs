@@ -1,4 +1,4 @@
-//! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule.
+//! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule, and the `meshConfig` of an IstioOperator.
 
 mod fields;
 mod istio;
@@ -175,12 +175,14 @@ impl Reading<'_> {
         }
         let spec = f.get("spec");
         let (Some(version), Some(kind)) = (version, kind) else { return said };
-        if !NETWORKING.contains(&version.value.as_str()) {
+        let operator = (version.value.as_str(), kind.value.as_str()) == istio::OPERATOR;
+        if !operator && !NETWORKING.contains(&version.value.as_str()) {
             let known = NETWORKING.join(", ");
             report.error(&version.at, format!("unknown apiVersion `{}`: known are {known}", version.value));
             return said;
         }
-        let Some(known) = istio::KINDS.into_iter().find(|k| *k == kind.value) else {
+        let kinds = istio::KINDS.into_iter().chain(operator.then_some(istio::OPERATOR.1));
+        let Some(known) = kinds.into_iter().find(|k| *k == kind.value) else {
             let known = istio::KINDS.join(", ");
             report.error(&kind.at, format!("unknown kind `{}`: known are {known}", kind.value));
             return said;

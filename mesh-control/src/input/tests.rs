@@ -131,7 +131,7 @@ fn every_error_of_every_file_is_reported() {
     assert_eq!(
         lines.lines().collect::<Vec<_>>(),
         [
-            "a.yaml:8:25: `localhost` is not an IP address: names are not resolved here",
+            "a.yaml:8:25: `localhost` is not an IP address: names are resolved where the resolution is DNS",
             "b.yaml:5:11: no ServiceEntry has the host nobody.default.svc.cluster.local",
             "b.yaml:7:51: no DestinationRule for greeter.default.svc.cluster.local has a subset `v9`",
         ]
@@ -178,15 +178,10 @@ fn a_port_that_the_host_does_not_have_is_refused() {
 
 #[test]
 fn what_is_not_honoured_is_said() {
-    let text = destination_rule(
-        "host: greeter\nexportTo: [\".\"]\ntrafficPolicy:\n  loadBalancer: {simple: RANDOM, localityLbSetting: {enabled: true}}\n",
-    );
+    let text = destination_rule("host: greeter\nexportTo: [\".\"]\ntrafficPolicy:\n  tunnel: {targetHost: x}\n");
     assert_findings(
         &text,
-        &[
-            "b.yaml:6:3: warning: `exportTo` is not honoured",
-            "b.yaml:8:36: warning: `localityLbSetting` is not honoured",
-        ],
+        &["b.yaml:6:3: warning: `exportTo` is not honoured", "b.yaml:8:3: warning: `tunnel` is not honoured"],
     );
     let text = virtual_service(
         "hosts: [greeter]\nhttp:\n- match: [{sourceLabels: {app: a}}]\n  route: [{destination: {host: greeter}}]\n- route: [{destination: {host: greeter}}]\n- route: [{destination: {host: greeter}}]\n",

@@ -54,7 +54,9 @@ impl Check<'_> {
             None => (routing, path),
         });
         let base = self.resource(ResourceType::Cluster, &target.cluster(None, options), |path| (policy, path));
-        self.resource(ResourceType::ClusterLoadAssignment, &target.endpoints(None), |path| (service, path));
+        if target.has_eds() {
+            self.resource(ResourceType::ClusterLoadAssignment, &target.endpoints(None), |path| (service, path));
+        }
         for subset in target.subsets() {
             let cluster = target.cluster(Some(subset), options);
             let place = &subset.name.at;

@@ -4,10 +4,10 @@ mod data_plane;
 
 use crate::{
     input::Gaps,
-    model::{Action, Destination, Forward, Model, Policy, Routing, Service, covers},
+    model::{Action, Destination, Forward, Model, Policy, Resolution, Routing, Service, covers},
     problem::{At, Report},
 };
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 /// Reports every finding about `model`.
 pub(crate) fn check(model: &Model, gaps: Gaps, report: &Report) {
@@ -48,7 +48,7 @@ fn services(model: &Model, report: &Report) {
                 }
             }
         }
-        if service.endpoints.is_empty() {
+        if service.endpoints.is_empty() && service.resolution == Resolution::Static {
             report.warning(service.object.at(), format!("{} has no endpoints: every call fails", service.object));
         }
         same_address_twice(service, report);
@@ -57,11 +57,12 @@ fn services(model: &Model, report: &Report) {
 
 fn same_address_twice(service: &Service, report: &Report) {
     for port in &service.ports {
-        let mut seen: BTreeMap<SocketAddr, &At> = BTreeMap::new();
+        let mut seen: BTreeMap<(&str, u16), &At> = BTreeMap::new();
         for workload in &service.endpoints {
-            let address = workload.socket_address(port);
-            if let Some(first) = seen.insert(address, &workload.address.at) {
-                let reason = format!("{address} serves port {} already, at {first}", port.number.value);
+            let (host, number) = (workload.address.value.as_str(), workload.port(port));
+            if let Some(first) = seen.insert((host, number), &workload.address.at) {
+                let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+                let reason = format!("{host}:{number} serves port {} already, at {first}", port.number.value);
                 report.error(&workload.address.at, reason);
             }
         }

@@ -52,6 +52,39 @@ pub struct LoadBalancer {
     pub algorithm: Option<Algorithm>,
     /// New endpoints get less.
     pub warmup: Option<Warmup>,
+    /// Who is near; `None`: as the mesh says.
+    pub locality: Option<LocalityLb>,
+}
+
+/// `localityLbSetting`: requests stay near their client. Localities are `REGION/ZONE/SUBZONE`, where parts may be missing or `*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalityLb {
+    /// False: localities do not count.
+    pub enabled: bool,
+    /// Shares of localities.
+    pub distribute: Vec<Distribute>,
+    /// Which region comes after one's own.
+    pub failover: Vec<Failover>,
+    /// Labels, `KEY` or `KEY=VALUE`: endpoints that are like the client in more of them, from the first on, come first.
+    pub failover_priority: Vec<String>,
+}
+
+/// Where the requests of clients go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distribute {
+    /// The clients there.
+    pub from: String,
+    /// Percent by locality, 100 together.
+    pub to: Vec<(String, u32)>,
+}
+
+/// Where the requests of a region go when it cannot take them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// The region of the clients.
+    pub from: String,
+    /// The next region.
+    pub to: String,
 }
 
 /// What chooses.

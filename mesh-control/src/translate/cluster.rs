@@ -1,20 +1,23 @@
 //! CDS: one cluster per target and subset, with everything a DestinationRule says.
 
-use super::{Options, Target, ads, duration, tls, uint32};
+#![allow(deprecated, reason = "the fields that Istio sets")]
+
+use super::{Options, Target, ads, duration, endpoint, tls, uint32};
 use crate::model::{
     Algorithm, ConnectionPool, ConsistentHash, HashKey, HashTable, LoadBalancer, OutlierDetection, Policy, Protocol,
-    Subset, TcpKeepalive, TrafficPolicy, Warmup,
+    Resolution, Subset, TcpKeepalive, TrafficPolicy, Warmup,
 };
 use envoy_types::{
     pb::{
         envoy::{
             config::{
                 cluster::v3::{
-                    self as pb, CircuitBreakers, Cluster, UpstreamConnectionOptions,
+                    self as pb, CircuitBreakers, UpstreamConnectionOptions,
                     circuit_breakers::{Thresholds, thresholds::RetryBudget},
                     cluster::{
-                        ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-                        LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig,
+                        ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
+                        LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+                        SlowStartConfig,
                     },
                 },
                 core::v3::{
@@ -33,20 +36,36 @@ use envoy_types::{
     },
     util::pack_any,
 };
+use std::time::Duration;
 
 const UPSTREAM_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+pub(super) use pb::Cluster;
 
 pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Options) -> Cluster {
     let name = target.cluster_name(subset);
     let traffic = effective(target.policy, target.port.number.value, subset);
     let pool = traffic.connection_pool.as_ref();
     let http2 = target.port.protocol != Protocol::Http || pool.is_some_and(|p| p.upgrade_to_http2);
+    let by_name = target.service.resolution != Resolution::Static;
+    let discovery = match target.service.resolution {
+        Resolution::Static => DiscoveryType::Eds,
+        Resolution::Dns => DiscoveryType::StrictDns,
+        Resolution::DnsRoundRobin => DiscoveryType::LogicalDns,
+    };
     let eds = EdsClusterConfig { eds_config: Some(ads()), service_name: name.clone() };
     let (lb_policy, lb_config) = load_balancing(traffic.load_balancer.as_ref());
     let keepalive = pool.and_then(|p| p.tcp_keepalive);
     Cluster {
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(eds),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(discovery.into())),
+        eds_cluster_config: (!by_name).then_some(eds),
+        load_assignment: by_name.then(|| endpoint::assignment(target, subset)),
+        // Istio's `dnsRefreshRate`, and what it sets beside it.
+        dns_refresh_rate: by_name.then(|| duration(Duration::from_secs(60))),
+        respect_dns_ttl: by_name,
+        dns_jitter: by_name.then(|| duration(Duration::from_millis(100))),
+        // Istio: V4_ONLY where the client has IPv4 addresses only, which is not known here.
+        dns_lookup_family: if by_name { DnsLookupFamily::V4Preferred } else { DnsLookupFamily::Auto }.into(),
         lb_policy: lb_policy.into(),
         lb_config,
         connect_timeout: pool.and_then(|p| p.connect_timeout).map(duration),
@@ -116,7 +135,7 @@ pub(super) fn hash_key(policy: Option<&Policy>, port: u16, subset: Option<&str>)
 }
 
 /// Istio's merge: a subset's part replaces the policy's; a setting for the port replaces all parts, said or not.
-fn effective(policy: Option<&Policy>, port: u16, subset: Option<&Subset>) -> TrafficPolicy {
+pub(super) fn effective(policy: Option<&Policy>, port: u16, subset: Option<&Subset>) -> TrafficPolicy {
     let Some(policy) = policy else { return TrafficPolicy::default() };
     let base = for_port(&policy.traffic, port);
     let Some(subset) = subset else { return base };
@@ -185,7 +204,7 @@ fn outlier_detection(outlier: &OutlierDetection) -> pb::OutlierDetection {
 }
 
 fn tcp_keepalive(keepalive: TcpKeepalive) -> core::TcpKeepalive {
-    let seconds = |d: std::time::Duration| uint32(u32::try_from(d.as_secs().max(1)).unwrap_or(u32::MAX));
+    let seconds = |d: Duration| uint32(u32::try_from(d.as_secs().max(1)).unwrap_or(u32::MAX));
     core::TcpKeepalive {
         keepalive_probes: keepalive.probes.map(uint32),
         keepalive_time: keepalive.time.map(seconds),

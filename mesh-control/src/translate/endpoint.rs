@@ -1,7 +1,7 @@
 //! EDS: the endpoints of a cluster by locality.
 
 use super::{Target, uint32};
-use crate::model::{Locality, Subset, Workload};
+use crate::model::{Locality, Resolution, Subset, Workload};
 use envoy_types::pb::envoy::config::{
     core::v3::{
         Address, HealthStatus, SocketAddress,
@@ -10,37 +10,49 @@ use envoy_types::pb::envoy::config::{
     },
     endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
 };
-use std::{collections::BTreeMap, net::SocketAddr};
 
+/// Endpoints by IP address are sent over EDS; names stand in the cluster.
 pub(super) fn assignment(target: &Target<'_>, subset: Option<&Subset>) -> ClusterLoadAssignment {
-    let mut localities: BTreeMap<&Locality, Vec<&Workload>> = BTreeMap::new();
-    for workload in target.service.endpoints.iter().filter(|w| subset.is_none_or(|s| s.selects(w))) {
-        localities.entry(&workload.locality).or_default().push(workload);
-    }
     let locality = |(locality, workloads): (&Locality, Vec<&Workload>)| LocalityLbEndpoints {
         locality: Some(locality.into()),
         load_balancing_weight: Some(uint32(workloads.iter().fold(0, |sum, w| sum.saturating_add(w.weight)))),
-        lb_endpoints: workloads.into_iter().map(|w| endpoint(w.socket_address(target.port), w.weight)).collect(),
+        lb_endpoints: workloads
+            .into_iter()
+            .map(|w| endpoint(&w.address.value, w.port(target.port), Some(w.weight)))
+            .collect(),
         ..LocalityLbEndpoints::default()
     };
+    if target.service.resolution != Resolution::Static && target.service.endpoints.is_empty() {
+        let port = target.port.target.unwrap_or(target.port.number.value);
+        // Istio: the host itself.
+        let endpoints = LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint(target.host, port, None)],
+            ..LocalityLbEndpoints::default()
+        };
+        return ClusterLoadAssignment {
+            cluster_name: target.cluster_name(subset),
+            endpoints: vec![endpoints],
+            ..ClusterLoadAssignment::default()
+        };
+    }
     ClusterLoadAssignment {
         cluster_name: target.cluster_name(subset),
-        endpoints: localities.into_iter().map(locality).collect(),
+        endpoints: target.by_locality(subset).into_iter().map(locality).collect(),
         ..ClusterLoadAssignment::default()
     }
 }
 
-fn endpoint(address: SocketAddr, weight: u32) -> LbEndpoint {
+fn endpoint(address: &str, port: u16, weight: Option<u32>) -> LbEndpoint {
     let socket = SocketAddress {
         protocol: Protocol::Tcp.into(),
-        address: address.ip().to_string(),
-        port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+        address: address.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(port.into())),
         ..SocketAddress::default()
     };
     let address = Address { address: Some(Kind::SocketAddress(socket)) };
     LbEndpoint {
         health_status: HealthStatus::Healthy.into(),
-        load_balancing_weight: Some(uint32(weight)),
+        load_balancing_weight: weight.map(uint32),
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint { address: Some(address), ..Endpoint::default() })),
         ..LbEndpoint::default()
     }

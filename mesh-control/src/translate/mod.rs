@@ -7,13 +7,14 @@
 mod cluster;
 mod endpoint;
 mod listener;
+mod locality;
 mod route;
 mod tls;
 
 pub(crate) use tls::PROVIDER;
 
 use crate::{
-    model::{Locality, Model, Policy, Port, Protocol, Routing, Service, Subset},
+    model::{Locality, MeshDefaults, Model, Policy, Port, Protocol, Resolution, Routing, Service, Subset, Workload},
     problem::At,
 };
 use envoy_types::{
@@ -25,8 +26,8 @@ use envoy_types::{
     },
     util::pack_any,
 };
-use mesh_xds::server::{ResourceSet, ResourceType};
-use std::time::Duration;
+use mesh_xds::server::{ResourceSet, ResourceType, Tailor};
+use std::{collections::BTreeMap, time::Duration};
 
 /// What a translation depends on besides the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub(crate) struct Target<'a> {
     pub(crate) service: &'a Service,
     pub(crate) routing: Option<&'a Routing>,
     pub(crate) policy: Option<&'a Policy>,
+    pub(crate) mesh: &'a MeshDefaults,
 }
 
 impl Default for Options {
@@ -60,11 +62,24 @@ pub fn translate(model: &Model, options: &Options) -> ResourceSet {
         set.insert(ResourceType::RouteConfiguration, target.cluster_name(None), target.routes(model).0);
         for subset in std::iter::once(None).chain(target.subsets().iter().map(Some)) {
             let name = target.cluster_name(subset);
-            set.insert(ResourceType::Cluster, name.clone(), target.cluster(subset, options));
-            set.insert(ResourceType::ClusterLoadAssignment, name, target.endpoints(subset));
+            let cluster = cluster::cluster(&target, subset, options);
+            let tailor = locality::cluster(&target, subset, &cluster);
+            insert(&mut set, ResourceType::Cluster, &name, pack_any(cluster), tailor);
+            if target.has_eds() {
+                let assignment = endpoint::assignment(&target, subset);
+                let tailor = locality::endpoints(&target, subset, &assignment);
+                insert(&mut set, ResourceType::ClusterLoadAssignment, &name, pack_any(assignment), tailor);
+            }
         }
     }
     set
+}
+
+fn insert(set: &mut ResourceSet, resource_type: ResourceType, name: &str, any: Any, tailor: Option<Tailor>) {
+    match tailor {
+        None => set.insert(resource_type, name, any),
+        Some(tailor) => set.insert_tailored(resource_type, name, any, tailor),
+    };
 }
 
 /// What listeners, routes and clusters are made for: every port of every host that speaks HTTP.
@@ -72,7 +87,10 @@ pub(crate) fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
     let hosts = model.services.iter().flat_map(|service| service.hosts.iter().map(move |host| (service, &host.value)));
     hosts.flat_map(move |(service, host)| {
         let routed = service.ports.iter().filter(|port| port.protocol != Protocol::Opaque);
-        routed.map(move |port| Target { host, port, service, routing: model.routing(host), policy: model.policy(host) })
+        routed.map(move |port| {
+            let (routing, policy) = (model.routing(host), model.policy(host));
+            Target { host, port, service, routing, policy, mesh: &model.mesh }
+        })
     })
 }
 
@@ -87,8 +105,22 @@ impl<'a> Target<'a> {
         pack_any(cluster::cluster(self, subset, options))
     }
 
+    /// Whether its endpoints are a resource of their own.
+    pub(crate) fn has_eds(&self) -> bool {
+        self.service.resolution == Resolution::Static
+    }
+
     pub(crate) fn endpoints(&self, subset: Option<&Subset>) -> Any {
         pack_any(endpoint::assignment(self, subset))
+    }
+
+    /// The endpoints of a subset, in the order of their localities.
+    fn by_locality(&self, subset: Option<&Subset>) -> BTreeMap<&'a Locality, Vec<&'a Workload>> {
+        let mut localities: BTreeMap<&Locality, Vec<&Workload>> = BTreeMap::new();
+        for workload in self.service.endpoints.iter().filter(|w| subset.is_none_or(|s| s.selects(w))) {
+            localities.entry(&workload.locality).or_default().push(workload);
+        }
+        localities
     }
 
     pub(crate) fn subsets(&self) -> &'a [Subset] {

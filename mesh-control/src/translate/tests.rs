@@ -6,6 +6,7 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::Cluster,
+            core::v3 as core,
             endpoint::v3::ClusterLoadAssignment,
             listener::v3::Listener,
             route::v3::{RouteConfiguration, route::Action},
@@ -23,7 +24,7 @@ use envoy_types::pb::{
             upstreams::http::v3::HttpProtocolOptions,
         },
     },
-    google::protobuf::Any,
+    google::protobuf::{Any, Struct, Value, value::Kind},
 };
 use mesh_xds::server::ResourceType;
 use prost::{Message, Name};
@@ -294,6 +295,167 @@ subsets:
 ",
     );
     insta::assert_snapshot!(all(&yaml, &[ResourceType::Cluster, ResourceType::ClusterLoadAssignment]));
+}
+
+#[test]
+fn services_that_are_resolved_by_dns() {
+    let entry = |resolution: &str, endpoints: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: greeter}}
+spec:
+  hosts: [greeter.example]
+  resolution: {resolution}
+  ports: [{{number: 80, name: web, protocol: HTTP, targetPort: 8080}}]
+  endpoints: {endpoints}
+"
+        )
+    };
+    let two = "[{address: a.example, locality: r1/z1, weight: 3}, {address: 10.0.0.2, ports: {web: 81}, locality: r2}]";
+    let types = [ResourceType::Cluster, ResourceType::ClusterLoadAssignment];
+    let forms = [("DNS", two), ("DNS", "[]"), ("DNS_ROUND_ROBIN", "[{address: a.example}]")];
+    let shown =
+        forms.map(|(resolution, endpoints)| format!("{resolution}\n{}", all(&entry(resolution, endpoints), &types)));
+    insta::assert_snapshot!(shown.join("\n"));
+    let refused = |yaml: &str| load(&[Source::inline(yaml)]).unwrap_err().to_string();
+    assert!(refused(&entry("DNS_ROUND_ROBIN", two)).contains("has one endpoint at most"));
+    assert!(refused(&entry("DNS", "[{address: \"a b\"}]")).contains("no IP address and no DNS name"));
+}
+
+/// The endpoints that a client is sent, by priority, locality and weight.
+fn near(yaml: &str, region: &str, zone: &str, labels: &[(&str, &str)]) -> String {
+    let locality = Some(core::Locality { region: region.into(), zone: zone.into(), ..core::Locality::default() });
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = labels.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect();
+    let labels = Value { kind: Some(Kind::StructValue(Struct { fields })) };
+    let metadata = Some(Struct { fields: [("LABELS".to_owned(), labels)].into() });
+    let node = core::Node { locality, metadata, ..core::Node::default() };
+    let set = translated(yaml);
+    let assignment = match set.get_for(&node, ResourceType::ClusterLoadAssignment, CLUSTER) {
+        Some(any) => ClusterLoadAssignment::decode(any.value.as_slice()).unwrap(),
+        None => {
+            let any = set.get_for(&node, ResourceType::Cluster, CLUSTER).unwrap();
+            Cluster::decode(any.value.as_slice()).unwrap().load_assignment.unwrap()
+        }
+    };
+    let mut lines: Vec<String> = (assignment.endpoints.iter())
+        .map(|part| {
+            let locality = part.locality.clone().unwrap_or_default();
+            let weight = part.load_balancing_weight.map_or(0, |weight| weight.value);
+            let (priority, count) = (part.priority, part.lb_endpoints.len());
+            format!("{priority}: {}/{} weight {weight}, {count} endpoints", locality.region, locality.zone)
+        })
+        .collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+const REGIONS: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: greeter, namespace: prod}
+spec:
+  hosts: [greeter.example]
+  resolution: STATIC
+  ports: [{number: 80, name: web, protocol: HTTP}]
+  endpoints:
+  - {address: 10.0.0.1, locality: r1/z1, labels: {version: v1}}
+  - {address: 10.0.0.2, locality: r1/z1, labels: {version: v2}}
+  - {address: 10.0.0.3, locality: r1/z2, labels: {version: v1}}
+  - {address: 10.0.0.4, locality: r2/z1, labels: {version: v1}}
+  - {address: 10.0.0.5, locality: r3/z1, labels: {version: v2}}
+";
+
+fn ruled(load_balancer: &str, outliers: bool) -> String {
+    let outliers = if outliers { ", outlierDetection: {}" } else { "" };
+    format!(
+        "{REGIONS}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: x, namespace: prod}}\n\
+         spec: {{host: greeter.example, trafficPolicy: {{loadBalancer: {{{load_balancer}}}{outliers}}}}}\n"
+    )
+}
+
+#[test]
+fn endpoints_near_the_client_come_first() {
+    let plain = ruled("", true);
+    let cases = [
+        ("near, by default", near(&plain, "r1", "z1", &[])),
+        ("elsewhere", near(&plain, "r9", "z9", &[])),
+        ("no outlier detection", near(&ruled("", false), "r1", "z1", &[])),
+        ("off", near(&ruled("localityLbSetting: {enabled: false}", true), "r1", "z1", &[])),
+        ("the next region", near(&ruled("localityLbSetting: {failover: [{from: r1, to: r3}]}", true), "r1", "z2", &[])),
+        (
+            "shares",
+            near(
+                &ruled(
+                    "localityLbSetting: {distribute: [{from: r1/z1/*, to: {r1/z1: 70, \"r1/*\": 20, r2: 10}}]}",
+                    false,
+                ),
+                "r1",
+                "z1",
+                &[],
+            ),
+        ),
+        (
+            "no share of another's",
+            near(&ruled("localityLbSetting: {distribute: [{from: r2, to: {r1: 100}}]}", true), "r1", "z1", &[]),
+        ),
+        (
+            "labels",
+            near(
+                &ruled("localityLbSetting: {failoverPriority: [version, topology.kubernetes.io/region]}", true),
+                "r1",
+                "z1",
+                &[("version", "v2")],
+            ),
+        ),
+        (
+            "labels, with a value, and a region",
+            near(
+                &ruled("localityLbSetting: {failoverPriority: [version=v1], failover: [{from: r1, to: r3}]}", true),
+                "r1",
+                "z1",
+                &[("any", "label")],
+            ),
+        ),
+        ("no labels", near(&ruled("localityLbSetting: {failoverPriority: [version]}", true), "r1", "z1", &[])),
+    ];
+    insta::assert_snapshot!(cases.map(|(what, found)| format!("{what}\n{found}")).join("\n\n"));
+    let untouched = near(&ruled("", false), "r1", "z1", &[]);
+    // Names of a DNS cluster stand in the cluster itself.
+    let dns = plain.replace("resolution: STATIC", "resolution: DNS");
+    assert_eq!(near(&dns, "r1", "z1", &[]), near(&plain, "r1", "z1", &[]));
+    let operator = |setting: &str| {
+        format!(
+            "{plain}---\napiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nmetadata: {{name: i}}\nspec: {{profile: demo, meshConfig: {{accessLogFile: /dev/stdout, localityLbSetting: {setting}}}}}\n"
+        )
+    };
+    assert_eq!(near(&operator("{enabled: false}"), "r1", "z1", &[]), untouched);
+    let shared = operator("{distribute: [{from: \"*\", to: {r3: 100}}]}");
+    assert!(near(&shared, "r1", "z1", &[]).contains("r3/z1 weight 100, 1 endpoints"));
+    let loaded = load(&[Source::inline(operator("{}"))]).unwrap();
+    let warnings: Vec<_> = loaded.warnings.iter().map(|warning| warning.reason.clone()).collect();
+    assert_eq!(warnings, ["`profile` is not honoured", "`accessLogFile` is not honoured"]);
+}
+
+#[test]
+fn bad_locality_settings_are_refused() {
+    let refused = |setting: &str| {
+        let yaml = ruled(&format!("localityLbSetting: {{{setting}}}"), true);
+        load(&[Source::inline(yaml)]).unwrap_err().to_string()
+    };
+    for (setting, reason) in [
+        ("distribute: [{from: a, to: {b: 60, c: 30}}]", "add up to 90, not 100"),
+        ("distribute: [{from: a, to: {b: 100, c: 0}}]", "1 to 100 percent, not 0"),
+        ("distribute: [{from: a, to: {b: 100}}, {from: a, to: {c: 100}}]", "has a `from` twice"),
+        ("distribute: [{from: a, to: {b: 100}}], failover: [{from: a, to: b}]", "neither failover nor"),
+        ("failover: [{from: a, to: a}]", "to itself"),
+        ("failover: [{from: a/b, to: c}]", "is not a region"),
+        ("failover: [{from: a}]", "has no to"),
+    ] {
+        let said = refused(setting);
+        assert!(said.contains(reason), "{setting}: {said}");
+    }
 }
 
 #[test]

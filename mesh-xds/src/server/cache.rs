@@ -1,12 +1,13 @@
 //! The versioned cache: what every session serves from.
 
-use super::{Any, Nack, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus, status::Registry};
+use super::{Any, Nack, Node, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus, status::Registry};
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
 };
 use envoy_types::util::pack_any;
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +19,18 @@ use tokio::sync::{broadcast, watch};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResourceSet {
     types: BTreeMap<ResourceType, BTreeMap<String, Any>>,
+    tailors: BTreeMap<(ResourceType, String), Tailor>,
 }
+
+/// What a resource is like for one client, where that depends on who asks: on its locality, as a rule.
+#[derive(Clone)]
+pub struct Tailor {
+    key: Arc<str>,
+    make: Make,
+}
+
+/// The resource for a node.
+type Make = Arc<dyn Fn(&Node) -> Any + Send + Sync>;
 
 /// The resources served, versioned by type. A handle: clones share the content.
 ///
@@ -55,7 +67,8 @@ pub(crate) struct TypeView {
 pub(crate) struct Entry {
     /// Cache version at which it last changed.
     pub(crate) changed: u64,
-    pub(crate) any: Arc<Any>,
+    any: Arc<Any>,
+    tailor: Option<Tailor>,
 }
 
 impl ResourceSet {
@@ -97,19 +110,46 @@ impl ResourceSet {
 
     /// Adds a resource under `name`; returns the one it replaces.
     pub fn insert(&mut self, resource_type: ResourceType, name: impl Into<String>, resource: Any) -> Option<Any> {
-        self.types.entry(resource_type).or_default().insert(name.into(), resource)
+        let name = name.into();
+        self.tailors.remove(&(resource_type, name.clone()));
+        self.types.entry(resource_type).or_default().insert(name, resource)
+    }
+
+    /// The same, made anew for each client by `tailor`; `resource` is what it is without one.
+    pub fn insert_tailored(
+        &mut self,
+        resource_type: ResourceType,
+        name: impl Into<String>,
+        resource: Any,
+        tailor: Tailor,
+    ) -> Option<Any> {
+        let name = name.into();
+        let before = self.insert(resource_type, name.clone(), resource);
+        self.tailors.insert((resource_type, name), tailor);
+        before
     }
 
     /// Takes a resource out.
     pub fn remove(&mut self, resource_type: ResourceType, name: &str) -> Option<Any> {
+        self.tailors.remove(&(resource_type, name.to_owned()));
         self.types.get_mut(&resource_type)?.remove(name)
+    }
+
+    /// A resource as this client is sent it.
+    pub fn get_for(&self, node: &Node, resource_type: ResourceType, name: &str) -> Option<Any> {
+        let any = self.get(resource_type, name)?;
+        let tailor = self.tailors.get(&(resource_type, name.to_owned()));
+        Some(tailor.map_or_else(|| any.clone(), |tailor| (tailor.make)(node)))
     }
 
     /// Adds everything of `other`; equal names are replaced.
     pub fn extend(&mut self, other: Self) {
         for (resource_type, resources) in other.types {
-            self.types.entry(resource_type).or_default().extend(resources);
+            for (name, resource) in resources {
+                self.insert(resource_type, name, resource);
+            }
         }
+        self.tailors.extend(other.tailors);
     }
 
     /// One resource.
@@ -133,6 +173,41 @@ impl ResourceSet {
     }
 }
 
+impl Tailor {
+    /// `key` stands for what the function does: one with an equal key makes the same of the same node. A client is sent the resource
+    /// again when either the key or the resource itself changes.
+    pub fn new(key: impl Into<Arc<str>>, make: impl Fn(&Node) -> Any + Send + Sync + 'static) -> Self {
+        Self { key: key.into(), make: Arc::new(make) }
+    }
+}
+
+impl PartialEq for Tailor {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl fmt::Debug for Tailor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tailor").field(&self.key).finish()
+    }
+}
+
+impl Entry {
+    /// As this client is sent it.
+    pub(crate) fn for_node(&self, node: &Node) -> Any {
+        match &self.tailor {
+            None => (*self.any).clone(),
+            Some(tailor) => (tailor.make)(node),
+        }
+    }
+
+    /// As it is whoever asks.
+    pub(crate) fn any(&self) -> &Any {
+        &self.any
+    }
+}
+
 impl Default for ResourceCache {
     fn default() -> Self {
         Self::new()
@@ -149,16 +224,16 @@ impl ResourceCache {
     /// Replaces all resources at once. Returns the cache's version, which grows by one if anything changed.
     pub fn set(&self, resources: ResourceSet) -> u64 {
         self.change(|next| {
-            let mut types = resources.types;
+            let ResourceSet { mut types, mut tailors } = resources;
             for resource_type in PUSH_ORDER {
-                next.replace(resource_type, types.remove(&resource_type).unwrap_or_default());
+                next.replace(resource_type, types.remove(&resource_type).unwrap_or_default(), &mut tailors);
             }
         })
     }
 
     /// Adds or replaces one resource. Returns the cache's version.
     pub fn update(&self, resource_type: ResourceType, name: impl Into<String>, resource: Any) -> u64 {
-        self.change(|next| next.put(resource_type, name.into(), resource))
+        self.change(|next| next.put(resource_type, name.into(), resource, None))
     }
 
     /// Removes one resource. Returns the cache's version.
@@ -182,7 +257,11 @@ impl ResourceCache {
         let mut set = ResourceSet::new();
         for (&resource_type, of_type) in &view.types {
             for (name, entry) in &of_type.resources {
-                set.insert(resource_type, name.clone(), (*entry.any).clone());
+                let any = (*entry.any).clone();
+                match &entry.tailor {
+                    None => set.insert(resource_type, name.clone(), any),
+                    Some(tailor) => set.insert_tailored(resource_type, name.clone(), any, tailor.clone()),
+                };
             }
         }
         set
@@ -263,24 +342,30 @@ impl View {
         self.types.get(&resource_type).expect("a view holds every type")
     }
 
-    fn replace(&mut self, resource_type: ResourceType, resources: BTreeMap<String, Any>) {
+    fn replace(
+        &mut self,
+        resource_type: ResourceType,
+        resources: BTreeMap<String, Any>,
+        tailors: &mut BTreeMap<(ResourceType, String), Tailor>,
+    ) {
         let held = self.of(resource_type).resources.keys();
         let gone: Vec<String> = held.filter(|name| !resources.contains_key(*name)).cloned().collect();
         for name in gone {
             self.take(resource_type, &name);
         }
         for (name, resource) in resources {
-            self.put(resource_type, name, resource);
+            let tailor = tailors.remove(&(resource_type, name.clone()));
+            self.put(resource_type, name, resource, tailor);
         }
     }
 
-    fn put(&mut self, resource_type: ResourceType, name: String, resource: Any) {
+    fn put(&mut self, resource_type: ResourceType, name: String, resource: Any, tailor: Option<Tailor>) {
         let of_type = self.types.entry(resource_type).or_default();
-        if of_type.resources.get(&name).is_some_and(|e| *e.any == resource) {
+        if of_type.resources.get(&name).is_some_and(|e| *e.any == resource && e.tailor == tailor) {
             return;
         }
         of_type.version = self.version;
-        of_type.resources.insert(name, Entry { changed: self.version, any: Arc::new(resource) });
+        of_type.resources.insert(name, Entry { changed: self.version, any: Arc::new(resource), tailor });
     }
 
     fn take(&mut self, resource_type: ResourceType, name: &str) {
@@ -323,6 +408,27 @@ mod tests {
         assert_eq!(cache.remove(ResourceType::RouteConfiguration, "other"), 1);
         assert_eq!(cache.remove(ResourceType::RouteConfiguration, "r"), 2);
         assert!(cache.resources().is_empty());
+    }
+
+    #[test]
+    fn what_is_tailored_changes_with_its_tailor() {
+        let cache = ResourceCache::new();
+        let tailored = |key: &str| {
+            let mut set = ResourceSet::new();
+            let said = key.to_owned();
+            let tailor = Tailor::new(key, move |node| any(&format!("{said} for {}", node.id)));
+            set.insert_tailored(ResourceType::Cluster, "c", any("base"), tailor);
+            set
+        };
+        assert_eq!(cache.set(tailored("a")), 1);
+        assert_eq!(cache.set(tailored("a")), 1, "the same tailor is no change");
+        assert_eq!(cache.set(tailored("b")), 2);
+        let node = Node { id: "n".into(), ..Node::default() };
+        let set = cache.resources();
+        assert_eq!(set.get(ResourceType::Cluster, "c"), Some(&any("base")));
+        assert_eq!(set.get_for(&node, ResourceType::Cluster, "c"), Some(any("b for n")));
+        assert_eq!(cache.set(set), 2);
+        assert_eq!(cache.update(ResourceType::Cluster, "c", any("base")), 3);
     }
 
     #[test]

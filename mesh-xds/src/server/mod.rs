@@ -20,8 +20,8 @@ mod status;
 
 pub use crate::resource::ResourceType;
 pub use ads::{AdsServer, ServerOptions, serve, serve_connection};
-pub use cache::{ResourceCache, ResourceSet};
-pub use envoy_types::pb::google::protobuf::Any;
+pub use cache::{ResourceCache, ResourceSet, Tailor};
+pub use envoy_types::pb::{envoy::config::core::v3::Node, google::protobuf::Any};
 pub use status::{Nack, StreamStatus, TypeStatus};
 
 /// All types, in the order in which a change is pushed: make before break.

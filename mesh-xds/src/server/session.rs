@@ -1,7 +1,7 @@
 //! One ADS stream, state of the world, without I/O: requests in, responses out, in push order.
 
 use super::{
-    Any, Nack, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus,
+    Any, Nack, Node, PUSH_ORDER, ResourceType, StreamStatus, TypeStatus,
     cache::{Entry, TypeView, View},
 };
 use envoy_types::pb::envoy::{
@@ -19,7 +19,7 @@ use std::{
 /// After every [`Self::on_request`] and every change of the cache, call [`Self::next`] until it returns `None`.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
-    node_id: String,
+    node: Node,
     last_nonce: u64,
     subscriptions: BTreeMap<ResourceType, Subscription>,
 }
@@ -53,10 +53,10 @@ impl Session {
     /// Takes a request in. Returns the refusal it carries, if any.
     pub(crate) fn on_request(&mut self, request: DiscoveryRequest) -> Option<Nack> {
         if let Some(node) = request.node {
-            self.node_id = node.id;
+            self.node = node;
         }
         let Some(resource_type) = ResourceType::from_type_url(&request.type_url) else {
-            tracing::debug!(node = self.node_id, type_url = request.type_url, "unknown resource type ignored");
+            tracing::debug!(node = self.node.id, type_url = request.type_url, "unknown resource type ignored");
             return None;
         };
         let first = !self.subscriptions.contains_key(&resource_type);
@@ -71,7 +71,7 @@ impl Session {
                 Some(status) => {
                     subscription.error = Some(status.message.clone());
                     nack = Some(Nack {
-                        node_id: self.node_id.clone(),
+                        node_id: self.node.id.clone(),
                         resource_type,
                         version: subscription.sent_version,
                         detail: status.message,
@@ -124,7 +124,7 @@ impl Session {
             return None;
         }
         let before = std::mem::replace(&mut subscription.sent, wanted);
-        let resources = anys(subscription.sent.values());
+        let resources = anys(subscription.sent.values(), &self.node);
         if resource_type == ResourceType::Cluster {
             self.resend_endpoints_of_changed_clusters(&before);
         }
@@ -141,7 +141,7 @@ impl Session {
         if news.is_empty() {
             return None;
         }
-        let resources = anys(news.values());
+        let resources = anys(news.values(), &self.node);
         subscription.sent.extend(news);
         Some(resources)
     }
@@ -149,7 +149,7 @@ impl Session {
     /// For the server's status page and tests.
     pub(crate) fn status(&self) -> StreamStatus {
         let types = self.subscriptions.iter().map(|(&t, s)| (t, s.status())).collect();
-        StreamStatus { node_id: self.node_id.clone(), peer: None, types }
+        StreamStatus { node_id: self.node.id.clone(), peer: None, types }
     }
 
     fn respond(&mut self, resource_type: ResourceType, version: u64, resources: Vec<Any>) -> DiscoveryResponse {
@@ -192,7 +192,7 @@ impl Session {
             .sent
             .iter()
             .filter(|(name, entry)| before.get(*name).is_some_and(|b| b.changed != entry.changed))
-            .map(|(name, entry)| eds_name(name, &entry.any))
+            .map(|(name, entry)| eds_name(name, entry.any()))
             .collect();
         let Some(endpoints) = self.subscriptions.get_mut(&ResourceType::ClusterLoadAssignment) else { return };
         let subscribed = changed.into_iter().filter(|name| endpoints.names.contains(name));
@@ -259,8 +259,8 @@ fn same(a: &BTreeMap<String, Entry>, b: &BTreeMap<String, Entry>) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && x.changed == y.changed)
 }
 
-fn anys<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<Any> {
-    entries.map(|entry| (*entry.any).clone()).collect()
+fn anys<'a>(entries: impl Iterator<Item = &'a Entry>, node: &Node) -> Vec<Any> {
+    entries.map(|entry| entry.for_node(node)).collect()
 }
 
 /// The name under which a cluster's endpoints are served.

@@ -1,6 +1,6 @@
 //! `DestinationRule`: subsets and traffic policies.
 
-use super::{Node, export_to, full_host};
+use super::{Node, export_to, full_host, locality};
 use crate::{
     input::fields::Fields,
     model::{
@@ -68,7 +68,6 @@ fn settings(f: &Fields<'_>) -> TrafficPolicy {
 }
 
 fn load_balancer(f: &Fields<'_>) -> LoadBalancer {
-    f.not_honoured(&["localityLbSetting"]);
     let short = f.positive_duration("warmupDurationSecs").map(|duration| (duration, None, None));
     let warmup = f.nested("warmup", |w| {
         let (aggression, minimum) = (w.number("aggression"), w.percentage("minimumPercent"));
@@ -78,6 +77,7 @@ fn load_balancer(f: &Fields<'_>) -> LoadBalancer {
     LoadBalancer {
         algorithm: f.nested("consistentHash", consistent_hash).map(Algorithm::Hash).or_else(|| simple(f)),
         warmup: warmup.map(|(duration, aggression, minimum_percent)| Warmup { duration, aggression, minimum_percent }),
+        locality: f.nested("localityLbSetting", locality::setting),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Istio's networking API, v1, v1beta1 and v1alpha3 (one schema).
 
 mod destination_rule;
+mod locality;
+mod operator;
 mod service_entry;
 mod virtual_service;
 
@@ -12,11 +14,14 @@ use crate::{
 
 /// The kinds that are read.
 pub(super) const KINDS: [&str; 3] = ["ServiceEntry", "VirtualService", "DestinationRule"];
+/// `apiVersion` and kind of what holds the defaults of the mesh.
+pub(super) const OPERATOR: (&str, &str) = ("install.istio.io/v1alpha1", "IstioOperator");
 
 /// Reads one object into the model.
 pub(super) fn read(object: Object, spec: &Node, report: &Report, model: &mut Model) {
     match object.kind {
         "ServiceEntry" => model.services.extend(service_entry::read(object, spec, report)),
+        "IstioOperator" => model.mesh = operator::read(spec, report),
         "VirtualService" => model.routings.extend(virtual_service::read(object, spec, report)),
         _ => model.policies.extend(destination_rule::read(object, spec, report)),
     }

@@ -3,10 +3,10 @@
 use super::{Node, export_to, hosts};
 use crate::{
     input::fields::Fields,
-    model::{Locality, Object, Port, Protocol, Service, Workload},
+    model::{Locality, Object, Port, Protocol, Resolution, Service, Workload},
     problem::Report,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Service> {
     spec.fields(report, "ServiceEntry.spec", |f| {
@@ -21,30 +21,38 @@ pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Servi
         {
             report.error(&location.at, format!("unknown location `{}`", location.value));
         }
-        resolution(f);
+        let resolution = resolution(f);
         f.not_honoured(&["addresses", "workloadSelector"]);
         export_to(f);
-        let endpoints = f.list("endpoints").iter().filter_map(|node| workload(node, &ports, report)).collect();
+        let endpoints = f.list("endpoints");
+        if resolution == Resolution::DnsRoundRobin
+            && let Some(second) = endpoints.get(1)
+        {
+            report.error(&second.at, "resolution DNS_ROUND_ROBIN has one endpoint at most");
+        }
+        let endpoints = endpoints.iter().filter_map(|node| workload(node, &ports, resolution, report)).collect();
         let subject_alt_names = f.strings("subjectAltNames").into_iter().map(|s| s.value).collect();
-        Service { object, hosts, ports, endpoints, subject_alt_names }
+        Service { object, hosts, ports, resolution, endpoints, subject_alt_names }
     })
 }
 
-/// Endpoints are IP addresses in every case: names are not resolved.
-fn resolution(f: &Fields<'_>) {
+fn resolution(f: &Fields<'_>) -> Resolution {
     if f.get("resolution").is_none() {
         // The default is NONE: connect to the address that the caller dialled, which a proxyless client does not have.
         f.missing("resolution", "ServiceEntry.spec");
     }
-    let Some(resolution) = f.string("resolution") else { return };
+    let Some(resolution) = f.string("resolution") else { return Resolution::Static };
     match resolution.value.as_str() {
-        "STATIC" | "DNS" | "DNS_ROUND_ROBIN" => {}
+        "STATIC" => {}
+        "DNS" => return Resolution::Dns,
+        "DNS_ROUND_ROBIN" => return Resolution::DnsRoundRobin,
         "NONE" | "DYNAMIC_DNS" => {
             let reason = format!("resolution {} is not supported: use STATIC, with endpoints", resolution.value);
             f.report.error(&resolution.at, reason);
         }
         other => f.report.error(&resolution.at, format!("unknown resolution `{other}`")),
     }
+    Resolution::Static
 }
 
 fn port(node: &Node, report: &Report) -> Option<Port> {
@@ -83,16 +91,21 @@ fn port(node: &Node, report: &Report) -> Option<Port> {
     })?
 }
 
-fn workload(node: &Node, ports: &[Port], report: &Report) -> Option<Workload> {
+fn workload(node: &Node, ports: &[Port], resolution: Resolution, report: &Report) -> Option<Workload> {
     node.fields(report, "an endpoint", |f| {
-        let address = f.required_string("address", "the endpoint").and_then(|address| match address.value.parse() {
-            Ok(ip) => Some(address.map(|_| ip)),
-            Err(_) => {
-                report.error(
-                    &address.at,
-                    format!("`{}` is not an IP address: names are not resolved here", address.value),
-                );
-                None
+        let address = f.required_string("address", "the endpoint").and_then(|address| {
+            match (address.value.parse::<IpAddr>(), resolution) {
+                (Ok(ip), _) => Some(address.map(|_| ip.to_string())),
+                (Err(_), Resolution::Static) => {
+                    let reason = "is not an IP address: names are resolved where the resolution is DNS";
+                    report.error(&address.at, format!("`{}` {reason}", address.value));
+                    None
+                }
+                (Err(_), _) if !is_name(&address.value) => {
+                    report.error(&address.at, format!("`{}` is no IP address and no DNS name", address.value));
+                    None
+                }
+                (Err(_), _) => Some(address),
             }
         });
         f.not_honoured(&["network"]);
@@ -115,6 +128,12 @@ fn workload(node: &Node, ports: &[Port], report: &Report) -> Option<Workload> {
         let service_account = f.text("serviceAccount").filter(|s| !s.is_empty());
         Some(Workload { address: address?, ports: named, labels, locality, weight, service_account })
     })?
+}
+
+fn is_name(text: &str) -> bool {
+    let label =
+        |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    text.trim_end_matches('.').split('.').all(label)
 }
 
 fn locality(text: &str) -> Locality {
