@@ -51,8 +51,8 @@ fn main() -> Result<ExitCode> {
     let policies = [
         ("round robin", LbPolicy::RoundRobin),
         ("random", LbPolicy::Random),
-        ("least request", LbPolicy::LeastRequest { choice_count: 2 }),
-        ("least request, 10 choices", LbPolicy::LeastRequest { choice_count: 10 }),
+        ("least request", LbPolicy::least_request(2)),
+        ("least request, 10 choices", LbPolicy::least_request(10)),
         ("ring hash", LbPolicy::RingHash(RingHash { min_size: RING, ..RingHash::default() })),
         ("maglev", LbPolicy::Maglev(Maglev::default())),
         ("pick first", LbPolicy::PickFirst { shuffle: false }),

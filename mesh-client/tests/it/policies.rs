@@ -1,17 +1,20 @@
 //! Policies beside round robin: what callers and backends see of each.
 
 use crate::support::{
-    CLUSTER, GUARD, TARGET, World, assert_says, edit_cluster, greeter, hello, hello_with, routes, service, to, until,
+    CLUSTER, GUARD, TARGET, World, assert_says, assignment, edit_cluster, greeter, hello, hello_with, routes, service,
+    to, until,
 };
 use envoy_types::{
     pb::{
         envoy::{
             config::{
                 cluster::v3::{Cluster, LoadBalancingPolicy, load_balancing_policy::Policy},
-                core::v3::TypedExtensionConfig,
+                core::v3::{HealthStatus, RuntimeDouble, TypedExtensionConfig},
             },
             extensions::load_balancing_policies::{
-                least_request::v3::LeastRequest, pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting,
+                least_request::v3::{LeastRequest, least_request::SelectionMethod},
+                pick_first::v3::PickFirst,
+                random_subsetting::v3::RandomSubsetting,
                 round_robin::v3::RoundRobin,
             },
         },
@@ -26,6 +29,7 @@ use mesh_client::{
     balance::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest},
 };
 use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
 use prost::Message;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -184,6 +188,57 @@ async fn least_request_of_many_draws_finds_the_idle_endpoint() {
     for call in slow {
         call.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn least_request_by_a_full_scan_always_finds_the_idle_endpoint() {
+    let backends = backends(5).await;
+    let config = LeastRequest { selection_method: SelectionMethod::FullScan.into(), ..LeastRequest::default() };
+    let world = World::on(control_plane(&backends, policy(vec![pack_any(config)])).await).await;
+    for backend in &backends[..4] {
+        backend.state().set_delay(Duration::from_secs(3600));
+    }
+    let mut held = tokio::task::JoinSet::new();
+    let busy = || backends[..4].iter().filter(|backend| backend.state().in_flight() > 0).count();
+    until("four are busy", async || {
+        let channel = world.channel.clone();
+        held.spawn(async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        busy() == 4
+    })
+    .await;
+    for _ in 0..20 {
+        let reply = hello_with(&world.channel, |r| r.set_timeout(GUARD)).await.unwrap();
+        assert_eq!(reply.backend, "e");
+    }
+}
+
+#[tokio::test]
+async fn the_bias_of_least_request_turns_load_into_weight() {
+    let backends = backends(2).await;
+    // Load counts for nothing: by weight alone, 1 to 4, although the second is busy.
+    let bias = Some(RuntimeDouble { default_value: 0.0, runtime_key: String::new() });
+    let config = LeastRequest { active_request_bias: bias, ..LeastRequest::default() };
+    let cp = control_plane(&backends, policy(vec![pack_any(config)])).await;
+    let addresses: Vec<_> = backends.iter().map(|backend| backend.addr()).collect();
+    let mut served = assignment(&[&addresses], HealthStatus::Healthy);
+    for (endpoint, weight) in served.endpoints[0].lb_endpoints.iter_mut().zip([1, 4]) {
+        endpoint.load_balancing_weight = Some(UInt32Value { value: weight });
+    }
+    cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
+    let world = World::on(cp).await;
+    backends[1].state().set_delay(Duration::from_secs(20));
+    let held: Vec<_> = (0..40)
+        .map(|_| {
+            let channel = world.channel.clone();
+            tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await })
+        })
+        .collect();
+    let taken = async || backends[1].state().in_flight();
+    // 40 requests, of which four fifths hang: by load, nearly all would go to the first.
+    until("most hang", async || taken().await >= 24).await;
+    assert!(taken().await <= 39, "{}", taken().await);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// The endpoint whose port is the greatest, or that a header names by its place.

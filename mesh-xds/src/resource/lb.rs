@@ -15,6 +15,11 @@ pub enum LbPolicy {
     LeastRequest {
         /// Draws.
         choice_count: u32,
+        /// `active_request_bias`, where it is not 1: endpoints of different weights are drawn with the probability of
+        /// `weight / (in flight + 1)^bias`. `None`: the least in flight per weight of the draws. Endpoints of one weight are drawn alike.
+        bias: Option<f64>,
+        /// `selection_method` FULL_SCAN: the fewest in flight of all endpoints, where they are of one weight.
+        full_scan: bool,
     },
     /// Consistent hashing on a ring (gRFC A42, A76).
     RingHash(RingHash),
@@ -263,6 +268,11 @@ impl HealthStatuses {
 }
 
 impl LbPolicy {
+    /// Least request of so many draws.
+    pub const fn least_request(choice_count: u32) -> Self {
+        Self::LeastRequest { choice_count, bias: None, full_scan: false }
+    }
+
     /// Whether the hash of a request decides.
     pub fn uses_hash(&self) -> bool {
         match self {

@@ -204,7 +204,7 @@ impl LoadBalanceLayer {
 
     /// The least loaded of so many (2..=10) drawn at random.
     pub fn least_request(choices: u32) -> Self {
-        Self::new(LbPolicy::LeastRequest { choice_count: choices.clamp(2, 10) })
+        Self::new(LbPolicy::least_request(choices.clamp(2, 10)))
     }
 
     /// Holds out services that fail, as Envoy does: consecutive failures, success rate, failure percentage. 5xx, the gRPC statuses like

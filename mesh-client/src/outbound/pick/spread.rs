@@ -31,6 +31,7 @@ enum Policy {
     RoundRobin,
     Random,
     LeastRequest(u32),
+    LeastRequestBy(least_request::Rules),
     PeakEwma(PeakEwma),
     Weighted,
 }
@@ -57,7 +58,14 @@ impl<C: Candidate> Spread<C> {
         }
         let policy = match &recipe.policy {
             LbPolicy::RoundRobin => Policy::RoundRobin,
-            LbPolicy::LeastRequest { choice_count } => Policy::LeastRequest(*choice_count),
+            LbPolicy::LeastRequest { choice_count, bias: None, full_scan: false } => {
+                Policy::LeastRequest(*choice_count)
+            }
+            LbPolicy::LeastRequest { choice_count, bias, full_scan } => Policy::LeastRequestBy(least_request::Rules {
+                choice_count: *choice_count,
+                bias: *bias,
+                full_scan: *full_scan,
+            }),
             LbPolicy::PeakEwma(config) => Policy::PeakEwma(*config),
             LbPolicy::WeightedRoundRobin(_) => Policy::Weighted,
             // What is not here is in `flat`; a policy that nobody registered never comes so far.
@@ -143,6 +151,10 @@ impl<C: Candidate> Spread<C> {
             Policy::RoundRobin => round_robin::draw(locality),
             Policy::Random => random::draw(locality, rng),
             Policy::LeastRequest(choice_count) => least_request::draw(locality, choice_count, rng),
+            Policy::LeastRequestBy(rules) => {
+                let fit = |candidate: &Arc<C>| candidate.standing(panic) == Standing::Available && !excluded(candidate);
+                least_request::draw_by(locality, rules, fit, rng)
+            }
             Policy::PeakEwma(config) => peak_ewma::draw(locality, &config, input.now, rng),
             Policy::Weighted => match &self.strides[at] {
                 Some(stride) => stride::draw(locality, stride),

@@ -11,7 +11,7 @@ struct Fake {
     load: AtomicU32,
 }
 
-const LEAST: LbPolicy = LbPolicy::LeastRequest { choice_count: 2 };
+const LEAST: LbPolicy = LbPolicy::least_request(2);
 fn policies() -> [LbPolicy; 3] {
     [LbPolicy::RoundRobin, LbPolicy::Random, LEAST]
 }
@@ -310,8 +310,71 @@ fn least_request_prefers_the_less_loaded_of_its_draws() {
     for choice_count in [2, 3, 10] {
         let tail = |k: usize| ((5 - k) as f64 / 5.0).powi(choice_count as i32);
         let shares: Vec<f64> = (0..5).map(|k| tail(k) - tail(k + 1)).collect();
-        let picker = flat(LbPolicy::LeastRequest { choice_count }, &members);
+        let picker = flat(LbPolicy::least_request(choice_count), &members);
         assert_shares(&counts(&picker, 5, 50_000), &shares);
+    }
+}
+
+#[test]
+fn a_full_scan_finds_the_least_loaded_of_all_and_draws_among_equals() {
+    let policy = LbPolicy::LeastRequest { choice_count: 2, bias: None, full_scan: true };
+    for count in [5, 500] {
+        let members = fakes(0..count);
+        for (i, member) in members.iter().enumerate() {
+            member.load.store(if i % (count / 5) == 1 % (count / 5) { 1 } else { 2 }, Relaxed);
+        }
+        let least: Vec<f64> = members.iter().map(|member| if member.load() == 1 { 0.2 } else { 0.0 }).collect();
+        let picker = flat(policy.clone(), &members);
+        assert_shares(&counts(&picker, count, 20_000), &least);
+        // It steps over what cannot be picked, to the next least loaded.
+        let first = members.iter().position(|member| member.load() == 1).unwrap();
+        members[first].set(Standing::Unavailable);
+        let mut without = least.clone();
+        without[first] = 0.0;
+        without.iter_mut().filter(|share| **share > 0.0).for_each(|share| *share = 0.25);
+        if count > 5 {
+            assert_shares(&counts(&picker, count, 20_000), &without);
+        }
+        let mut rng = fastrand::Rng::with_seed(1);
+        let other = picker.pick(&plain(), |member| member.load() == 1, &mut rng).unwrap();
+        assert_eq!(other.load(), if count > 5 { 2 } else { other.load() });
+    }
+    // Weights that differ: as without it.
+    let members = fakes(0..2);
+    let picker = picker(policy, &[vec![group(&members, &[1, 3], 1)]]).unwrap();
+    assert_shares(&counts(&picker, 2, 20_000), &[0.25, 0.75]);
+}
+
+#[test]
+fn the_bias_says_how_much_load_counts_against_weight() {
+    for bias in [0.0, 0.5, 2.0] {
+        let policy = LbPolicy::LeastRequest { choice_count: 2, bias: Some(bias), full_scan: false };
+        let members = fakes(0..4);
+        let (weights, loads) = ([1, 2, 3, 4], [0, 3, 1, 8]);
+        for (member, load) in members.iter().zip(loads) {
+            member.load.store(load, Relaxed);
+        }
+        let rates: Vec<f64> =
+            weights.iter().zip(loads).map(|(w, load)| f64::from(*w) / f64::from(load + 1).powf(bias)).collect();
+        let total: f64 = rates.iter().sum();
+        let shares: Vec<f64> = rates.iter().map(|rate| rate / total).collect();
+        let picker = picker(policy.clone(), &[vec![group(&members, &weights, 1)]]).unwrap();
+        assert_shares(&counts(&picker, 4, 50_000), &shares);
+        // One weight: load alone counts, as without a bias.
+        let plain = flat(policy, &members);
+        let idle = counts(&plain, 4, 20_000)[0];
+        assert!((8_300..9_200).contains(&idle), "{idle}: 1 - (3/4)^2 of them");
+    }
+    // Of many, a sample: half of them are idle and weigh 1, half are busy and weigh 2.
+    let members = fakes(0..400);
+    let weights: Vec<u32> = (0..400).map(|i| if i < 200 { 1 } else { 2 }).collect();
+    members[200..].iter().for_each(|member| member.load.store(1, Relaxed));
+    for (bias, idle) in [(0.0, 1.0 / 3.0), (2.0, 2.0 / 3.0)] {
+        let policy = LbPolicy::LeastRequest { choice_count: 2, bias: Some(bias), full_scan: false };
+        let picker = picker(policy, &[vec![group(&members, &weights, 1)]]).unwrap();
+        let seen: usize = counts(&picker, 400, 20_000)[..200].iter().sum();
+        let share = seen as f64 / 20_000.0;
+        assert!((share - idle).abs() < 0.03, "{share} instead of {idle}");
     }
 }
 

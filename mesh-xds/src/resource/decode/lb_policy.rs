@@ -10,9 +10,12 @@ use crate::resource::{
 };
 use envoy_types::pb::{
     envoy::{
-        config::cluster::v3::{
-            Cluster as Proto, LoadBalancingPolicy,
-            cluster::{LbConfig, LbPolicy as ProtoPolicy},
+        config::{
+            cluster::v3::{
+                Cluster as Proto, LoadBalancingPolicy,
+                cluster::{LbConfig, LbPolicy as ProtoPolicy},
+            },
+            core::v3::RuntimeDouble,
         },
         extensions::load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
@@ -58,11 +61,10 @@ impl Decoder<'_> {
             (Ok(ProtoPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(config))) => {
                 settings.slow_start = self.legacy_slow_start(config.slow_start_config.as_ref())?;
                 self.at("least_request_lb_config", |cx| {
-                    cx.ignored(&[("active_request_bias", config.active_request_bias.is_some())]);
-                    cx.least_request(config.choice_count)
+                    cx.least_request(config.choice_count, config.active_request_bias.as_ref(), false)
                 })
             }
-            (Ok(ProtoPolicy::LeastRequest), _) => self.least_request(None),
+            (Ok(ProtoPolicy::LeastRequest), _) => self.least_request(None, None, false),
             (Ok(ProtoPolicy::RingHash), config) => {
                 let mut ring = match config {
                     Some(LbConfig::RingHashLbConfig(config)) => self.at("ring_hash_lb_config", |cx| {
@@ -145,12 +147,9 @@ impl Decoder<'_> {
                 let config: LeastRequest = self.message(bytes)?;
                 settings.slow_start = self.slow_start(config.slow_start_config.as_ref())?;
                 self.locality_lb(config.locality_lb_config.as_ref(), settings)?;
-                self.ignored(&[
-                    ("active_request_bias", config.active_request_bias.is_some()),
-                    ("selection_method", config.selection_method() == SelectionMethod::FullScan),
-                    ("enable_full_scan", config.enable_full_scan.is_some_and(|flag| flag.value)),
-                ]);
-                self.least_request(config.choice_count)?
+                let full_scan = config.selection_method() == SelectionMethod::FullScan
+                    || config.enable_full_scan.is_some_and(|flag| flag.value);
+                self.least_request(config.choice_count, config.active_request_bias.as_ref(), full_scan)?
             }
             "wrr_locality.v3.WrrLocality" => {
                 let config: WrrLocality = self.message(bytes)?;
@@ -221,7 +220,7 @@ impl Decoder<'_> {
             },
             "least_request_experimental" => {
                 let choices = whole("choiceCount").and_then(|n| u32::try_from(n).ok());
-                self.least_request(choices.map(|value| UInt32Value { value }))?
+                self.least_request(choices.map(|value| UInt32Value { value }), None, false)?
             }
             "ring_hash_experimental" => {
                 let size = |key| whole(key).map(|value| UInt64Value { value });
@@ -259,10 +258,22 @@ impl Decoder<'_> {
     }
 
     /// gRFC A48: default 2, below 2 is rejected, above 10 is 10.
-    fn least_request(&mut self, choices: Option<UInt32Value>) -> Valid<LbPolicy> {
+    fn least_request(
+        &mut self,
+        choices: Option<UInt32Value>,
+        bias: Option<&RuntimeDouble>,
+        full_scan: bool,
+    ) -> Valid<LbPolicy> {
+        let mut bias = bias.map_or(1.0, |bias| bias.default_value);
+        if bias.is_nan() || bias < 0.0 {
+            self.note("active_request_bias", format!("{bias} is negative: 1 is used"));
+            bias = 1.0;
+        }
+        #[allow(clippy::float_cmp, reason = "1 is what stands for the default")]
+        let bias = (bias != 1.0).then_some(bias);
         match choices.map_or(2, |choices| choices.value) {
             choices @ (0 | 1) => Err(self.invalid_at("choice_count", format!("{choices} is below 2 (gRFC A48)"))),
-            choices => Ok(LbPolicy::LeastRequest { choice_count: choices.min(10) }),
+            choices => Ok(LbPolicy::LeastRequest { choice_count: choices.min(10), bias, full_scan }),
         }
     }
 

@@ -209,11 +209,8 @@ fn the_first_supported_policy_wins_over_the_legacy_field() {
             LbPolicy::Random,
         ),
         (vec![nested(1)], LbPolicy::RoundRobin),
-        (vec![any(&LeastRequest::default())], LbPolicy::LeastRequest { choice_count: 2 }),
-        (
-            vec![any(&LeastRequest { choice_count: uint(50), ..LeastRequest::default() })],
-            LbPolicy::LeastRequest { choice_count: 10 },
-        ),
+        (vec![any(&LeastRequest::default())], LbPolicy::least_request(2)),
+        (vec![any(&LeastRequest { choice_count: uint(50), ..LeastRequest::default() })], LbPolicy::least_request(10)),
     ] {
         let proto = with(|c| {
             c.lb_policy = ProtoPolicy::Maglev as i32;
@@ -228,7 +225,7 @@ fn legacy_policies_are_taken() {
     for (proto_policy, expected) in [
         (ProtoPolicy::RoundRobin, LbPolicy::RoundRobin),
         (ProtoPolicy::Random, LbPolicy::Random),
-        (ProtoPolicy::LeastRequest, LbPolicy::LeastRequest { choice_count: 2 }),
+        (ProtoPolicy::LeastRequest, LbPolicy::least_request(2)),
     ] {
         assert_eq!(accepted(&with(|c| c.lb_policy = proto_policy as i32)).0.lb_policy, expected);
     }

@@ -15,12 +15,13 @@ use envoy_types::pb::{
                 },
                 lb_subset_config::LbSubsetSelector,
             },
-            core::v3::HealthStatusSet,
+            core::v3::{HealthStatusSet, RuntimeDouble},
         },
         extensions::load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin, common::v3::ConsistentHashingLbConfig,
-            maglev::v3::Maglev as ProtoMaglev, pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting,
-            ring_hash::v3::RingHash as ProtoRing, subset::v3::Subset,
+            least_request::v3::least_request::SelectionMethod, maglev::v3::Maglev as ProtoMaglev,
+            pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting, ring_hash::v3::RingHash as ProtoRing,
+            subset::v3::Subset,
         },
     },
     google::protobuf::{FloatValue, Struct, UInt64Value, Value, value::Kind},
@@ -66,7 +67,7 @@ fn policies_have_their_defaults_and_what_is_said() {
     assert_eq!(policy(any(&ProtoMaglev::default())), LbPolicy::Maglev(Maglev::default()));
     assert_eq!(policy(any(&PickFirst { shuffle_address_list: true })), LbPolicy::PickFirst { shuffle: true });
     let part = RandomSubsetting { subset_size: uint(3), child_policy: policies(vec![any(&LeastRequest::default())]) };
-    let child = LbPolicy::LeastRequest { choice_count: 2 }.into();
+    let child = LbPolicy::least_request(2).into();
     assert_eq!(policy(any(&part)), LbPolicy::RandomSubsetting { subset_size: 3, child });
 }
 
@@ -267,4 +268,30 @@ fn bad_policies_are_rejected_with_the_place() {
         let error = decode(ResourceType::Cluster, &with(|c| c.load_balancing_policy = list)).unwrap_err();
         assert!(error.path.ends_with(path) && error.reason.contains(reason), "{error}");
     }
+}
+
+#[test]
+fn least_request_has_a_bias_and_a_way_to_choose() {
+    let bias = |value| Some(RuntimeDouble { default_value: value, runtime_key: String::new() });
+    let taken = |config: LeastRequest| {
+        let (cluster, notes) = accepted(&with(|c| c.load_balancing_policy = policies(vec![any(&config)])));
+        (cluster.lb_policy, notes.len())
+    };
+    let least = |bias, full_scan| LbPolicy::LeastRequest { choice_count: 2, bias, full_scan };
+    let said = LeastRequest { active_request_bias: bias(0.5), ..LeastRequest::default() };
+    assert_eq!(taken(said), (least(Some(0.5), false), 0));
+    let said = LeastRequest { active_request_bias: bias(1.0), ..LeastRequest::default() };
+    assert_eq!(taken(said), (LbPolicy::least_request(2), 0), "the default");
+    let said = LeastRequest { active_request_bias: bias(-1.0), ..LeastRequest::default() };
+    assert_eq!(taken(said), (LbPolicy::least_request(2), 1), "Envoy's answer, and a note");
+    let said = LeastRequest { selection_method: SelectionMethod::FullScan.into(), ..LeastRequest::default() };
+    assert_eq!(taken(said), (least(None, true), 0));
+    let legacy = with(|c| {
+        c.lb_policy = ProtoPolicy::LeastRequest as i32;
+        c.lb_config = Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+            active_request_bias: bias(0.0),
+            ..LeastRequestLbConfig::default()
+        }));
+    });
+    assert_eq!(accepted(&legacy).0.lb_policy, least(Some(0.0), false));
 }
