@@ -181,7 +181,7 @@ fn what_is_not_honoured_is_said() {
     let text = destination_rule("host: greeter\nexportTo: [\".\"]\ntrafficPolicy:\n  tunnel: {targetHost: x}\n");
     assert_findings(
         &text,
-        &["b.yaml:6:3: warning: `exportTo` is not honoured", "b.yaml:8:3: warning: `tunnel` is not honoured"],
+        &["b.yaml:6:3: warning: `exportTo` is not honoured", "b.yaml:8:5: warning: `tunnel` is not honoured"],
     );
     let text = virtual_service(
         "hosts: [greeter]\nhttp:\n- match: [{sourceLabels: {app: a}}]\n  route: [{destination: {host: greeter}}]\n- route: [{destination: {host: greeter}}]\n- route: [{destination: {host: greeter}}]\n",
