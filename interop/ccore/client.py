@@ -21,14 +21,23 @@ def main():
     parser.add_argument("target")
     parser.add_argument("--requests", type=int, default=1)
     parser.add_argument("--header", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--key-header", metavar="NAME", help="a call for each line of the standard input, with it in this header")
     parser.add_argument("--timeout", type=float, default=10.0, help="of each call, in seconds")
     args = parser.parse_args()
 
     messages, services = grpc.protos_and_services("greeter.proto")
     metadata = [tuple(header.split("=", 1)) for header in args.header]
+    backends_of = {}
     backends, codes, details = (collections.Counter() for _ in range(3))
     with grpc.insecure_channel(args.target) as channel:
         greeter = services.GreeterStub(channel)
+        if args.key_header:
+            for key in sys.stdin.read().split():
+                request = messages.HelloRequest(name="C-core")
+                reply = greeter.SayHello(request, metadata=[*metadata, (args.key_header, key)], timeout=args.timeout)
+                backends_of[key] = reply.backend
+            print(json.dumps({"version": grpc.__version__, "backends_of": backends_of}))
+            return
         for _ in range(args.requests):
             try:
                 request = messages.HelloRequest(name="C-core")

@@ -1,11 +1,12 @@
 //! gRPC's C-core as a client, by the script `ccore/client.py`.
 
 use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{Outcome, folder, peer};
 
@@ -17,24 +18,57 @@ const RUN: Duration = Duration::from_secs(120);
 /// # Errors
 /// The client is missing, failed, or did not end in time. A call that fails is not an error here but part of the outcome.
 pub async fn call(target: &str, bootstrap: &str, requests: u32, headers: &[(&str, &str)]) -> Result<Outcome> {
-    let mut command = Command::new(peer("venv/bin/python3")?);
+    let mut command = client(target, bootstrap)?;
     command
-        .arg(folder().join("ccore/client.py"))
-        .args([target, "--requests", &requests.to_string()])
-        .args(headers.iter().map(|(name, value)| format!("--header={name}={value}")))
-        .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap)
-        .env_remove("GRPC_XDS_BOOTSTRAP")
-        .kill_on_drop(true);
-    let ended = tokio::time::timeout(RUN, command.output()).await.context("the C-core client did not end")??;
-    let said = String::from_utf8_lossy(&ended.stderr);
-    anyhow::ensure!(ended.status.success(), "the C-core client ended with {}:\n{said}", ended.status);
-    let printed: Value =
-        serde_json::from_slice(&ended.stdout).with_context(|| format!("the client printed:\n{said}"))?;
+        .args(["--requests", &requests.to_string()])
+        .args(headers.iter().map(|(name, value)| format!("--header={name}={value}")));
+    let printed = run(command, "").await?;
     Ok(Outcome {
         backends: counts(&printed["backends"]),
         codes: counts(&printed["codes"]),
         details: counts(&printed["details"]),
     })
+}
+
+/// The backend of each of `keys`, sent in the header of this name.
+///
+/// # Errors
+/// The client is missing, did not end in time, or a call failed.
+pub async fn backends_of(
+    target: &str,
+    bootstrap: &str,
+    header: &str,
+    keys: &[String],
+) -> Result<BTreeMap<String, String>> {
+    let mut command = client(target, bootstrap)?;
+    command.args(["--key-header", header]);
+    let mut printed = run(command, &keys.join("\n")).await?;
+    Ok(serde_json::from_value(printed["backends_of"].take())?)
+}
+
+fn client(target: &str, bootstrap: &str) -> Result<Command> {
+    let mut command = Command::new(peer("venv/bin/python3")?);
+    command
+        .arg(folder().join("ccore/client.py"))
+        .arg(target)
+        .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap)
+        .env_remove("GRPC_XDS_BOOTSTRAP")
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// What the client prints, after it was given `input`.
+async fn run(mut command: Command, input: &str) -> Result<Value> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("it was given no standard input")?;
+    // One that reads none of it has closed its end.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let ended =
+        tokio::time::timeout(RUN, child.wait_with_output()).await.context("the C-core client did not end")??;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    anyhow::ensure!(ended.status.success(), "the C-core client ended with {}:\n{said}", ended.status);
+    serde_json::from_slice(&ended.stdout).with_context(|| format!("the client printed:\n{said}"))
 }
 
 fn counts(printed: &Value) -> BTreeMap<String, u64> {

@@ -25,6 +25,8 @@ pub mod bench_api;
 mod body;
 mod channel;
 mod error;
+#[doc(hidden)]
+pub mod fuzz_api;
 mod headers;
 mod layer;
 mod mesh;

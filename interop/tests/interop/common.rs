@@ -107,6 +107,6 @@ pub(crate) fn assert_share(part: u64, whole: u64, share: f64) {
 }
 
 /// `{"a": 1, "b": 2}` as `a 1, b 2`.
-pub(crate) fn listed(counts: &std::collections::BTreeMap<String, u64>) -> String {
+pub(crate) fn listed(counts: &std::collections::BTreeMap<impl std::fmt::Display, u64>) -> String {
     counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }

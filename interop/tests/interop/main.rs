@@ -1,5 +1,8 @@
 //! Mesh and real peers, end to end. `interop/run` installs the peers and runs these; without them they are left out.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
+
 mod common;
 mod istiod;
 mod mesh_control;
+mod ring;

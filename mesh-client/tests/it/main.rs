@@ -27,6 +27,7 @@ mod filters_limits;
 mod filters_overload;
 mod filters_service;
 mod filters_session;
+mod fuzzing;
 mod hashing;
 mod headers;
 mod health_checks;
