@@ -1,6 +1,6 @@
 //! Why a request failed: one opaque error, one pointer wide, that names target, route, cluster, endpoint, attempt and cause.
 
-use crate::outbound::retry::grpc_from_reset;
+use crate::{outbound::retry::grpc_from_reset, transport::TransportError};
 use std::{error::Error as StdError, fmt, net::SocketAddr, sync::Arc};
 
 /// Any boxed error.
@@ -277,8 +277,8 @@ fn with_causes(mut text: String, mut next: Option<&(dyn StdError + 'static)>) ->
 fn transport_code(error: &(dyn StdError + Send + Sync + 'static)) -> Option<tonic::Code> {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            let reset = h2.reason().filter(|_| h2.is_reset());
+        if let Some(transport) = error.downcast_ref::<TransportError>() {
+            let reset = transport.reset_reason();
             return reset.map(|reason| tonic::Code::from(grpc_from_reset(Some(reason)).cast_signed()));
         }
         next = error.source();

@@ -1,8 +1,10 @@
 //! The response body of both protocols.
 
-use super::{BoxError, Lease, TransportError, h1, h2, h2::Upload};
+use super::{
+    BoxError, Lease, TransportError, h1,
+    h2::{Part, Stream, Upload},
+};
 use crate::headers::find;
-use ::h2::RecvStream;
 use bytes::Bytes;
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
@@ -27,7 +29,7 @@ enum Inner {
 }
 
 struct H2 {
-    stream: RecvStream,
+    stream: Arc<Stream>,
     lease: Guard,
     /// Bytes to come, where `content-length` said.
     length: Option<u64>,
@@ -39,6 +41,7 @@ struct H2 {
 
 enum Early {
     Data(Bytes),
+    /// Boxed: rare, and every call holds room for it.
     Trailers(Box<HeaderMap>),
 }
 
@@ -49,15 +52,22 @@ enum Guard {
 }
 
 impl RecvBody {
-    pub(super) fn h2<B>(stream: RecvStream, headers: &HeaderMap, lease: Lease, upload: Option<Box<Upload<B>>>) -> Self
+    /// `ended`: nothing follows the head.
+    pub(super) fn h2<B>(
+        stream: Arc<Stream>,
+        headers: &HeaderMap,
+        ended: bool,
+        lease: Lease,
+        upload: Option<Box<Upload<B>>>,
+    ) -> Self
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         let length = find(headers, &CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if stream.is_end_stream() {
+        if ended {
             if let Some(upload) = upload {
-                upload.end();
+                upload.end(lease.shared.h2().link());
             }
             return Self(Inner::Ended);
         }
@@ -70,7 +80,7 @@ impl RecvBody {
         let held = Arc::clone(&lease);
         let (tell, response) = oneshot::channel();
         runtime.spawn(async move {
-            upload.finish(response).await;
+            upload.finish(held.shared.h2().link(), response).await;
             drop(held);
         });
         Self(Inner::H2(H2 { stream, lease: Guard::Shared(lease), length, upload: Some(tell), early: None }))
@@ -83,14 +93,11 @@ impl RecvBody {
             return;
         }
         // What is taken here the reader need not ask the connection for. An error is said again.
-        match body.stream.poll_data(cx) {
-            Poll::Ready(Some(Ok(data))) => body.early = Some(Early::Data(data)),
-            Poll::Ready(None) => {
-                if let Poll::Ready(Ok(Some(trailers))) = body.stream.poll_trailers(cx) {
-                    body.early = Some(Early::Trailers(Box::new(trailers)));
-                }
-            }
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        if let Poll::Ready(Some(Ok(part))) = body.poll_part(cx) {
+            body.early = Some(match part {
+                Part::Data(data) => Early::Data(data),
+                Part::Trailers(trailers) => Early::Trailers(Box::new(trailers)),
+            });
         }
     }
 
@@ -117,39 +124,34 @@ impl RecvBody {
 }
 
 impl H2 {
+    fn poll_part(&self, cx: &Context<'_>) -> Poll<Option<Result<Part, TransportError>>> {
+        let shared = &self.lease.get().shared;
+        let part = ready!(shared.h2().link().poll_part(&self.stream, cx));
+        Poll::Ready(part.map(|part| part.map_err(|fault| fault.into_error(Some(shared)).after_headers())))
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransportError>>> {
-        let data = match self.early.take() {
-            None => ready!(self.stream.poll_data(cx)),
-            Some(Early::Data(data)) => Some(Ok(data)),
-            Some(Early::Trailers(trailers)) => {
-                self.complete();
-                return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
-            }
+        let part = match self.early.take() {
+            Some(Early::Data(data)) => Some(Ok(Part::Data(data))),
+            Some(Early::Trailers(trailers)) => Some(Ok(Part::Trailers(*trailers))),
+            None => ready!(self.poll_part(cx)),
         };
-        let result = match data {
-            Some(Ok(data)) => {
-                // Fails only for a stream that is gone, where there is nothing to give back.
-                let _ = self.stream.flow_control().release_capacity(data.len());
-                if let Some(length) = &mut self.length {
-                    *length = length.saturating_sub(data.len() as u64);
-                }
-                return Poll::Ready(Some(Ok(Frame::data(data))));
-            }
-            Some(Err(error)) => Some(Err(error)),
-            None => match ready!(self.stream.poll_trailers(cx)) {
-                Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-                Err(error) => Some(Err(error)),
-            },
-        };
-        if !matches!(result, Some(Err(_))) {
+        if !matches!(part, Some(Err(_) | Ok(Part::Data(_)))) {
             self.complete();
         }
-        let shared = &self.lease.get().shared;
-        Poll::Ready(result.map(|frame| frame.map_err(|error| h2::from_h2(error, Some(shared)).after_headers())))
+        Poll::Ready(part.map(|part| {
+            part.map(|part| match part {
+                Part::Data(data) => {
+                    if let Some(length) = &mut self.length {
+                        *length = length.saturating_sub(data.len() as u64);
+                    }
+                    Frame::data(data)
+                }
+                Part::Trailers(trailers) => Frame::trailers(trailers),
+            })
+        }))
     }
-}
 
-impl H2 {
     /// The response was read to its end: the rest of the request is of no use.
     fn complete(&mut self) {
         if let Some(upload) = self.upload.take() {
@@ -161,9 +163,10 @@ impl H2 {
 
 impl Drop for H2 {
     fn drop(&mut self) {
-        if self.upload.is_some() && self.stream.is_end_stream() {
+        if self.upload.is_some() && self.stream.is_read() {
             self.complete();
         }
+        self.lease.get().shared.h2().link().abandon(&self.stream);
     }
 }
 
@@ -199,7 +202,7 @@ impl Body for RecvBody {
             Some(Ok(frame)) if frame.is_data() => match &self.0 {
                 Inner::H1 { lease, .. } => !lease.dirty,
                 // Who sees the end may not poll again, and the upload waits for it.
-                Inner::H2(body) => body.upload.is_some() && body.stream.is_end_stream(),
+                Inner::H2(body) => body.upload.is_some() && body.stream.is_read(),
                 Inner::Ended => false,
             },
             _ => true,
@@ -214,7 +217,7 @@ impl Body for RecvBody {
         match &self.0 {
             Inner::Ended => true,
             Inner::H1 { body, .. } => body.is_end_stream(),
-            Inner::H2(body) => body.early.is_none() && body.stream.is_end_stream(),
+            Inner::H2(body) => body.early.is_none() && body.stream.is_read(),
         }
     }
 

@@ -86,6 +86,16 @@ impl TransportError {
         self.0.before_headers
     }
 
+    /// Why the stream was reset, by either side, if it was.
+    pub(crate) fn reset_reason(&self) -> Option<h2::Reason> {
+        match self.0.kind {
+            Kind::Reset(reason) => Some(reason),
+            Kind::RefusedStream => Some(h2::Reason::REFUSED_STREAM),
+            Kind::Protocol => super::h2::reset_reason(self.0.source.as_deref()?),
+            _ => None,
+        }
+    }
+
     /// True if the stream or the connection was cut: closed, reset, refused, gone away or silent.
     pub fn is_connection(&self) -> bool {
         matches!(

@@ -24,16 +24,12 @@ pub(crate) enum Fate {
 }
 
 impl Fate {
-    pub(super) fn of(error: &h2::Error) -> Self {
-        match (error.get_io(), error.reason()) {
-            (Some(io), _) => match io.kind() {
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset,
-                io::ErrorKind::TimedOut => Self::TimedOut,
-                io::ErrorKind::ConnectionAborted => Self::Aborted,
-                _ => Self::Socket,
-            },
-            (None, Some(reason)) if error.is_go_away() && error.is_remote() => Self::GoAway(reason),
-            _ => Self::Unknown,
+    pub(super) fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::ConnectionAborted => Self::Aborted,
+            _ => Self::Socket,
         }
     }
 }

@@ -65,8 +65,6 @@ pub(crate) struct Lease {
     shared: Arc<Shared>,
     /// No other stream was in flight when this one was reserved.
     alone: bool,
-    /// The connection is far from its limit of streams.
-    roomy: bool,
     /// An HTTP/1.1 exchange has begun and not ended: the connection cannot be used again.
     dirty: bool,
 }
@@ -161,8 +159,7 @@ impl Connection {
         let shared = &self.0;
         let limit = shared.limit.load(Ordering::SeqCst);
         let now = shared.load.try_start(limit)?;
-        let (alone, roomy) = (now.in_flight() == 1, now.in_flight() <= limit / 4 * 3);
-        let lease = Lease { shared: Arc::clone(shared), alone, roomy, dirty: false };
+        let lease = Lease { shared: Arc::clone(shared), alone: now.in_flight() == 1, dirty: false };
         if now.started() == shared.max_requests {
             shared.close();
         }
@@ -329,8 +326,8 @@ impl Shared {
         self.wire.abort();
     }
 
-    fn set_limit(&self, limit: usize) {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(i32::MAX as u32).min(self.cap);
+    fn set_limit(&self, limit: u32) {
+        let limit = limit.min(i32::MAX as u32).min(self.cap);
         if self.limit.swap(limit, Ordering::SeqCst) < limit
             && self.starved.load(Ordering::SeqCst)
             && let Some(events) = &self.events

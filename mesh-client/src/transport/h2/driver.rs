@@ -1,17 +1,12 @@
-//! Who polls the h2 connection, and when.
+//! Who polls the connection, and when.
 //!
 //! One task per connection, the driver. Once woken it lets the scheduler go round before it polls, so that all that
 //! callers queue meanwhile leaves in one write. A caller that finds the connection idle polls it itself and saves the
 //! task switch. The connection sits in a mutex that is only ever tried.
 
-use super::{Shared, is_open};
-use crate::transport::{
-    fate::Fate,
-    io::{Activity, Io},
-};
-use bytes::Bytes;
+use super::{Shared, fault::Fault, outbox::Link, wire::Wire};
+use crate::transport::{fate::Fate, io::Activity};
 use futures::task::AtomicWaker;
-use h2::client::{Connection, SendRequest};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -46,9 +41,9 @@ pub(super) struct Quiet<'a> {
 
 /// The connection and the means to have it polled.
 pub(super) struct Engine {
-    connection: Mutex<Option<Connection<Io, Bytes>>>,
-    alarm: Arc<Alarm>,
-    /// `alarm` as a waker: the one h2 and the socket know, whoever polls.
+    wire: Mutex<Option<Wire>>,
+    pub(super) link: Link,
+    /// The alarm as a waker: the one the socket knows, whoever polls.
     waker: Waker,
     phase: AtomicU8,
     pub(super) activity: Arc<Activity>,
@@ -57,15 +52,14 @@ pub(super) struct Engine {
 }
 
 /// Wakes the driver, unless the waking thread is [`Quiet`].
-struct Alarm {
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
     driver: AtomicWaker,
 }
 
 /// The task of one connection.
 pub(super) struct Driver {
     shared: Arc<Shared>,
-    /// Tells whether h2 takes new streams; dropped when shut, so that h2 can end.
-    probe: Option<SendRequest<Bytes>>,
     /// [`Activity::reads`] when limits were last looked at.
     reads: u32,
     yielded: bool,
@@ -74,7 +68,7 @@ pub(super) struct Driver {
 
 impl<'a> Quiet<'a> {
     pub(super) fn new(engine: &'a Engine) -> Self {
-        Self { engine, outer: QUIET.replace(engine.alarm.address()) }
+        Self { engine, outer: QUIET.replace(engine.link.alarm.address()) }
     }
 }
 
@@ -89,6 +83,13 @@ impl Alarm {
     fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
+
+    /// There is something to do.
+    pub(super) fn ring(&self) {
+        if QUIET.get() != self.address() {
+            self.driver.wake();
+        }
+    }
 }
 
 impl Wake for Alarm {
@@ -97,50 +98,26 @@ impl Wake for Alarm {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if QUIET.get() != self.address() {
-            self.driver.wake();
-        }
+        self.ring();
     }
 }
 
 impl Engine {
-    pub(super) fn new(connection: Connection<Io, Bytes>, activity: Arc<Activity>) -> Self {
-        let alarm = Arc::new(Alarm { driver: AtomicWaker::new() });
-        Self {
-            connection: Mutex::new(Some(connection)),
-            waker: Waker::from(Arc::clone(&alarm)),
-            alarm,
-            phase: AtomicU8::new(RUNNING),
-            activity,
-            fate: OnceLock::new(),
-        }
+    pub(super) fn new(link: Link, wire: Wire, activity: Arc<Activity>) -> Self {
+        let waker = Waker::from(Arc::clone(&link.alarm));
+        let wire = Mutex::new(Some(wire));
+        Self { wire, link, waker, phase: AtomicU8::new(RUNNING), activity, fate: OnceLock::new() }
     }
 
-    /// Polls the connection in the caller's task, or has the driver do it if someone else is polling.
-    fn poll_from_caller(&self) {
-        let wake = match self.connection.try_lock() {
-            Ok(mut slot) => match slot.as_mut() {
-                Some(connection) => {
-                    let reads = self.activity.reads();
-                    let polled = Pin::new(connection).poll(&mut Context::from_waker(&self.waker));
-                    let ended = polled.is_ready();
-                    if let Poll::Ready(Err(error)) = polled {
-                        self.ends(Fate::of(&error));
-                    }
-                    if ended {
-                        *slot = None;
-                    }
-                    // What arrived, the driver looks at.
-                    ended || self.activity.reads() != reads
-                }
-                None => false,
-            },
-            // Whoever polls now may have looked before our frames were queued.
-            Err(_) => true,
-        };
-        if wake {
-            self.alarm.driver.wake();
-        }
+    /// Polls the connection. True: it is over, and its streams know.
+    fn poll(&self, slot: &mut Option<Wire>) -> bool {
+        let Some(wire) = slot else { return true };
+        let Poll::Ready(fault) = wire.poll(&self.link, &mut Context::from_waker(&self.waker)) else { return false };
+        tracing::debug!(%fault, "connection ended");
+        self.ends(fault.fate());
+        wire.fail(&self.link, &fault);
+        *slot = None;
+        true
     }
 
     /// What is first heard counts.
@@ -148,29 +125,49 @@ impl Engine {
         let _ = self.fate.set(fate);
     }
 
-    /// No sender is left: the driver sees h2 to its end.
+    /// Polls the connection in the caller's task, or has the driver do it if someone else is polling.
+    fn poll_from_caller(&self) {
+        let wake = match self.wire.try_lock() {
+            Ok(mut slot) => {
+                let reads = self.activity.reads();
+                // What arrived, the driver looks at.
+                self.poll(&mut slot) || self.activity.reads() != reads
+            }
+            // Whoever polls now may have looked before our frames were queued.
+            Err(_) => true,
+        };
+        if wake {
+            self.link.alarm.driver.wake();
+        }
+    }
+
+    /// No stream is left: says goodbye and closes.
     pub(super) fn shut(&self) {
         self.phase.fetch_max(SHUT, Ordering::SeqCst);
-        self.alarm.driver.wake();
+        self.link.leave();
+        self.link.alarm.driver.wake();
     }
 
     /// The driver drops the connection.
     pub(super) fn abort(&self) {
         self.phase.store(ABORTED, Ordering::SeqCst);
-        self.alarm.driver.wake();
+        self.link.alarm.driver.wake();
     }
 
     /// Drops the connection, which fails every stream still open.
     fn finish(&self) {
-        drop(self.connection.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut wire) = wire {
+            wire.fail(&self.link, &Fault::Closed);
+        }
     }
 }
 
 impl Driver {
-    pub(super) fn new(shared: Arc<Shared>, probe: SendRequest<Bytes>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         // One less than the count, so that the first poll looks.
         let reads = shared.h2().engine.activity.reads().wrapping_sub(1);
-        Self { shared, probe: Some(probe), reads, yielded: false, farewell: None }
+        Self { shared, reads, yielded: false, farewell: None }
     }
 }
 
@@ -178,7 +175,7 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { shared, probe, reads, yielded, farewell } = &mut *self;
+        let Self { shared, reads, yielded, farewell } = &mut *self;
         let engine = &shared.h2().engine;
         if !*yielded && shared.load.snapshot().in_flight() > 1 {
             *yielded = true;
@@ -186,11 +183,10 @@ impl Future for Driver {
             return Poll::Pending;
         }
         *yielded = false;
-        engine.alarm.driver.register(cx.waker());
+        engine.link.alarm.driver.register(cx.waker());
         match engine.phase.load(Ordering::SeqCst) {
             ABORTED => return Poll::Ready(()),
             SHUT => {
-                *probe = None;
                 let farewell = farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL)));
                 if farewell.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
@@ -198,7 +194,7 @@ impl Future for Driver {
             }
             _ => {}
         }
-        let mut slot = match engine.connection.try_lock() {
+        let mut slot = match engine.wire.try_lock() {
             Ok(slot) => slot,
             Err(TryLockError::WouldBlock) => {
                 cx.waker().wake_by_ref();
@@ -206,23 +202,16 @@ impl Future for Driver {
             }
             Err(TryLockError::Poisoned(_)) => return Poll::Ready(()),
         };
-        let Some(connection) = slot.as_mut() else { return Poll::Ready(()) };
-        if let Poll::Ready(result) = Pin::new(&mut *connection).poll(&mut Context::from_waker(&engine.waker)) {
-            if let Err(error) = result {
-                engine.ends(Fate::of(&error));
-                tracing::debug!(%error, "connection ended");
-            }
+        if engine.poll(&mut slot) {
             return Poll::Ready(());
         }
+        drop(slot);
         let now = engine.activity.reads();
         if std::mem::replace(reads, now) != now {
             // The peer may have said something about new streams.
-            shared.set_limit(connection.max_concurrent_send_streams());
-            if let Some(Err(fate)) = probe.as_mut().map(is_open) {
-                if let Some(fate) = fate {
-                    engine.ends(fate);
-                }
-                drop(slot);
+            shared.set_limit(engine.link.limit.load(Ordering::SeqCst));
+            if let Some(&reason) = engine.link.goaway.get() {
+                engine.ends(Fate::GoAway(reason));
                 shared.close();
             }
         }

@@ -2,7 +2,6 @@
 
 use super::Shared;
 use crate::transport::{Keepalive, Kind};
-use h2::{Ping, PingPong};
 use std::{future::poll_fn, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
@@ -18,18 +17,19 @@ enum Verdict {
 }
 
 /// Runs until the connection is closed, by the peer's silence or otherwise.
-pub(super) async fn run(shared: Arc<Shared>, pings: PingPong, config: Keepalive) {
+pub(super) async fn run(shared: Arc<Shared>, config: Keepalive) {
     tokio::select! {
         () = shared.closed() => {}
-        verdict = watch(&shared, pings, config) => match verdict {
+        verdict = watch(&shared, config) => match verdict {
             Verdict::Silent => shared.abort(Kind::KeepaliveTimeout),
             Verdict::Gone => {}
         }
     }
 }
 
-async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) -> Verdict {
-    let activity = &shared.h2().engine.activity;
+async fn watch(shared: &Shared, config: Keepalive) -> Verdict {
+    let engine = &shared.h2().engine;
+    let activity = &engine.activity;
     let step = config.interval.max(MIN_INTERVAL) / 2;
     let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos());
     let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
@@ -44,14 +44,11 @@ async fn watch(shared: &Shared, mut pings: PingPong, config: Keepalive) -> Verdi
         if quiet < if pinged { repeat_steps.max(2) } else { 2 } {
             continue;
         }
-        if pings.send_ping(Ping::opaque()).is_err() {
-            return Verdict::Gone;
-        }
+        let Some(ping) = engine.link.ping() else { return Verdict::Gone };
         // Anything that arrives proves life; only then is the PONG waited for on.
         loop {
-            match timeout(config.timeout, poll_fn(|cx| pings.poll_pong(cx))).await {
-                Ok(Ok(_)) => break,
-                Ok(Err(_)) => return Verdict::Gone,
+            match timeout(config.timeout, poll_fn(|cx| engine.link.poll_pong(ping, cx))).await {
+                Ok(()) => break,
                 Err(_) if activity.reads() != seen => seen = activity.reads(),
                 Err(_) => return Verdict::Silent,
             }

@@ -1,87 +1,79 @@
-//! HTTP/2, straight on the `h2` crate.
+//! HTTP/2, the client's side of RFC 9113.
+//!
+//! A call encodes its frames right into the bytes that are to be written, behind one lock ([`outbox`]). One task per connection, the
+//! [`driver`], moves bytes: it writes what has gathered, and hands what arrives to the streams ([`reader`]), each with a lock of its
+//! own, where their calls pick it up ([`stream`]).
 
 mod driver;
+mod fault;
+mod frame;
+mod hpack;
 mod keepalive;
+mod outbox;
+mod queue;
+mod reader;
+mod stream;
 mod upload;
+mod wire;
 
 use super::{
-    BoxError, Connection, Events, Fate, Kind, Lease, Origin, RecvBody, Shared, TransportConfig, TransportError, Wire,
-    head,
-    io::{Activity, Io, Stream},
+    BoxError, Connection, Events, Fate, Kind, Lease, Origin, RecvBody, Shared, TransportConfig, TransportError,
+    Wire as Protocol, head,
+    io::{Activity, Io},
 };
 use bytes::Bytes;
-use driver::{Driver, Engine, Quiet};
-use h2::{
-    SendStream,
-    client::{Builder, ResponseFuture, SendRequest},
-};
-use http::{Request, Response, request::Parts};
+use driver::{Alarm, Driver, Engine, Quiet};
+use fault::Fault;
+pub(super) use fault::reset_reason;
+use h2::Reason;
+use http::{Response, request::Parts};
+use outbox::Link;
+use reader::Reader;
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker, ready},
-    time::Duration,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
 };
+pub(super) use stream::{Part, Stream};
 pub(super) use upload::Upload;
+use wire::Wire;
 
-/// The stream limit before the peer's SETTINGS: a value no peer can send.
-const UNSETTLED: usize = usize::MAX - 1;
-/// Streams we reset are remembered this long, so that frames which crossed the RST_STREAM are ignored, not errors.
-const RESET_MEMORY: Duration = Duration::from_secs(10);
-const RESET_MEMORY_STREAMS: usize = 4096;
-/// Stream errors of the peer in the life of a connection, after which it is closed.
-const MAX_STREAM_ERRORS: usize = 65_536;
-/// Bytes of bookkeeping for DATA frames that wait to be read. h2's default, half the connection window, closes the
-/// connection on a slow reader of 10,000 tiny messages; the stream window already bounds their number.
-const FRAME_OVERHEAD: usize = 256 << 20;
-
-/// The sending side of one HTTP/2 connection.
+/// One HTTP/2 connection.
 pub(super) struct Client {
-    /// `None` once shut.
-    sender: Mutex<Option<SendRequest<Bytes>>>,
     engine: Arc<Engine>,
 }
 
 /// Sends the preface, waits for the peer's SETTINGS, and spawns the driver.
 pub(super) async fn handshake(
-    io: impl Stream,
+    io: impl super::Stream,
     config: &TransportConfig,
     origin: Origin,
     events: Option<Arc<dyn Events>>,
 ) -> Result<Connection, TransportError> {
     let activity = Arc::new(Activity::default());
-    let (sender, mut connection) = Builder::new()
-        .initial_window_size(config.stream_window)
-        .initial_connection_window_size(config.connection_window)
-        .max_header_list_size(config.max_header_list_size)
-        .enable_push(false)
-        .initial_max_send_streams(UNSETTLED)
-        .max_concurrent_reset_streams(RESET_MEMORY_STREAMS)
-        .reset_stream_duration(RESET_MEMORY)
-        .max_local_error_reset_streams(Some(MAX_STREAM_ERRORS))
-        .data_frame_budget(FRAME_OVERHEAD)
-        .handshake::<_, Bytes>(Io::new(io, Arc::clone(&activity)))
-        .await
-        .map_err(|error| from_h2(error, None))?;
-    poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Ready(Ok(())) => Poll::Ready(Err(TransportError::new(Kind::Closed))),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(from_h2(error, None))),
-        Poll::Pending if connection.max_concurrent_send_streams() == UNSETTLED => Poll::Pending,
-        Poll::Pending => Poll::Ready(Ok(())),
+    let link = Link::new(
+        Arc::new(Alarm::default()),
+        config.stream_window,
+        config.connection_window,
+        config.max_header_list_size,
+    );
+    let reader = Reader::new(config.connection_window, config.max_header_list_size);
+    let mut wire = Wire::new(Io::new(io, Arc::clone(&activity)), reader);
+    poll_fn(|cx| match wire.poll(&link, cx) {
+        Poll::Ready(fault) => Poll::Ready(Err(fault.into_error(None))),
+        Poll::Pending if wire.is_settled() => Poll::Ready(Ok(())),
+        Poll::Pending => Poll::Pending,
     })
     .await?;
 
-    let pings = config.keepalive.zip(connection.ping_pong());
-    let probe = sender.clone();
-    let limit = connection.max_concurrent_send_streams();
-    let engine = Arc::new(Engine::new(connection, activity));
-    let client = Client { sender: Mutex::new(Some(sender)), engine: Arc::clone(&engine) };
-    let shared = Arc::new(Shared::new(0, config, origin, events, Wire::H2(client)));
+    let limit = link.limit.load(Ordering::SeqCst);
+    let engine = Arc::new(Engine::new(link, wire, activity));
+    let shared = Arc::new(Shared::new(0, config, origin, events, Protocol::H2(Client { engine })));
     shared.set_limit(limit);
-    shared.runtime.spawn(Driver::new(Arc::clone(&shared), probe));
-    if let Some((config, pings)) = pings {
-        shared.runtime.spawn(keepalive::run(Arc::clone(&shared), pings, config));
+    shared.runtime.spawn(Driver::new(Arc::clone(&shared)));
+    if let Some(config) = config.keepalive {
+        shared.runtime.spawn(keepalive::run(Arc::clone(&shared), config));
     }
     Ok(Connection(shared))
 }
@@ -98,7 +90,7 @@ pub(super) struct Sending<B> {
 enum Stage<B> {
     /// Boxed: most bodies are queued whole when the stream opens, and every call holds room for this.
     Open {
-        response: ResponseFuture,
+        stream: Arc<Stream>,
         upload: Option<Box<Upload<B>>>,
     },
     Failed(TransportError),
@@ -127,34 +119,56 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let Stage::Open { response, upload } = &mut this.stage else {
-            let Stage::Failed(error) = std::mem::replace(&mut this.stage, Stage::Done) else {
-                unreachable!("not polled again once it is ready")
-            };
-            return Poll::Ready(Err(error));
+        let Some(shared) = this.lease.as_ref().map(|lease| &lease.shared) else {
+            unreachable!("not polled again once it is ready")
         };
-        if let Some(sending) = upload {
-            match sending.poll(cx) {
-                Poll::Ready(Ok(())) => *upload = None,
-                Poll::Ready(Err(error)) => {
-                    return Poll::Ready(Err(TransportError::new(Kind::RequestBody).with_source(error)));
+        let client = shared.h2();
+        let received = match &mut this.stage {
+            Stage::Open { stream, upload } => {
+                if let Some(sending) = upload {
+                    match sending.poll(client.link(), cx) {
+                        Poll::Ready(Ok(())) => *upload = None,
+                        Poll::Ready(Err(error)) => {
+                            this.stage = Stage::Done;
+                            return Poll::Ready(Err(TransportError::new(Kind::RequestBody).with_source(error)));
+                        }
+                        Poll::Pending => {}
+                    }
                 }
-                Poll::Pending => {}
+                ready!(stream.lock().poll_head(cx.waker()))
+            }
+            Stage::Failed(_) | Stage::Done => Err(Fault::Cancelled),
+        };
+        let stage = std::mem::replace(&mut this.stage, Stage::Done);
+        match (received, stage) {
+            (_, Stage::Failed(error)) => Poll::Ready(Err(error)),
+            (Err(fault), _) => {
+                let error = fault.into_error(Some(shared));
+                // Nothing was written since the stream was queued: it never left.
+                let never_left = client.engine.activity.writes() == this.writes;
+                Poll::Ready(Err(if never_left { error.unprocessed() } else { error }))
+            }
+            (Ok((status, headers, ended)), stage) => {
+                let Stage::Open { stream, upload } = stage else { unreachable!("only an open stream has a response") };
+                let lease = this.lease.take().expect("looked at above");
+                let body = RecvBody::h2(stream, &headers, ended, lease, upload);
+                let mut response = Response::new(body);
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                *response.version_mut() = http::Version::HTTP_2;
+                Poll::Ready(Ok(response))
             }
         }
-        let received = ready!(Pin::new(response).poll(cx));
-        let upload = upload.take();
-        this.stage = Stage::Done;
-        let lease = this.lease.take().expect("not polled again once it is ready");
-        let (parts, stream) = received
-            .map_err(|error| {
-                let error = from_h2(error, Some(&lease.shared));
-                // Nothing was written since the stream was queued: it never left.
-                if lease.shared.h2().engine.activity.writes() == this.writes { error.unprocessed() } else { error }
-            })?
-            .into_parts();
-        let body = RecvBody::h2(stream, &parts.headers, lease, upload);
-        Poll::Ready(Ok(Response::from_parts(parts, body)))
+    }
+}
+
+impl<B> Drop for Sending<B> {
+    fn drop(&mut self) {
+        if let (Stage::Open { stream, .. }, Some(lease)) = (&self.stage, &self.lease) {
+            let link = lease.shared.h2().link();
+            link.reset(stream, Reason::CANCEL, Fault::Cancelled);
+            link.abandon(stream);
+        }
     }
 }
 
@@ -167,70 +181,39 @@ where
     let head = head::http2(head, upload.length(), &lease.shared.origin)?;
     let has_body = upload.prime(cx).map_err(body_failed)?;
     let client = lease.shared.h2();
+    // The peer lowered its limit since the stream was reserved.
+    if lease.shared.load.snapshot().in_flight() > lease.shared.limit.load(Ordering::SeqCst) {
+        return Err(TransportError::new(Kind::NotSent));
+    }
     // With nothing else in flight, the driver's work is done here and now, without a task switch. With requests in
     // flight that would break up the driver's batches.
     let _quiet = lease.alone.then(|| Quiet::new(&client.engine));
     // From here on it ends before the quiet does.
     let mut upload = upload;
-    let (response, stream) = client.send(lease, head, !has_body)?;
-    if !has_body {
-        return Ok(Stage::Open { response, upload: None });
+    let (chunk, last) = if has_body { upload.first() } else { (None, true) };
+    let stream = client.link().open(&head, chunk, last).map_err(|fault| {
+        if matches!(fault, Fault::GoAway(..)) {
+            lease.shared.close();
+        }
+        fault.into_error(Some(&lease.shared)).unprocessed()
+    })?;
+    if !has_body || upload.start(&stream) {
+        return Ok(Stage::Open { stream, upload: None });
     }
-    upload.start(stream);
-    let upload = match upload.poll(cx) {
+    let upload = match upload.poll(client.link(), cx) {
         Poll::Ready(result) => result.map(|()| None).map_err(body_failed)?,
         Poll::Pending => Some(Box::new(upload)),
     };
-    Ok(Stage::Open { response, upload })
+    Ok(Stage::Open { stream, upload })
 }
 
 impl Client {
-    /// Queues the head of a request.
-    fn send(
-        &self,
-        lease: &Lease,
-        head: Request<()>,
-        ends: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), TransportError> {
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(shared) = &mut *sender else {
-            return Err(TransportError::new(Kind::NotSent));
-        };
-        let (sent, refused) = if lease.roomy {
-            let sent = shared.send_request(head, ends);
-            // The peer lowered its limit just now: a stream of ours waits for room, and no other may before it has some.
-            let refused = sent.is_err() && shared.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
-            if refused {
-                *shared = shared.clone();
-            }
-            (sent, refused)
-        } else {
-            // A sender takes nothing more while a stream of its own waits: near the limit each stream has its own. Otherwise it would
-            // be two more locks of what all streams share.
-            let mut own = shared.clone();
-            drop(sender);
-            (own.send_request(head, ends), false)
-        };
-        sent.map_err(|error| {
-            if error.is_go_away() && error.is_remote() {
-                lease.shared.close();
-            }
-            match from_h2(error, Some(&lease.shared)) {
-                _ if refused => TransportError::new(Kind::NotSent),
-                // Sent again, it would fail again.
-                error if error.kind() == Kind::InvalidRequest => error,
-                error => error.unprocessed(),
-            }
-        })
+    pub(super) fn link(&self) -> &Link {
+        &self.engine.link
     }
 
-    fn take_sender(&self) -> Option<SendRequest<Bytes>> {
-        self.sender.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Without a sender h2 says GOAWAY and closes.
+    /// Nothing is in flight: says goodbye and closes.
     pub(super) fn shut(&self) {
-        drop(self.take_sender());
         self.engine.shut();
     }
 
@@ -240,41 +223,6 @@ impl Client {
     }
 
     pub(super) fn abort(&self) {
-        drop(self.take_sender());
         self.engine.abort();
-    }
-}
-
-/// What h2 says, in our words. A GOAWAY error of the peer reaches only the streams it will not process.
-pub(super) fn from_h2(error: h2::Error, shared: Option<&Shared>) -> TransportError {
-    let cause = shared.and_then(|shared| shared.cause.get());
-    let kind = match error.reason() {
-        _ if error.is_io() => match cause {
-            Some(&cause) => cause,
-            None if error.get_io().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) => Kind::Closed,
-            None => Kind::Io,
-        },
-        Some(_) if error.is_go_away() => match cause {
-            Some(&cause) => cause,
-            None if error.is_remote() => Kind::GoAway,
-            None => Kind::Protocol,
-        },
-        Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Kind::RefusedStream,
-        Some(reason) if error.is_remote() => Kind::Reset(reason),
-        Some(_) => Kind::Protocol,
-        None => Kind::InvalidRequest,
-    };
-    TransportError::new(kind).with_source(error)
-}
-
-/// Whether a connection with this sender takes new streams.
-///
-/// # Errors
-/// It does not; and what was heard of its end.
-fn is_open(sender: &mut SendRequest<Bytes>) -> Result<(), Option<Fate>> {
-    match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(())) => Ok(()),
-        Poll::Ready(Err(error)) => Err(Some(Fate::of(&error))),
-        Poll::Pending => Err(None),
     }
 }

@@ -1,32 +1,40 @@
 //! The request body on its way into an HTTP/2 stream, under the peer's flow control.
 
+use super::{
+    fault::Fault,
+    outbox::{Link, Sent, poll_sent},
+    stream::Stream,
+};
 use crate::transport::BoxError;
 use bytes::Bytes;
-use h2::{Reason, SendStream};
+use h2::Reason;
 use http::HeaderMap;
 use http_body::Body;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::sync::oneshot;
 
-/// Bytes of a body that are queued without waiting for the peer's window.
-const HEAD_START: usize = 64 << 10;
-
-/// A request body. Never more than two of its chunks, or [`HEAD_START`], are held.
+/// A request body. Never more than two of its chunks are held.
 pub(in crate::transport) struct Upload<B> {
     body: B,
     /// `None` until the stream is open.
-    stream: Option<SendStream<Bytes>>,
+    stream: Option<Arc<Stream>>,
     /// The chunk to send next. It waits for what follows it, to carry END_STREAM if it is the last.
     chunk: Option<Bytes>,
     after: Option<After>,
-    /// The first chunk is queued whatever its size: the caller holds it in memory anyway.
-    begun: bool,
-    head_start: usize,
-    /// Capacity was asked for and is waited for.
-    reserved: bool,
+}
+
+/// How an upload ended.
+enum End {
+    /// All is queued, or the peer wants no more of it.
+    Sent,
+    /// The response is complete without it.
+    Answered,
+    /// Nobody is there any more.
+    Abandoned,
 }
 
 /// What follows the chunk in hand.
@@ -44,7 +52,7 @@ where
     B::Error: Into<BoxError>,
 {
     pub(super) fn new(body: B) -> Self {
-        Self { body, stream: None, chunk: None, after: None, begun: false, head_start: HEAD_START, reserved: false }
+        Self { body, stream: None, chunk: None, after: None }
     }
 
     /// Takes what the body has ready, before the stream is open. False: the request has no body.
@@ -68,8 +76,19 @@ where
         self.body.size_hint().exact()
     }
 
-    pub(super) fn start(&mut self, stream: SendStream<Bytes>) {
-        self.stream = Some(stream);
+    /// What can go with the head of the request, and whether nothing follows it.
+    pub(super) fn first(&mut self) -> (Option<&mut Bytes>, bool) {
+        (self.chunk.as_mut(), matches!(self.after, Some(After::End)))
+    }
+
+    /// The stream is open, and took what it could of [`first`](Self::first). True: that was all.
+    pub(super) fn start(&mut self, stream: &Arc<Stream>) -> bool {
+        self.stream = Some(Arc::clone(stream));
+        if self.chunk.as_ref().is_some_and(Bytes::is_empty) {
+            self.chunk = None;
+            return matches!(self.after, Some(After::End));
+        }
+        false
     }
 
     /// Ready when all is queued, or the peer wants no more of it (what that means, the response says).
@@ -77,47 +96,31 @@ where
     /// # Errors
     ///
     /// The body's own; the stream is then reset.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    pub(super) fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         loop {
             self.look_ahead(cx);
-            let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
-            if let Some(chunk) = &self.chunk {
-                if !self.begun || chunk.len() <= self.head_start {
-                    self.begun = true;
-                    self.head_start = self.head_start.saturating_sub(chunk.len());
-                } else {
-                    if !std::mem::replace(&mut self.reserved, true) {
-                        stream.reserve_capacity(1);
-                    }
-                    while stream.capacity() == 0 {
-                        match stream.poll_capacity(cx) {
-                            Poll::Ready(Some(Ok(_))) => {}
-                            Poll::Ready(_) => return Poll::Ready(Ok(())),
-                            Poll::Pending => return Poll::Pending,
-                        }
-                    }
-                    self.reserved = false;
-                }
-                let chunk = self.chunk.take().unwrap_or_default();
-                let end = matches!(self.after, Some(After::End));
-                if stream.send_data(chunk, end).is_err() || end {
-                    return Poll::Ready(Ok(()));
+            let Some(stream) = &self.stream else { return Poll::Ready(Ok(())) };
+            if let Some(chunk) = &mut self.chunk {
+                let last = matches!(self.after, Some(After::End));
+                match link.send(stream, chunk, last, cx) {
+                    Sent::Blocked => return Poll::Pending,
+                    Sent::All if !last => self.chunk = None,
+                    Sent::All | Sent::Closed => return Poll::Ready(Ok(())),
                 }
             }
             match self.after.take() {
                 None => return Poll::Pending,
                 Some(After::Data(data)) => self.chunk = Some(data),
                 Some(After::End) => {
-                    // An error means that the stream is closed already.
-                    let _ = stream.send_data(Bytes::new(), true);
+                    link.finish(stream, None);
                     return Poll::Ready(Ok(()));
                 }
                 Some(After::Trailers(trailers)) => {
-                    let _ = stream.send_trailers(*trailers);
+                    link.finish(stream, Some(&trailers));
                     return Poll::Ready(Ok(()));
                 }
                 Some(After::Failed(error)) => {
-                    stream.send_reset(Reason::CANCEL);
+                    link.reset(stream, Reason::CANCEL, Fault::Cancelled);
                     return Poll::Ready(Err(error));
                 }
             }
@@ -156,35 +159,34 @@ where
 
     /// Ends the upload of a stream whose response is complete. RFC 9113 section 8.1 lets the client stop then; NO_ERROR
     /// says that nothing failed.
-    pub(in crate::transport) fn end(mut self) {
-        if let Some(stream) = &mut self.stream {
-            stream.send_reset(Reason::NO_ERROR);
+    pub(in crate::transport) fn end(&self, link: &Link) {
+        if let Some(stream) = &self.stream {
+            link.reset(stream, Reason::NO_ERROR, Fault::Cancelled);
         }
     }
 
     /// The rest of the upload as a task of its own: also ends when the peer resets the stream, and with its response.
     ///
     /// `response` is told when the response is complete, and closed when its body is dropped before.
-    pub(in crate::transport) async fn finish(mut self, mut response: oneshot::Receiver<()>) {
-        let complete = std::future::poll_fn(|cx| {
+    pub(in crate::transport) async fn finish(mut self, link: &Link, mut response: oneshot::Receiver<()>) {
+        let end = std::future::poll_fn(|cx| {
             if let Poll::Ready(told) = Pin::new(&mut response).poll(cx) {
-                return Poll::Ready(told.is_ok());
+                return Poll::Ready(if told.is_ok() { End::Answered } else { End::Abandoned });
             }
-            if let Poll::Ready(result) = self.poll(cx) {
+            if let Poll::Ready(result) = self.poll(link, cx) {
                 if let Err(error) = result {
                     tracing::debug!(%error, "request body failed after the response headers");
                 }
-                return Poll::Ready(false);
+                return Poll::Ready(End::Sent);
             }
             // Only a wake-up: the response body reports the reset.
-            match self.stream.as_mut().map(|stream| stream.poll_reset(cx)) {
-                None | Some(Poll::Ready(_)) => Poll::Ready(false),
-                Some(Poll::Pending) => Poll::Pending,
-            }
+            self.stream.as_ref().map_or(Poll::Ready(()), |stream| poll_sent(stream, cx)).map(|()| End::Sent)
         })
         .await;
-        if complete {
-            self.end();
+        match (end, &self.stream) {
+            (End::Answered, _) => self.end(link),
+            (End::Abandoned, Some(stream)) => link.reset(stream, Reason::CANCEL, Fault::Cancelled),
+            _ => {}
         }
     }
 }

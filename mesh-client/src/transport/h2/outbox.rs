@@ -1,0 +1,450 @@
+//! The sending side of a connection, shared by all who send: frames are encoded in place, in the order of the calls.
+
+use super::{
+    Alarm,
+    fault::Fault,
+    frame,
+    hpack::{Encoder, names},
+    queue::Queue,
+    stream::{Part, State, Stream},
+};
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use h2::Reason;
+use http::{HeaderMap, Method, Request};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+/// Bytes that wait for the socket, above which request bodies wait too.
+const FULL: usize = 256 << 10;
+/// The largest payload we send, whatever the peer takes: others wait behind it.
+const MAX_PAYLOAD: usize = 64 << 10;
+
+/// What the users of a connection and its driver share.
+pub(in crate::transport) struct Link {
+    outbox: Mutex<Outbox>,
+    pub(super) alarm: Arc<Alarm>,
+    /// Bytes of data that were read and not yet given back to the connection's window.
+    read: AtomicU32,
+    /// From this many on they are.
+    give_back: u32,
+    /// The window of each stream.
+    window: u32,
+    /// The peer's MAX_CONCURRENT_STREAMS.
+    pub(super) limit: AtomicU32,
+    /// The peer takes no new streams, and why.
+    pub(super) goaway: OnceLock<Reason>,
+    /// The last PING of ours that was answered, and who waits for that.
+    pongs: AtomicU32,
+    ponged: AtomicWaker,
+}
+
+pub(super) struct Outbox {
+    pub(super) queue: Queue,
+    pub(super) encoder: Encoder,
+    next: u32,
+    /// Bytes of data that we may send on the connection, and at first on a stream.
+    window: i64,
+    pub(super) stream_window: i64,
+    pub(super) max_payload: usize,
+    /// Streams that the reader has not seen yet.
+    pub(super) opened: Vec<Arc<Stream>>,
+    /// Streams that we ended.
+    pub(super) closed: Vec<u32>,
+    /// Streams whose data waits for the connection.
+    waiting: Vec<Arc<Stream>>,
+    /// Why it takes nothing more.
+    ended: Option<Fault>,
+    /// GOAWAY was sent: close when all is written.
+    pub(super) leaving: bool,
+    /// The driver was woken and has not looked since.
+    signalled: bool,
+    pings: u32,
+}
+
+/// How much of a chunk was taken.
+pub(super) enum Sent {
+    All,
+    /// The waker is registered.
+    Blocked,
+    /// The stream is closed, or was never to be sent on.
+    Closed,
+}
+
+impl Link {
+    /// With the preface and our SETTINGS ready to be written.
+    pub(super) fn new(alarm: Arc<Alarm>, window: u32, connection_window: u32, max_header_list_size: u32) -> Self {
+        let mut queue = Queue::default();
+        queue.buf.extend_from_slice(frame::PREFACE);
+        let window = window.min(frame::MAX);
+        frame::settings(
+            &mut queue.buf,
+            &[
+                (frame::ENABLE_PUSH, 0),
+                (frame::INITIAL_WINDOW_SIZE, window),
+                (frame::MAX_HEADER_LIST_SIZE, max_header_list_size),
+            ],
+        );
+        let connection_window = connection_window.clamp(frame::WINDOW, frame::MAX);
+        if connection_window > frame::WINDOW {
+            frame::window_update(&mut queue.buf, 0, connection_window - frame::WINDOW);
+        }
+        Self {
+            outbox: Mutex::new(Outbox {
+                queue,
+                encoder: Encoder::default(),
+                next: 1,
+                window: i64::from(frame::WINDOW),
+                stream_window: i64::from(frame::WINDOW),
+                max_payload: frame::MAX_PAYLOAD,
+                opened: Vec::new(),
+                closed: Vec::new(),
+                waiting: Vec::new(),
+                ended: None,
+                leaving: false,
+                signalled: false,
+                pings: 0,
+            }),
+            alarm,
+            read: AtomicU32::new(0),
+            give_back: connection_window / 2,
+            window,
+            limit: AtomicU32::new(u32::MAX),
+            goaway: OnceLock::new(),
+            pongs: AtomicU32::new(0),
+            ponged: AtomicWaker::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was queued: the driver writes it.
+    fn signal(&self, mut outbox: MutexGuard<'_, Outbox>) {
+        let first = !std::mem::replace(&mut outbox.signalled, true);
+        drop(outbox);
+        if first {
+            self.alarm.ring();
+        }
+    }
+
+    /// Opens a stream with `head` and as much of `chunk` as may be sent. `last`: nothing follows.
+    pub(super) fn open(&self, head: &Request<()>, chunk: Option<&mut Bytes>, last: bool) -> Result<Arc<Stream>, Fault> {
+        let mut guard = self.lock();
+        let outbox = &mut *guard;
+        if let Some(fault) = &outbox.ended {
+            return Err(fault.clone());
+        }
+        let refused = if outbox.next > frame::MAX { Some(&Reason::NO_ERROR) } else { self.goaway.get() };
+        if let Some(reason) = refused {
+            return Err(Fault::GoAway(*reason, Arc::from("")));
+        }
+        let id = outbox.next;
+        outbox.next += 2;
+        let stream = Arc::new(Stream::new(id, outbox.stream_window, self.window, head.method() == Method::HEAD));
+        outbox.head(id, head, last && chunk.is_none());
+        {
+            let mut state = stream.lock();
+            match chunk {
+                None => state.sent = last,
+                Some(chunk) => _ = outbox.data(&mut state, id, chunk, last),
+            }
+        }
+        outbox.opened.push(Arc::clone(&stream));
+        self.signal(guard);
+        Ok(stream)
+    }
+
+    /// Sends as much of `chunk` as may be. `last`: nothing follows it.
+    pub(super) fn send(&self, stream: &Arc<Stream>, chunk: &mut Bytes, last: bool, cx: &Context<'_>) -> Sent {
+        let mut guard = self.lock();
+        let outbox = &mut *guard;
+        let mut state = stream.lock();
+        if state.sent {
+            return Sent::Closed;
+        }
+        let before = chunk.len();
+        if outbox.data(&mut state, stream.id, chunk, last) {
+            outbox.forget_if_closed(&state, stream.id);
+            drop(state);
+            self.signal(guard);
+            return Sent::All;
+        }
+        state.wait_to_send(cx.waker());
+        if state.send_window > 0 && !std::mem::replace(&mut state.waiting, true) {
+            outbox.waiting.push(Arc::clone(stream));
+        }
+        drop(state);
+        if chunk.len() < before {
+            self.signal(guard);
+        }
+        Sent::Blocked
+    }
+
+    /// Nothing more is sent: DATA without payload, or trailers, say so.
+    pub(super) fn finish(&self, stream: &Stream, trailers: Option<&HeaderMap>) {
+        let mut guard = self.lock();
+        let outbox = &mut *guard;
+        let mut state = stream.lock();
+        if std::mem::replace(&mut state.sent, true) {
+            return;
+        }
+        match trailers {
+            None => frame::head(&mut outbox.queue.buf, 0, frame::DATA, frame::END_STREAM, stream.id),
+            Some(trailers) => outbox.trailers(stream.id, trailers),
+        }
+        outbox.forget_if_closed(&state, stream.id);
+        drop(state);
+        self.signal(guard);
+    }
+
+    /// Ends a stream that is not closed yet.
+    pub(super) fn reset(&self, stream: &Stream, reason: Reason, fault: Fault) {
+        let mut guard = self.lock();
+        let mut state = stream.lock();
+        if state.is_closed() {
+            return;
+        }
+        // A response that is complete can still be read.
+        let unread = if state.received { 0 } else { state.discard() };
+        state.fail(fault);
+        let (reader, writer) = (state.take_reader(), state.take_writer());
+        if std::mem::take(&mut state.waiting) {
+            guard.waiting.retain(|other| other.id != stream.id);
+        }
+        drop(state);
+        frame::reset(&mut guard.queue.buf, stream.id, reason);
+        guard.closed.push(stream.id);
+        self.signal(guard);
+        self.took(unread);
+        reader.into_iter().chain(writer).for_each(Waker::wake);
+    }
+
+    /// What follows the head of a response, which is then given back to the windows. Ready with `None` at the end.
+    pub(in crate::transport) fn poll_part(
+        &self,
+        stream: &Stream,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Part, Fault>>> {
+        let mut state = stream.lock();
+        let part = ready!(state.poll_part(cx.waker()));
+        if let Some(Ok(Part::Data(data))) = &part {
+            let more = state.took(data.len());
+            drop(state);
+            self.took(data.len());
+            if let Some(more) = more {
+                self.widen(stream.id, more);
+            }
+        }
+        Poll::Ready(part)
+    }
+
+    /// Nobody reads the response any more.
+    pub(in crate::transport) fn abandon(&self, stream: &Stream) {
+        let mut state = stream.lock();
+        if !state.received {
+            drop(state);
+            return self.reset(stream, Reason::CANCEL, Fault::Cancelled);
+        }
+        let unread = state.discard();
+        drop(state);
+        self.took(unread);
+    }
+
+    /// So much data was read: by itself for the connection, by [`State::took`] for the stream.
+    pub(super) fn took(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let before = self.read.fetch_add(bytes, Ordering::Relaxed);
+        if before < self.give_back && before.saturating_add(bytes) >= self.give_back {
+            self.alarm.ring();
+        }
+    }
+
+    /// What the connection's window is to grow by.
+    pub(super) fn give_back(&self) -> Option<u32> {
+        (self.read.load(Ordering::Relaxed) >= self.give_back).then(|| self.read.swap(0, Ordering::Relaxed))
+    }
+
+    /// Tells the peer that it may send so much more on a stream.
+    fn widen(&self, stream: u32, more: u32) {
+        let mut outbox = self.lock();
+        frame::window_update(&mut outbox.queue.buf, stream, more);
+        self.signal(outbox);
+    }
+
+    /// Sends a PING; returns its number. `None`: the connection ended.
+    pub(super) fn ping(&self) -> Option<u32> {
+        let mut outbox = self.lock();
+        if outbox.ended.is_some() {
+            return None;
+        }
+        outbox.pings = outbox.pings.wrapping_add(1);
+        let number = outbox.pings;
+        let [a, b, c, d] = number.to_be_bytes();
+        frame::ping(&mut outbox.queue.buf, 0, [b'm', b'e', b's', b'h', a, b, c, d]);
+        self.signal(outbox);
+        Some(number)
+    }
+
+    /// Waits for the answer to the PING of this number.
+    pub(super) fn poll_pong(&self, number: u32, cx: &Context<'_>) -> Poll<()> {
+        self.ponged.register(cx.waker());
+        if self.pongs.load(Ordering::SeqCst) == number { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub(super) fn on_pong(&self, number: u32) {
+        self.pongs.store(number, Ordering::SeqCst);
+        self.ponged.wake();
+    }
+
+    /// Says goodbye; the connection closes when that is written.
+    pub(super) fn leave(&self) {
+        let mut outbox = self.lock();
+        if !std::mem::replace(&mut outbox.leaving, true) && outbox.ended.is_none() {
+            outbox.ended = Some(Fault::Closed);
+            frame::goaway(&mut outbox.queue.buf, Reason::NO_ERROR);
+        }
+        self.signal(outbox);
+    }
+
+    /// The connection is over: nothing can be opened or sent. Returns the streams that only the outbox knows.
+    pub(super) fn end(&self, fault: &Fault) -> Vec<Arc<Stream>> {
+        let mut outbox = self.lock();
+        outbox.ended = Some(fault.clone());
+        outbox.waiting.clear();
+        std::mem::take(&mut outbox.opened)
+    }
+}
+
+impl Outbox {
+    /// Whether we ever opened this stream.
+    pub(super) fn has_opened(&self, id: u32) -> bool {
+        id < self.next
+    }
+
+    /// Nothing is left to write: from now on the driver has to be woken.
+    pub(super) fn rest(&mut self) {
+        self.signalled = false;
+    }
+
+    /// The connection may send more, or there is room in the queue again: those to wake.
+    pub(super) fn on_room(&mut self, more: u32) -> Result<Vec<Waker>, Fault> {
+        self.window += i64::from(more);
+        if self.window > i64::from(frame::MAX) {
+            return Err(Fault::Broken(Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1"));
+        }
+        if self.window <= 0 || self.waiting.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wake = |stream: Arc<Stream>| {
+            let mut state = stream.lock();
+            state.waiting = false;
+            state.take_writer()
+        };
+        Ok(self.waiting.drain(..).filter_map(wake).collect())
+    }
+
+    fn head(&mut self, id: u32, head: &Request<()>, end: bool) {
+        let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
+        frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | if end { frame::END_STREAM } else { 0 }, id);
+        self.encoder.begin(out);
+        let uri = head.uri();
+        self.encoder.pseudo(names::METHOD, head.method().as_str().as_bytes(), out);
+        if head.method() != Method::CONNECT {
+            self.encoder.pseudo(names::SCHEME, uri.scheme_str().unwrap_or("http").as_bytes(), out);
+        }
+        if let Some(authority) = uri.authority() {
+            self.encoder.pseudo(names::AUTHORITY, authority.as_str().as_bytes(), out);
+        }
+        if head.method() != Method::CONNECT {
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            self.encoder.pseudo(names::PATH, path.as_bytes(), out);
+        }
+        for (name, value) in head.headers() {
+            self.encoder.header(name, value, out);
+        }
+        self.close_block(start);
+    }
+
+    fn trailers(&mut self, id: u32, trailers: &HeaderMap) {
+        let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
+        frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, id);
+        self.encoder.begin(out);
+        for (name, value) in trailers {
+            self.encoder.header(name, value, out);
+        }
+        self.close_block(start);
+    }
+
+    /// Ends the header block of the frame at `start`, in further frames if it is too large for one.
+    fn close_block(&mut self, start: usize) {
+        let max = self.max_payload;
+        let out = &mut self.queue.buf;
+        let block = start + frame::HEAD;
+        if out.len() - block <= max {
+            return frame::close(out, start);
+        }
+        let rest = out.split_off(block + max);
+        frame::close(out, start);
+        let Some(head) = frame::Head::read(&out[start..]) else { return };
+        out[start + 4] = head.flags & !frame::END_HEADERS;
+        let mut pieces = rest.chunks(max).peekable();
+        while let Some(piece) = pieces.next() {
+            let flags = if pieces.peek().is_none() { frame::END_HEADERS } else { 0 };
+            frame::head(out, piece.len(), frame::CONTINUATION, flags, head.stream);
+            out.extend_from_slice(piece);
+        }
+    }
+
+    /// Queues as much of `chunk` as the windows and the queue have room for. True: all of it.
+    fn data(&mut self, state: &mut State, id: u32, chunk: &mut Bytes, last: bool) -> bool {
+        loop {
+            let window = self.window.min(state.send_window).max(0);
+            let length = chunk.len().min(self.max_payload).min(usize::try_from(window).unwrap_or(usize::MAX));
+            if length == 0 || self.queue.len() >= FULL {
+                return false;
+            }
+            let end = last && length == chunk.len();
+            frame::head(&mut self.queue.buf, length, frame::DATA, if end { frame::END_STREAM } else { 0 }, id);
+            self.queue.push(chunk, length);
+            // At most a window, which fits.
+            let taken = i64::try_from(length).unwrap_or(i64::MAX);
+            self.window -= taken;
+            state.send_window -= taken;
+            if chunk.is_empty() {
+                state.sent = end;
+                return true;
+            }
+        }
+    }
+
+    fn forget_if_closed(&mut self, state: &State, id: u32) {
+        if state.is_closed() {
+            self.closed.push(id);
+        }
+    }
+
+    /// The peer's SETTINGS_MAX_FRAME_SIZE.
+    pub(super) fn set_max_payload(&mut self, max: u32) {
+        self.max_payload = usize::try_from(max).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
+    }
+}
+
+/// Waits until the sending side of a stream is closed.
+pub(super) fn poll_sent(stream: &Stream, cx: &Context<'_>) -> Poll<()> {
+    let mut state = stream.lock();
+    if state.sent {
+        return Poll::Ready(());
+    }
+    state.wait_to_send(cx.waker());
+    Poll::Pending
+}

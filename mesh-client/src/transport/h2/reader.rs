@@ -1,0 +1,498 @@
+//! The receiving side of a connection: frames become what streams and windows know.
+
+use super::{
+    fault::Fault,
+    frame::{self, Head},
+    hpack::{Decoder, Malformed, Name},
+    outbox::Link,
+    stream::{Breach, Stream},
+};
+use bytes::{Buf, Bytes, BytesMut};
+use h2::Reason;
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
+};
+
+/// Header blocks are read to their end, for the tables' sake, up to so many times the size we take.
+const MAX_BLOCK: usize = 4;
+/// Bytes of GOAWAY's debug data that errors show.
+const MAX_DEBUG: usize = 256;
+
+/// Reads what the peer sends.
+pub(super) struct Reader {
+    decoder: Decoder,
+    streams: HashMap<u32, Arc<Stream>, BuildHasherDefault<ById>>,
+    /// A header block whose end is to come.
+    partial: Option<Partial>,
+    /// Bytes of data that the peer may send on the connection.
+    window: i64,
+    max_header_list_size: usize,
+    /// The first SETTINGS arrived.
+    settled: bool,
+    /// Who is to look, of the stream that the last frame was for: more for it is likely right behind.
+    waking: Option<(u32, Waker)>,
+    /// Bytes of answers queued and not known to be written.
+    pub(super) answers: usize,
+}
+
+struct Partial {
+    stream: u32,
+    end: bool,
+    block: BytesMut,
+}
+
+/// Identifiers are made by us, one after the other: they need no mixing but this.
+#[derive(Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+fn broken(what: &'static str) -> Fault {
+    Fault::Broken(Reason::PROTOCOL_ERROR, what)
+}
+
+fn size_error(what: &'static str) -> Fault {
+    Fault::Broken(Reason::FRAME_SIZE_ERROR, what)
+}
+
+impl From<Malformed> for Fault {
+    fn from(Malformed(what): Malformed) -> Self {
+        Self::Broken(Reason::COMPRESSION_ERROR, what)
+    }
+}
+
+impl Reader {
+    pub(super) fn new(connection_window: u32, max_header_list_size: u32) -> Self {
+        Self {
+            decoder: Decoder::default(),
+            streams: HashMap::default(),
+            partial: None,
+            window: i64::from(connection_window.clamp(frame::WINDOW, frame::MAX)),
+            max_header_list_size: usize::try_from(max_header_list_size).unwrap_or(usize::MAX),
+            settled: false,
+            waking: None,
+            answers: 0,
+        }
+    }
+
+    /// The peer's SETTINGS arrived.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// The connection's window was opened so much more.
+    pub(super) fn widen(&mut self, more: u32) {
+        self.window += i64::from(more);
+    }
+
+    /// Takes note of streams that were opened and ended since. Before anything of theirs is written.
+    pub(super) fn keep_up(&mut self, opened: &mut Vec<Arc<Stream>>, closed: &mut Vec<u32>) {
+        for stream in opened.drain(..) {
+            self.streams.insert(stream.id, stream);
+        }
+        for id in closed.drain(..) {
+            self.streams.remove(&id);
+        }
+    }
+
+    /// Reads all complete frames of `input`.
+    ///
+    /// # Errors
+    ///
+    /// The peer broke the protocol in a way that ends the connection.
+    pub(super) fn read(&mut self, input: &mut BytesMut, link: &Link) -> Result<(), Fault> {
+        let result = loop {
+            let Some(head) = Head::read(input) else { break Ok(()) };
+            if head.length > frame::MAX_PAYLOAD {
+                break Err(size_error("frame of more than 16 KiB"));
+            }
+            if input.len() < frame::HEAD + head.length {
+                break Ok(());
+            }
+            input.advance(frame::HEAD);
+            let payload = input.split_to(head.length).freeze();
+            if let Err(fault) = self.frame(head, payload, link) {
+                break Err(fault);
+            }
+        };
+        self.wake();
+        result
+    }
+
+    /// Ends all streams with the connection.
+    pub(super) fn fail(&mut self, fault: &Fault, unseen: Vec<Arc<Stream>>) {
+        self.wake();
+        for stream in self.streams.drain().map(|(_, stream)| stream).chain(unseen) {
+            fail(&stream, fault.clone());
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some((_, waker)) = self.waking.take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_later(&mut self, id: u32, waker: Option<Waker>) {
+        let Some(waker) = waker else { return };
+        if let Some((_, last)) = self.waking.replace((id, waker)) {
+            last.wake();
+        }
+    }
+
+    fn frame(&mut self, head: Head, payload: Bytes, link: &Link) -> Result<(), Fault> {
+        if !self.settled && (head.kind != frame::SETTINGS || head.has(frame::ACK)) {
+            return Err(broken("the first frame is no SETTINGS"));
+        }
+        if self.waking.as_ref().is_some_and(|(id, _)| *id != head.stream) {
+            self.wake();
+        }
+        if self.partial.is_some() && head.kind != frame::CONTINUATION {
+            return Err(broken("frame within a header block"));
+        }
+        match head.kind {
+            frame::DATA => self.data(head, payload, link),
+            frame::HEADERS => self.headers(head, payload, link),
+            frame::CONTINUATION => self.continuation(head, &payload, link),
+            frame::RST_STREAM => self.reset(head, &payload, link),
+            frame::SETTINGS => self.settings(head, &payload, link),
+            frame::PUSH_PROMISE => Err(broken("PUSH_PROMISE, which was switched off")),
+            frame::PING => self.ping(head, &payload, link),
+            frame::GOAWAY => self.goaway(head, &payload, link),
+            frame::WINDOW_UPDATE => self.window_update(head, &payload, link),
+            frame::PRIORITY if head.stream == 0 => Err(broken("PRIORITY of no stream")),
+            // PRIORITY, and kinds that nobody knows yet, mean nothing here.
+            _ => Ok(()),
+        }
+    }
+
+    fn data(&mut self, head: Head, mut payload: Bytes, link: &Link) -> Result<(), Fault> {
+        let whole = head.length;
+        let counted = u32::try_from(whole).unwrap_or(u32::MAX);
+        self.window -= i64::from(counted);
+        if self.window < 0 {
+            return Err(Fault::Broken(Reason::FLOW_CONTROL_ERROR, "more data than the window of the connection"));
+        }
+        unpad(head, &mut payload)?;
+        let Some(stream) = self.find(head.stream, link)? else {
+            // It crossed our RST_STREAM.
+            link.took(whole);
+            return Ok(());
+        };
+        let end = head.has(frame::END_STREAM);
+        let mut state = stream.lock();
+        let length = payload.len();
+        let result = state.on_data(payload, counted, end);
+        let waker = if length > 0 || end { state.take_reader() } else { None };
+        let closed = state.is_closed();
+        drop(state);
+        if let Err(breach) = result {
+            link.took(whole);
+            self.breach(head.stream, breach, link);
+        } else {
+            link.took(whole - length);
+            if closed {
+                self.streams.remove(&head.stream);
+            }
+        }
+        self.wake_later(head.stream, waker);
+        Ok(())
+    }
+
+    fn headers(&mut self, head: Head, mut payload: Bytes, link: &Link) -> Result<(), Fault> {
+        unpad(head, &mut payload)?;
+        if head.has(frame::WITH_PRIORITY) {
+            if payload.len() < 5 {
+                return Err(size_error("HEADERS too short for a priority"));
+            }
+            payload.advance(5);
+        }
+        let end = head.has(frame::END_STREAM);
+        if head.has(frame::END_HEADERS) {
+            return self.block(head.stream, &payload, end, link);
+        }
+        self.partial = Some(Partial { stream: head.stream, end, block: BytesMut::from(&payload[..]) });
+        Ok(())
+    }
+
+    fn continuation(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        let max = self.max_header_list_size.saturating_mul(MAX_BLOCK);
+        let Some(partial) = self.partial.as_mut().filter(|partial| partial.stream == head.stream) else {
+            return Err(broken("CONTINUATION of nothing"));
+        };
+        // Empty ones could go on for ever.
+        if partial.block.len() + payload.len() > max || payload.is_empty() && !head.has(frame::END_HEADERS) {
+            return Err(Fault::Broken(Reason::ENHANCE_YOUR_CALM, "header block without end"));
+        }
+        partial.block.extend_from_slice(payload);
+        if !head.has(frame::END_HEADERS) {
+            return Ok(());
+        }
+        let Some(Partial { stream, end, block }) = self.partial.take() else { return Ok(()) };
+        self.block(stream, &block.freeze(), end, link)
+    }
+
+    fn block(&mut self, id: u32, block: &Bytes, end: bool, link: &Link) -> Result<(), Fault> {
+        let mut fields = Fields { room: self.max_header_list_size, ..Fields::default() };
+        self.decoder.decode(block, |field| fields.add(field))?;
+        let Some(stream) = self.find(id, link)? else { return Ok(()) };
+        let mut state = stream.lock();
+        let result = match fields.breach {
+            Some(breach) => Err(breach),
+            None => state.on_headers(fields.status, fields.map, fields.length, end),
+        };
+        let waker = if let Ok(true) = result { state.take_reader() } else { None };
+        let closed = state.is_closed();
+        drop(state);
+        if let Err(breach) = result {
+            self.breach(id, breach, link);
+        } else if closed {
+            self.streams.remove(&id);
+        }
+        self.wake_later(id, waker);
+        Ok(())
+    }
+
+    fn reset(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        let &[a, b, c, d] = payload else { return Err(size_error("RST_STREAM")) };
+        if self.find(head.stream, link)?.is_some()
+            && let Some(stream) = self.streams.remove(&head.stream)
+        {
+            fail(&stream, Fault::Reset(Reason::from(u32::from_be_bytes([a, b, c, d]))));
+        }
+        Ok(())
+    }
+
+    fn settings(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(broken("SETTINGS of a stream"));
+        }
+        if head.has(frame::ACK) {
+            return if payload.is_empty() { Ok(()) } else { Err(size_error("SETTINGS")) };
+        }
+        let (settings, []) = payload.as_chunks::<6>() else { return Err(size_error("SETTINGS")) };
+        let mut outbox = link.lock();
+        let mut wakers = Vec::new();
+        for &[a, b, v, w, x, y] in settings {
+            let value = u32::from_be_bytes([v, w, x, y]);
+            match u16::from_be_bytes([a, b]) {
+                frame::HEADER_TABLE_SIZE => outbox.encoder.resize(usize::try_from(value).unwrap_or(usize::MAX)),
+                frame::ENABLE_PUSH if value != 0 => return Err(broken("SETTINGS_ENABLE_PUSH of a server")),
+                frame::MAX_CONCURRENT_STREAMS => link.limit.store(value, Ordering::SeqCst),
+                frame::INITIAL_WINDOW_SIZE => {
+                    const TOO_LARGE: Fault = Fault::Broken(Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1");
+                    if value > frame::MAX {
+                        return Err(TOO_LARGE);
+                    }
+                    let change = i64::from(value) - outbox.stream_window;
+                    outbox.stream_window += change;
+                    for stream in self.streams.values().chain(&outbox.opened) {
+                        let mut state = stream.lock();
+                        state.on_window(change).map_err(|_| TOO_LARGE)?;
+                        if change > 0 {
+                            wakers.extend(state.take_writer());
+                        }
+                    }
+                }
+                frame::MAX_FRAME_SIZE => {
+                    if !(16_384..1 << 24).contains(&value) {
+                        return Err(broken("SETTINGS_MAX_FRAME_SIZE out of its bounds"));
+                    }
+                    outbox.set_max_payload(value);
+                }
+                _ => {}
+            }
+        }
+        if !std::mem::replace(&mut self.settled, true) {
+            // Nothing said about streams: as many as there are numbers.
+            let _ = link.limit.compare_exchange(u32::MAX, frame::MAX, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        frame::settings_ack(&mut outbox.queue.buf);
+        self.answers += frame::HEAD;
+        drop(outbox);
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    fn ping(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        let payload = <[u8; 8]>::try_from(payload).map_err(|_| size_error("PING"))?;
+        if head.stream != 0 {
+            return Err(broken("PING of a stream"));
+        }
+        if head.has(frame::ACK) {
+            let [.., a, b, c, d] = payload;
+            link.on_pong(u32::from_be_bytes([a, b, c, d]));
+        } else {
+            frame::ping(&mut link.lock().queue.buf, frame::ACK, payload);
+            self.answers += frame::HEAD + 8;
+        }
+        Ok(())
+    }
+
+    fn goaway(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        let (Some(last), Some(&[a, b, c, d])) = (frame::number(payload), payload.get(4..8)) else {
+            return Err(size_error("GOAWAY"));
+        };
+        if head.stream != 0 {
+            return Err(broken("GOAWAY of a stream"));
+        }
+        let reason = Reason::from(u32::from_be_bytes([a, b, c, d]));
+        let debug = &payload[8..payload.len().min(8 + MAX_DEBUG)];
+        let fault = Fault::GoAway(reason, String::from_utf8_lossy(debug).into());
+        // The last of two is the one with the reason, but the first stops new streams: it is the end that was announced.
+        let _ = link.goaway.set(reason);
+        // Those that are opened and not yet written will not be taken either.
+        let mut outbox = link.lock();
+        let mut opened = std::mem::take(&mut outbox.opened);
+        self.keep_up(&mut opened, &mut outbox.closed);
+        drop(outbox);
+        for (_, stream) in self.streams.extract_if(|id, _| *id > last) {
+            fail(&stream, fault.clone());
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
+        let more = frame::number(payload).filter(|_| payload.len() == 4).ok_or(size_error("WINDOW_UPDATE"))?;
+        if head.stream == 0 {
+            if more == 0 {
+                return Err(broken("WINDOW_UPDATE of nothing"));
+            }
+            let wakers = link.lock().on_room(more)?;
+            wakers.into_iter().for_each(Waker::wake);
+            return Ok(());
+        }
+        let Some(stream) = self.find(head.stream, link)? else { return Ok(()) };
+        let mut state = stream.lock();
+        let result = match more {
+            0 => Err((Reason::PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")),
+            more => state.on_window(i64::from(more)),
+        };
+        let waker = state.take_writer();
+        drop(state);
+        if let Err(breach) = result {
+            self.breach(head.stream, breach, link);
+        }
+        waker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// The stream of a frame; `None` for those that are closed already.
+    fn find(&self, id: u32, link: &Link) -> Result<Option<&Arc<Stream>>, Fault> {
+        let stream = self.streams.get(&id);
+        if stream.is_none() && (id.is_multiple_of(2) || !link.lock().has_opened(id)) {
+            return Err(broken("frame of a stream that was never opened"));
+        }
+        Ok(stream)
+    }
+
+    /// Resets one stream that the peer broke the protocol on.
+    fn breach(&mut self, id: u32, (reason, what): Breach, link: &Link) {
+        if let Some(stream) = self.streams.remove(&id) {
+            link.reset(&stream, reason, Fault::Malformed(reason, what));
+            self.answers += frame::HEAD + 4;
+        }
+    }
+}
+
+fn fail(stream: &Stream, fault: Fault) {
+    let mut state = stream.lock();
+    state.fail(fault);
+    let (reader, writer) = (state.take_reader(), state.take_writer());
+    drop(state);
+    reader.into_iter().chain(writer).for_each(Waker::wake);
+}
+
+/// Takes the padding off.
+fn unpad(head: Head, payload: &mut Bytes) -> Result<(), Fault> {
+    if head.stream == 0 {
+        return Err(broken("DATA or HEADERS of no stream"));
+    }
+    if head.has(frame::PADDED) {
+        let padding = usize::from(*payload.first().ok_or(size_error("padded frame without padding"))?);
+        payload.advance(1);
+        let length = payload.len().checked_sub(padding).ok_or(broken("more padding than frame"))?;
+        payload.truncate(length);
+    }
+    Ok(())
+}
+
+/// A header block, as it is read.
+#[derive(Default)]
+struct Fields {
+    status: Option<StatusCode>,
+    map: HeaderMap,
+    length: Option<u64>,
+    room: usize,
+    breach: Option<Breach>,
+}
+
+impl Fields {
+    fn add(&mut self, field: super::hpack::Field) {
+        if self.breach.is_none()
+            && let Err(what) = self.try_add(field)
+        {
+            self.breach = Some((Reason::PROTOCOL_ERROR, what));
+        }
+    }
+
+    fn try_add(&mut self, field: super::hpack::Field) -> Result<(), &'static str> {
+        self.room = self.room.checked_sub(field.size).ok_or("headers of more bytes than are taken")?;
+        let value = field.value.ok_or("a header value with bytes that it may not have")?;
+        match field.name {
+            Name::Header(name) => {
+                if is_of_connection(&name, &value) {
+                    return Err("a header of the connection");
+                }
+                if name == header::CONTENT_LENGTH {
+                    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+                    self.length = Some(length.ok_or("content-length that is no number")?);
+                }
+                self.map.try_append(name, value).map_err(|_| "more headers than are taken")?;
+            }
+            Name::Status => {
+                if self.status.is_some() || !self.map.is_empty() {
+                    return Err("a status twice, or behind headers");
+                }
+                self.status = Some(StatusCode::from_bytes(value.as_bytes()).map_err(|_| "status that is no number")?);
+            }
+            Name::Pseudo => return Err("a pseudo header that responses do not have"),
+            Name::Invalid => return Err("a header name that HTTP/2 does not allow"),
+        }
+        Ok(())
+    }
+}
+
+/// RFC 9113 section 8.2.2.
+fn is_of_connection(name: &HeaderName, value: &http::HeaderValue) -> bool {
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    name == header::CONNECTION
+        || name == header::TRANSFER_ENCODING
+        || name == header::UPGRADE
+        || name == KEEP_ALIVE
+        || name == PROXY_CONNECTION
+        || name == header::TE && value != "trailers"
+}

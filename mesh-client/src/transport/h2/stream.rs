@@ -1,0 +1,296 @@
+//! One stream: what arrived and was not yet read, and what may be sent.
+
+use super::{fault::Fault, frame};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+};
+
+/// Frames that wait to be read, above which small ones are joined.
+const JOIN_ABOVE: usize = 64;
+/// What counts as small then.
+const SMALL: usize = 1024;
+
+/// A stream that the connection and its users share.
+///
+/// Locked for moments, and never before the [`Outbox`](super::outbox::Outbox) if both are needed.
+#[derive(Debug)]
+pub(in crate::transport) struct Stream {
+    pub(super) id: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    head: Option<(StatusCode, HeaderMap)>,
+    has_head: bool,
+    data: Option<Bytes>,
+    more: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// The peer sends nothing more, or nothing more is taken.
+    pub(super) received: bool,
+    /// We send nothing more.
+    pub(super) sent: bool,
+    /// Why it ended, if not well.
+    fault: Option<Fault>,
+    /// Bytes of data to come, where `content-length` said so.
+    length: Option<u64>,
+    /// Answers to HEAD have a `content-length` and no data.
+    bodiless: bool,
+    /// Bytes the peer may send; what was read and not yet given back to it; half of the window.
+    receive_window: i64,
+    read: u32,
+    give_back: u32,
+    /// Bytes we may send.
+    pub(super) send_window: i64,
+    /// It waits for the connection, and is in the list of those.
+    pub(super) waiting: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// What comes after the response head.
+#[derive(Debug)]
+pub(in crate::transport) enum Part {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// Something the peer may not do on a stream.
+pub(super) type Breach = (h2::Reason, &'static str);
+
+impl Stream {
+    /// A stream just opened.
+    pub(super) fn new(id: u32, send_window: i64, receive_window: u32, bodiless: bool) -> Self {
+        Self {
+            id,
+            state: Mutex::new(State {
+                head: None,
+                has_head: false,
+                data: None,
+                more: VecDeque::new(),
+                trailers: None,
+                received: false,
+                sent: false,
+                fault: None,
+                length: None,
+                bodiless,
+                receive_window: i64::from(receive_window),
+                read: 0,
+                give_back: receive_window / 2,
+                send_window,
+                waiting: false,
+                reader: None,
+                writer: None,
+            }),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of the response was received and taken, and it ended well.
+    pub(in crate::transport) fn is_read(&self) -> bool {
+        self.lock().is_read()
+    }
+}
+
+impl State {
+    /// Of the response, nothing is left to be read.
+    fn is_read(&self) -> bool {
+        self.received && self.fault.is_none() && self.head.is_none() && self.data.is_none() && self.trailers.is_none()
+    }
+
+    /// Both sides are done with it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.received && self.sent
+    }
+
+    /// The response head, once; whether nothing follows it.
+    pub(super) fn poll_head(&mut self, waker: &Waker) -> Poll<Result<(StatusCode, HeaderMap, bool), Fault>> {
+        if let Some((status, headers)) = self.head.take() {
+            return Poll::Ready(Ok((status, headers, self.is_read())));
+        }
+        self.ended_or_wait(waker).map(|ended| Err(ended.unwrap_or(Fault::Eof)))
+    }
+
+    /// What follows. Ready with `None` at the end.
+    pub(super) fn poll_part(&mut self, waker: &Waker) -> Poll<Option<Result<Part, Fault>>> {
+        if let Some(data) = self.data.take() {
+            self.data = self.more.pop_front();
+            return Poll::Ready(Some(Ok(Part::Data(data))));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(Part::Trailers(trailers))));
+        }
+        self.ended_or_wait(waker).map(|fault| fault.map(Err))
+    }
+
+    fn ended_or_wait(&mut self, waker: &Waker) -> Poll<Option<Fault>> {
+        if self.received {
+            return Poll::Ready(self.fault.clone());
+        }
+        keep(&mut self.reader, waker);
+        Poll::Pending
+    }
+
+    /// So much was read. Returns what the peer is to be told that it may send.
+    pub(super) fn took(&mut self, bytes: usize) -> Option<u32> {
+        if self.received {
+            return None;
+        }
+        // At most a window.
+        self.read += u32::try_from(bytes).unwrap_or(0);
+        (self.read >= self.give_back).then(|| {
+            self.receive_window += i64::from(self.read);
+            std::mem::take(&mut self.read)
+        })
+    }
+
+    /// Registers whoever sends: woken when there may be room, and when the stream is closed.
+    pub(super) fn wait_to_send(&mut self, waker: &Waker) {
+        keep(&mut self.writer, waker);
+    }
+
+    pub(super) fn take_writer(&mut self) -> Option<Waker> {
+        self.writer.take()
+    }
+
+    /// Header fields arrived. True: whoever reads should look.
+    pub(super) fn on_headers(
+        &mut self,
+        status: Option<StatusCode>,
+        fields: HeaderMap,
+        length: Option<u64>,
+        end: bool,
+    ) -> Result<bool, Breach> {
+        const BAD: h2::Reason = h2::Reason::PROTOCOL_ERROR;
+        if self.received {
+            return Err((h2::Reason::STREAM_CLOSED, "headers behind the end of a response"));
+        }
+        match status {
+            Some(status) if !self.has_head => {
+                if status.is_informational() {
+                    return match end || status == StatusCode::SWITCHING_PROTOCOLS {
+                        true => Err((BAD, "interim response that is none")),
+                        false => Ok(false),
+                    };
+                }
+                let empty = self.bodiless || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                self.length = length.filter(|_| !empty);
+                self.has_head = true;
+                self.head = Some((status, fields));
+            }
+            None if self.has_head => {
+                if !end {
+                    return Err((BAD, "trailers that do not end the response"));
+                }
+                self.trailers = Some(fields);
+            }
+            Some(_) => return Err((BAD, "a status in trailers")),
+            None => return Err((BAD, "a response without a status")),
+        }
+        if end {
+            self.on_end()?;
+        }
+        Ok(true)
+    }
+
+    /// DATA of so many bytes with its padding.
+    pub(super) fn on_data(&mut self, data: Bytes, whole: u32, end: bool) -> Result<(), Breach> {
+        if !self.has_head {
+            return Err((h2::Reason::PROTOCOL_ERROR, "data before the response headers"));
+        }
+        if self.received {
+            return Err((h2::Reason::STREAM_CLOSED, "data behind the end of a response"));
+        }
+        self.receive_window -= i64::from(whole);
+        if self.receive_window < 0 {
+            return Err((h2::Reason::FLOW_CONTROL_ERROR, "more data than the window of the stream"));
+        }
+        // Padding is never read: it is as good as given back.
+        self.read += whole.saturating_sub(u32::try_from(data.len()).unwrap_or(u32::MAX));
+        if let Some(length) = &mut self.length {
+            *length = length.checked_sub(data.len() as u64).ok_or(LENGTH)?;
+        }
+        if !data.is_empty() {
+            self.push(data);
+        }
+        if end { self.on_end() } else { Ok(()) }
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if self.data.is_none() {
+            self.data = Some(data);
+        } else if self.more.len() < JOIN_ABOVE || data.len() > SMALL {
+            self.more.push_back(data);
+        } else if let Some(last) = self.more.pop_back() {
+            // The window bounds the bytes, but not how many frames they come in, each of which holds on to a whole read.
+            let mut joined = match last.try_into_mut() {
+                Ok(joined) if joined.len() < SMALL * 64 => joined,
+                Ok(full) => {
+                    self.more.push_back(full.freeze());
+                    BytesMut::with_capacity(SMALL * 4)
+                }
+                Err(last) => {
+                    let mut joined = BytesMut::with_capacity((last.len() + data.len()).max(SMALL * 4));
+                    joined.extend_from_slice(&last);
+                    joined
+                }
+            };
+            joined.extend_from_slice(&data);
+            self.more.push_back(joined.freeze());
+        }
+    }
+
+    fn on_end(&mut self) -> Result<(), Breach> {
+        if self.length.is_some_and(|length| length != 0) {
+            return Err(LENGTH);
+        }
+        self.received = true;
+        Ok(())
+    }
+
+    /// The peer may be sent more.
+    pub(super) fn on_window(&mut self, more: i64) -> Result<(), Breach> {
+        self.send_window += more;
+        if self.send_window > i64::from(frame::MAX) {
+            return Err((h2::Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1"));
+        }
+        Ok(())
+    }
+
+    /// Ends both directions. What arrived before can still be read; a response that is complete stays so.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        if !self.received {
+            self.fault = Some(fault);
+        }
+        self.received = true;
+        self.sent = true;
+    }
+
+    /// Throws away what was not read. Returns how many bytes of data that was.
+    pub(super) fn discard(&mut self) -> usize {
+        self.head = None;
+        self.trailers = None;
+        let first = self.data.take().map_or(0, |data| data.len());
+        first + self.more.drain(..).map(|data| data.len()).sum::<usize>()
+    }
+
+    pub(super) fn take_reader(&mut self) -> Option<Waker> {
+        self.reader.take()
+    }
+}
+
+const LENGTH: Breach = (h2::Reason::PROTOCOL_ERROR, "data of another length than content-length");
+
+fn keep(slot: &mut Option<Waker>, waker: &Waker) {
+    match slot {
+        Some(kept) => kept.clone_from(waker),
+        None => *slot = Some(waker.clone()),
+    }
+}

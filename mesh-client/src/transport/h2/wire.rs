@@ -1,0 +1,163 @@
+//! The connection itself: reads, writes, and nothing else. Polled by one at a time.
+
+use super::{fault::Fault, frame, outbox::Link, queue::Queue, reader::Reader};
+use crate::transport::io::Io;
+use bytes::BytesMut;
+use std::{
+    io::IoSlice,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker, ready},
+};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+/// Bytes that are asked for at once, at first; and at most, while there is more each time.
+const READ: usize = 2 << 10;
+const READ_MOST: usize = 64 << 10;
+/// An idle connection keeps a buffer of no more.
+const READ_KEEP: usize = 8 << 10;
+/// Reads in a row, before others have their turn.
+const READS: usize = 32;
+/// Bytes of answers that may wait for the socket; before there is room for more, nothing is read.
+const MAX_ANSWERS: usize = 16 << 10;
+/// Slices of one write.
+const SLICES: usize = 32;
+
+/// A connection's byte stream with what is read and written.
+pub(super) struct Wire {
+    io: Io,
+    input: BytesMut,
+    /// How much to ask for.
+    ask: usize,
+    reader: Reader,
+    /// What the outbox gave and is not written yet.
+    out: Queue,
+}
+
+impl Wire {
+    pub(super) fn new(io: Io, reader: Reader) -> Self {
+        Self { io, input: BytesMut::new(), ask: READ, reader, out: Queue::default() }
+    }
+
+    /// The peer's SETTINGS arrived.
+    pub(super) fn is_settled(&self) -> bool {
+        self.reader.is_settled()
+    }
+
+    /// Reads and writes what can be. Ready when the connection is over; [`fail`](Self::fail) then tells the streams why.
+    pub(super) fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Fault> {
+        loop {
+            let halted = match self.read(link, cx) {
+                Ok(halted) => halted,
+                Err(fault) => {
+                    self.say_why(link, &fault, cx);
+                    return Poll::Ready(fault);
+                }
+            };
+            match ready!(self.write(link, cx)) {
+                Err(fault) => return Poll::Ready(fault),
+                Ok(true) => return Poll::Ready(Fault::Closed),
+                Ok(false) => self.reader.answers = 0,
+            }
+            if !halted {
+                break;
+            }
+        }
+        if self.reader.is_idle() {
+            self.out.shrink();
+            if self.ask > READ_KEEP && self.input.is_empty() {
+                self.input = BytesMut::new();
+                self.ask = READ;
+            }
+        }
+        Poll::Pending
+    }
+
+    /// True: there may be more, when the answers are written.
+    fn read(&mut self, link: &Link, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        for _ in 0..READS {
+            if self.reader.answers > MAX_ANSWERS {
+                return Ok(true);
+            }
+            if self.input.capacity() - self.input.len() < self.ask / 2 {
+                self.input.reserve(self.ask);
+            }
+            let room = self.input.capacity() - self.input.len();
+            let read = match pin!(self.io.read_buf(&mut self.input)).poll(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(read) => read?,
+            };
+            if read == 0 {
+                return Err(Fault::Eof);
+            }
+            if read == room {
+                self.ask = (self.ask * 2).min(READ_MOST);
+            }
+            self.reader.read(&mut self.input, link)?;
+        }
+        cx.waker().wake_by_ref();
+        Ok(false)
+    }
+
+    /// Ready when nothing is left to write. True: nor ever will be.
+    fn write(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Result<bool, Fault>> {
+        loop {
+            while !self.out.is_empty() {
+                let io = Pin::new(&mut self.io);
+                let written = match self.out.single() {
+                    Some(bytes) => ready!(io.poll_write(cx, bytes)),
+                    None => {
+                        let mut slices = [IoSlice::new(&[]); SLICES];
+                        let filled = self.out.slices(&mut slices);
+                        ready!(io.poll_write_vectored(cx, &slices[..filled]))
+                    }
+                };
+                match written {
+                    Ok(0) => return Poll::Ready(Err(Fault::Eof)),
+                    Ok(written) => self.out.advance(written),
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                }
+            }
+            let mut guard = link.lock();
+            let outbox = &mut *guard;
+            if let Some(more) = link.give_back() {
+                self.reader.widen(more);
+                frame::window_update(&mut outbox.queue.buf, 0, more);
+            }
+            self.reader.keep_up(&mut outbox.opened, &mut outbox.closed);
+            if outbox.queue.is_empty() {
+                outbox.rest();
+                let leaving = outbox.leaving;
+                // Those who waited for room in the queue, not for the window: there is room now.
+                let wakers = outbox.on_room(0)?;
+                drop(guard);
+                wakers.into_iter().for_each(Waker::wake);
+                return self.written(leaving, cx);
+            }
+            std::mem::swap(&mut self.out, &mut outbox.queue);
+        }
+    }
+
+    fn written(&mut self, leaving: bool, cx: &mut Context<'_>) -> Poll<Result<bool, Fault>> {
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        if leaving {
+            // A peer that is gone already is fine too.
+            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+        }
+        Poll::Ready(Ok(leaving))
+    }
+
+    /// A GOAWAY with the reason, if it can be written at once.
+    fn say_why(&mut self, link: &Link, fault: &Fault, cx: &mut Context<'_>) {
+        if let Fault::Broken(reason, what) = fault {
+            tracing::debug!(%reason, what, "peer broke the protocol");
+            frame::goaway(&mut link.lock().queue.buf, *reason);
+            let _ = self.write(link, cx);
+        }
+    }
+
+    /// Ends all streams.
+    pub(super) fn fail(&mut self, link: &Link, fault: &Fault) {
+        let unseen = link.end(fault);
+        self.reader.fail(fault, unseen);
+    }
+}
