@@ -338,6 +338,17 @@ impl MeshBuilder {
         self
     }
 
+    /// Whether there is a `tracing` span for each call and for each of its attempts, at level INFO and with the target `mesh::call`: named
+    /// as gRFC A72 does for gRPC (`Sent.…`, `Attempt.…`, in the field `otel.name`), with OpenTelemetry's attributes for HTTP. Default
+    /// false. Where a subscriber takes them, the trace headers of each attempt name its span: with the feature `otel` and a layer of
+    /// `tracing-opentelemetry`, as that exports it; else by an id made here, a field of the span. This replaces
+    /// [`Propagation::child_spans`].
+    #[must_use]
+    pub fn spans(mut self, on: bool) -> Self {
+        self.observers.spans = on;
+        self
+    }
+
     /// What is measured beyond what always is.
     #[must_use]
     pub fn metrics(mut self, metrics: Metrics) -> Self {
@@ -449,6 +460,7 @@ impl MeshBuilder {
         let options = ClientOptions { extensions: self.extensions, resolver: self.dns.resolver.clone() };
         let xds = bootstrap.map(|b| XdsClient::with_options(b, identities.ads_connector(self.dial.clone()), options));
         let observed = self.observers.any() || self.settings.metrics.watch_calls();
+        let propagation = self.settings.propagation.without_child_spans(self.observers.spans);
         let inner = Inner {
             xds,
             upstreams: Arc::new(Upstreams::new(
@@ -462,6 +474,7 @@ impl MeshBuilder {
             settings: Arc::new(Settings {
                 observers: observed.then(|| Arc::new(self.observers)),
                 source,
+                propagation,
                 ..self.settings
             }),
             profile: self.profile,

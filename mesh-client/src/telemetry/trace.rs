@@ -14,8 +14,12 @@ mod w3c;
 pub use layer::{ScopeFuture, ScopeLayer, ScopeService, TracePropagation, TracePropagationLayer};
 
 use crate::headers::find;
-use http::{Extensions, HeaderMap, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
+use mesh_xds::resource::Tracing;
 use std::fmt;
+
+/// Envoy's: the caller wants a trace.
+const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 
 /// The id of a trace: 128 bits, or 64 in old B3. Displays as 32 (or 16) hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +34,8 @@ pub struct TraceContext {
     formats: Formats,
     /// `tracestate`, passed on as it came; several headers are joined with `,`.
     state: Option<HeaderValue>,
+    /// `baggage`, likewise.
+    baggage: Option<HeaderValue>,
 }
 
 /// What was decided about recording.
@@ -55,7 +61,8 @@ struct Formats {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Propagation {
     start: bool,
-    sampling: f64,
+    /// `None`: as the control plane says.
+    sampling: Option<f64>,
     child_spans: bool,
 }
 
@@ -77,6 +84,21 @@ pub(crate) fn resample(headers: &mut HeaderMap, sampled: bool) {
     }
 }
 
+/// Gives the request of a further attempt a span id of its own, beside that of the attempt before.
+pub(crate) fn respan(headers: &mut HeaderMap) {
+    if let Some(context) = TraceContext::extract(headers) {
+        context.inject_span(fastrand::u64(1..), headers);
+    }
+}
+
+/// The context that an outgoing request continues, and whether the request itself says so.
+pub(crate) fn spans_parent(headers: &HeaderMap, extensions: &Extensions) -> Option<(TraceContext, bool)> {
+    if carries_context(headers) {
+        return TraceContext::extract(headers).map(|context| (context, true));
+    }
+    extensions.get::<TraceContext>().cloned().or_else(current).map(|context| (context, false))
+}
+
 /// The context of the surrounding [`scope`].
 pub fn current() -> Option<TraceContext> {
     CURRENT.try_with(TraceContext::clone).ok()
@@ -95,13 +117,14 @@ impl TraceContext {
         if let Some((trace_id, span_id, sampled)) = w3c::parse(headers) {
             let sampling = if sampled { Sampling::Accept } else { Sampling::Deny };
             let formats = Formats { w3c: true, b3_single: single, b3_multi: multi };
-            return Some(Self { trace_id, span_id, sampling, formats, state: w3c::state(headers) });
+            let (state, baggage) = (w3c::joined(headers, &w3c::STATE), w3c::joined(headers, &w3c::BAGGAGE));
+            return Some(Self { trace_id, span_id, sampling, formats, state, baggage });
         }
         let parsed = if single { b3::parse_single(headers) } else { None };
         let formats = Formats { w3c: false, b3_single: single, b3_multi: multi };
         let (ids, sampling) = parsed.or_else(|| if multi { b3::parse_multi(headers) } else { None })?;
         let (trace_id, span_id) = ids.unwrap_or_else(|| (new_trace_id(rng), new_span_id(rng)));
-        Some(Self { trace_id, span_id, sampling, formats, state: None })
+        Some(Self { trace_id, span_id, sampling, formats, state: None, baggage: w3c::joined(headers, &w3c::BAGGAGE) })
     }
 
     /// A new trace in the W3C format.
@@ -112,7 +135,59 @@ impl TraceContext {
             sampling: if sampled { Sampling::Accept } else { Sampling::Deny },
             formats: Formats { w3c: true, b3_single: false, b3_multi: false },
             state: None,
+            baggage: None,
         }
+    }
+
+    /// What a server works in: the context that came, or, for baggage alone, a new trace that carries it.
+    pub(crate) fn received(headers: &HeaderMap) -> Option<Self> {
+        Self::extract(headers).or_else(|| {
+            let baggage = w3c::joined(headers, &w3c::BAGGAGE)?;
+            Some(Self { baggage: Some(baggage), ..Self::start(true, &mut || fastrand::u64(..)) })
+        })
+    }
+
+    /// A span below this one.
+    pub(crate) fn child(&self, span_id: u64) -> Self {
+        Self { span_id, ..self.clone() }
+    }
+
+    /// A span that somebody else records, in the formats of the one it continues.
+    #[cfg(feature = "otel")]
+    pub(crate) fn given(
+        found: Option<&Self>,
+        trace_id: u128,
+        span_id: u64,
+        sampled: bool,
+        state: Option<&str>,
+    ) -> Self {
+        let w3c = Formats { w3c: true, b3_single: false, b3_multi: false };
+        Self {
+            trace_id,
+            span_id,
+            sampling: if sampled { Sampling::Accept } else { Sampling::Deny },
+            formats: found.map_or(w3c, |found| found.formats),
+            state: state.and_then(|state| HeaderValue::from_str(state).ok()),
+            baggage: found.and_then(|found| found.baggage.clone()),
+        }
+    }
+
+    /// `tracestate`.
+    #[cfg(feature = "otel")]
+    pub(crate) fn state(&self) -> Option<&str> {
+        self.state.as_ref()?.to_str().ok()
+    }
+
+    /// The W3C `baggage` that goes along, as it came.
+    pub fn baggage(&self) -> Option<&HeaderValue> {
+        self.baggage.as_ref()
+    }
+
+    /// The same with this `baggage`, for requests that have none of their own.
+    #[must_use]
+    pub fn with_baggage(mut self, baggage: HeaderValue) -> Self {
+        self.baggage = Some(baggage);
+        self
     }
 
     /// Writes the context in its formats, over what is there.
@@ -120,7 +195,7 @@ impl TraceContext {
         self.inject_span(self.span_id, headers);
     }
 
-    fn inject_span(&self, span_id: u64, headers: &mut HeaderMap) {
+    pub(crate) fn inject_span(&self, span_id: u64, headers: &mut HeaderMap) {
         if self.formats.w3c {
             headers.insert(w3c::PARENT, w3c::encode(self.trace_id, span_id, self.is_sampled()));
             match &self.state {
@@ -128,6 +203,9 @@ impl TraceContext {
                 None if find(headers, &w3c::STATE).is_some() => drop(headers.remove(w3c::STATE)),
                 None => {}
             }
+        }
+        if let Some(baggage) = self.baggage.as_ref().filter(|_| find(headers, &w3c::BAGGAGE).is_none()) {
+            headers.insert(w3c::BAGGAGE, baggage.clone());
         }
         if self.formats.b3_single {
             headers.insert(b3::SINGLE, b3::encode_single(self.trace_id, span_id, self.sampling));
@@ -154,9 +232,9 @@ impl TraceContext {
 }
 
 impl Default for Propagation {
-    /// Starts traces, and has all of them recorded, as Envoy does by default (`random_sampling` 100 %).
+    /// Starts traces, and has as many of them recorded as the control plane says: all, where it says nothing (Envoy).
     fn default() -> Self {
-        Self { start: true, sampling: 1.0, child_spans: false }
+        Self { start: true, sampling: None, child_spans: false }
     }
 }
 
@@ -168,15 +246,17 @@ impl Propagation {
         self
     }
 
-    /// The share of new traces that are marked as recorded, 0..=1; default 1.
+    /// The share of new traces that are marked as recorded, 0..=1, whatever the control plane says. Default: as its `Tracing` says
+    /// (`random_sampling`, `client_sampling` for requests with `x-client-trace-id`, `overall_sampling`), else all.
     #[must_use]
     pub fn sampling(mut self, share: f64) -> Self {
-        self.sampling = share;
+        self.sampling = Some(share);
         self
     }
 
-    /// Whether every outgoing request gets a span id of its own, below the one it continues; default false. For those who
-    /// record a client span under that id: without one, the trace shows a missing parent.
+    /// Whether every attempt of an outgoing request gets a span id of its own, below the one it continues; default false. For those who
+    /// record a client span under that id: without one, the trace shows a missing parent. [`MeshBuilder::spans`](crate::MeshBuilder::spans)
+    /// does both.
     #[must_use]
     pub fn child_spans(mut self, child_spans: bool) -> Self {
         self.child_spans = child_spans;
@@ -184,14 +264,50 @@ impl Propagation {
     }
 
     /// Gives an outgoing request its context, and returns the trace it is part of. At most one allocation for W3C.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap, extensions: &Extensions) -> Option<TraceId> {
-        self.apply_with(headers, extensions, &mut || fastrand::u64(..))
+    pub(crate) fn apply(
+        &self,
+        headers: &mut HeaderMap,
+        extensions: &Extensions,
+        configured: Option<&Tracing>,
+    ) -> Option<TraceId> {
+        self.apply_with(headers, extensions, configured, &mut || fastrand::u64(..))
+    }
+
+    /// Spans give the ids.
+    pub(crate) fn without_child_spans(mut self, without: bool) -> Self {
+        self.child_spans &= !without;
+        self
+    }
+
+    /// Every attempt has a span id.
+    pub(crate) fn has_child_spans(&self) -> bool {
+        self.child_spans
+    }
+
+    /// A new trace, if one is to be started.
+    pub(crate) fn begin(&self, headers: &HeaderMap, configured: Option<&Tracing>) -> Option<TraceContext> {
+        let rng = &mut || fastrand::u64(..);
+        self.start.then(|| TraceContext::start(self.samples(headers, configured, rng), rng))
+    }
+
+    /// Whether a new trace is recorded.
+    fn samples(&self, headers: &HeaderMap, configured: Option<&Tracing>, rng: &mut impl FnMut() -> u64) -> bool {
+        let mut draw = |share: f64| share >= 1.0 || fraction(rng()) < share;
+        match (self.sampling, configured) {
+            (Some(share), _) => draw(share),
+            (None, None) => true,
+            (None, Some(tracing)) => {
+                let forced = find(headers, &CLIENT_TRACE_ID).is_some() && draw(tracing.client);
+                (forced || draw(tracing.random)) && draw(tracing.overall)
+            }
+        }
     }
 
     fn apply_with(
         &self,
         headers: &mut HeaderMap,
         extensions: &Extensions,
+        configured: Option<&Tracing>,
         rng: &mut impl FnMut() -> u64,
     ) -> Option<TraceId> {
         if carries_context(headers) {
@@ -213,8 +329,7 @@ impl Propagation {
             return Some(trace_id);
         }
         self.start.then(|| {
-            let sampled = self.sampling >= 1.0 || fraction(rng()) < self.sampling;
-            let context = TraceContext::start(sampled, rng);
+            let context = TraceContext::start(self.samples(headers, configured, rng), rng);
             context.inject(headers);
             context.trace_id()
         })
@@ -262,6 +377,13 @@ fn read_hex(text: &[u8], upper_case: bool) -> Option<u128> {
         };
         Some(value << 4 | u128::from(digit))
     })
+}
+
+#[cfg(feature = "otel")]
+impl TraceId {
+    pub(crate) fn number(self) -> u128 {
+        self.0
+    }
 }
 
 impl fmt::Display for TraceId {

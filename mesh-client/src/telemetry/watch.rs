@@ -2,10 +2,12 @@
 
 use super::{
     access_log::{AccessLog, ResponseFlags},
+    messages::Messages,
     metrics::{
         Outcome, Sizes, Workload,
         grpc::{AttemptEnd, CallEnd, Method},
     },
+    spans::{AttemptSpan, CallSpan, Which},
     trace::TraceId,
 };
 use crate::{
@@ -37,10 +39,14 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
+/// Messages whose lengths are kept for the spans of further attempts.
+const MESSAGES: usize = 64;
+
 /// Who watches the calls of a mesh. At least one does.
 #[derive(Clone, Default)]
 pub(crate) struct Observers {
     pub(crate) access_log: Option<AccessLogger>,
+    pub(crate) spans: bool,
 }
 
 /// The application's own hook.
@@ -53,14 +59,14 @@ pub(crate) struct Watch {
     /// gRPC's instruments, of a gRPC call, where they are on.
     method: Option<Arc<Method>>,
     started: Instant,
-    pub(crate) request: Meter,
-    pub(crate) response: Meter,
+    request: Meter,
+    response: Meter,
     state: Mutex<State>,
 }
 
 /// What went one way.
 #[derive(Debug, Default)]
-pub(crate) struct Meter {
+struct Meter {
     bytes: AtomicU64,
     messages: AtomicU64,
 }
@@ -82,6 +88,12 @@ struct State {
     delay: Duration,
     /// When the last attempt ended, unless another is in flight.
     waiting: Option<Instant>,
+    /// Of the call, until it is over.
+    span: Option<CallSpan>,
+    /// The messages sent so far, for attempts to come: the first so many.
+    sent: SmallVec<[u32; 2]>,
+    /// The attempt that is next has to wait for a connection.
+    delayed: bool,
     /// It was said.
     over: bool,
 }
@@ -93,11 +105,23 @@ struct Attempt {
     ended: bool,
     /// It began while another was in flight.
     hedge: bool,
+    span: Option<AttemptSpan>,
+}
+
+/// How an attempt ended.
+struct Closed<'a> {
+    http: u16,
+    code: u32,
+    error: Option<&'a str>,
+    received: u64,
 }
 
 /// An attempt that is about to be sent.
 pub(crate) struct Begun<'a> {
     pub(crate) number: u32,
+    /// Transparent retries so far.
+    pub(crate) transparent: u32,
+    pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) placement: Option<&'a Placement>,
     pub(crate) peer: Option<&'a PeerIdentity>,
 }
@@ -124,7 +148,7 @@ impl Judged<'_> {
 impl Observers {
     /// Somebody watches.
     pub(crate) fn any(&self) -> bool {
-        self.access_log.is_some()
+        self.access_log.is_some() || self.spans
     }
 }
 
@@ -135,6 +159,7 @@ impl Watch {
         head: &Parts,
         grpc: bool,
         started: Instant,
+        span: Option<CallSpan>,
     ) -> Arc<Self> {
         let headers = &head.headers;
         let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -180,6 +205,9 @@ impl Watch {
             transparent: 0,
             delay: Duration::ZERO,
             waiting: None,
+            span,
+            sent: SmallVec::new(),
+            delayed: false,
             over: false,
         };
         let (request, response) = <(Meter, Meter)>::default();
@@ -215,7 +243,7 @@ impl Watch {
     }
 
     /// An attempt is about to be sent.
-    pub(crate) fn attempt(&self, begun: &Begun<'_>) {
+    pub(crate) fn attempt(&self, begun: &Begun<'_>, headers: &mut HeaderMap) {
         let now = Instant::now();
         let mut state = self.state();
         state.log.peer = begun.peer.map(narrate::identity);
@@ -228,31 +256,98 @@ impl Watch {
             state.delay += now.saturating_duration_since(since);
         }
         let hedge = state.attempts.iter().any(|attempt| !attempt.ended);
-        state.attempts.push(Attempt { number: begun.number, began: now, ended: false, hedge });
+        let which = Which {
+            previous: u32::try_from(state.attempts.len()).unwrap_or(u32::MAX),
+            transparent: begun.transparent > state.transparent,
+            delayed: std::mem::take(&mut state.delayed),
+            endpoint: begun.endpoint,
+        };
+        state.transparent = begun.transparent;
+        let mut span = state.span.as_ref().map(|call| call.attempt(which, headers));
+        if let Some(span) = &mut span {
+            state.sent.iter().for_each(|length| span.sent(u64::from(*length)));
+        }
+        state.attempts.push(Attempt { number: begun.number, began: now, ended: false, hedge, span });
         if let Some(method) = &self.method {
             method.started();
         }
     }
 
-    /// An attempt ended with this gRPC status; the call did not. One that found no connection is told of here first.
-    pub(crate) fn attempt_ended(&self, number: u32, code: u32) {
+    /// The first configuration had to be waited for.
+    pub(crate) fn resolved(&self) {
+        if let Some(span) = &self.state().span {
+            span.resolved();
+        }
+    }
+
+    /// The attempt that is next has to wait for a connection.
+    pub(crate) fn delayed(&self) {
+        self.state().delayed = true;
+    }
+
+    /// Bytes of the request were read.
+    pub(crate) fn sent(&self, data: &[u8], messages: Option<&mut Messages>) {
+        let messages = messages.map_or(0, |messages| messages.take(data, |length| self.message_sent(length)));
+        self.request.add(data.len(), messages);
+    }
+
+    fn message_sent(&self, length: u32) {
+        if !self.observers.spans {
+            return;
+        }
+        let mut state = self.state();
+        if state.sent.len() < MESSAGES {
+            state.sent.push(length);
+        }
+        for span in state.attempts.iter_mut().filter_map(|attempt| attempt.span.as_mut()) {
+            span.sent(u64::from(length));
+        }
+    }
+
+    /// Bytes of the response were handed on.
+    pub(crate) fn received(&self, data: &[u8], messages: Option<&mut Messages>) {
+        let messages = messages.map_or(0, |messages| messages.take(data, |length| self.message_received(length)));
+        self.response.add(data.len(), messages);
+    }
+
+    fn message_received(&self, length: u32) {
+        if !self.observers.spans {
+            return;
+        }
+        let mut state = self.state();
+        let winner = state.winner;
+        let attempts = state.attempts.iter_mut();
+        let open =
+            attempts.rev().find(|attempt| winner.is_none_or(|winner| winner == attempt.number) && !attempt.ended);
+        if let Some(span) = open.and_then(|attempt| attempt.span.as_mut()) {
+            span.received(u64::from(length));
+        }
+    }
+
+    /// An attempt ended with this HTTP status (0: none) and this gRPC status; the call did not. One that found no connection is told
+    /// of here first.
+    pub(crate) fn attempt_ended(&self, number: u32, http: u16, code: u32, error: Option<&str>) {
         let now = Instant::now();
         let mut state = self.state();
-        self.close(&mut state, number, code, now, 0);
+        self.close(&mut state, number, &Closed { http, code, error, received: 0 }, now);
         if state.attempts.iter().all(|attempt| attempt.ended) {
             state.waiting = Some(now);
         }
     }
 
-    fn close(&self, state: &mut State, number: u32, code: u32, now: Instant, received: u64) {
+    fn close(&self, state: &mut State, number: u32, closed: &Closed<'_>, now: Instant) {
+        let &Closed { http, code, error, received } = closed;
         let found = state.attempts.iter_mut().find(|attempt| attempt.number == number && !attempt.ended);
         let began = match found {
             Some(attempt) => {
                 attempt.ended = true;
+                if let Some(span) = attempt.span.take() {
+                    span.end(http, code, error);
+                }
                 attempt.began
             }
             None => {
-                state.attempts.push(Attempt { number, began: now, ended: true, hedge: false });
+                state.attempts.push(Attempt { number, began: now, ended: true, hedge: false, span: None });
                 if let Some(method) = &self.method {
                     method.started();
                 }
@@ -344,10 +439,16 @@ impl Watch {
         let open: SmallVec<[u32; 2]> = state.attempts.iter().filter(|a| !a.ended).map(|a| a.number).collect();
         for number in open.into_iter().filter(|number| *number != last) {
             // Another won, and cut it off.
-            self.close(state, number, 1, now, 0);
+            self.close(state, number, &Closed { http: 0, code: 1, error: None, received: 0 }, now);
         }
         if state.log.attempts > 0 && !state.attempts.iter().any(|a| a.number == last && a.ended) {
-            self.close(state, last, code, now, self.response.payload());
+            let error = state.log.error.clone();
+            let http = if error.is_some() && state.log.response_duration.is_none() { 0 } else { state.log.status };
+            let received = self.response.payload();
+            self.close(state, last, &Closed { http, code, error: error.as_deref(), received }, now);
+        }
+        if let Some(span) = state.span.take() {
+            span.end(&state.log);
         }
         if let Some(method) = &self.method {
             let hedges = state.attempts.iter().filter(|attempt| attempt.hedge).count();
@@ -380,7 +481,7 @@ impl Watch {
 
 impl Meter {
     /// So much more went by.
-    pub(crate) fn add(&self, bytes: usize, messages: u64) {
+    fn add(&self, bytes: usize, messages: u64) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
         if messages > 0 {
             self.messages.fetch_add(messages, Relaxed);
@@ -394,7 +495,7 @@ impl Meter {
     }
 
     /// Bytes and messages.
-    pub(crate) fn read(&self) -> (u64, u64) {
+    fn read(&self) -> (u64, u64) {
         (self.bytes.load(Relaxed), self.messages.load(Relaxed))
     }
 }

@@ -48,6 +48,7 @@ mod retries;
 mod retry_features;
 mod rewrites;
 mod routing;
+mod spans;
 mod standing_still;
 mod subsets;
 mod timeouts;

@@ -196,6 +196,20 @@ async fn both_sides_are_told_how_often_a_request_was_tried() {
 }
 
 #[tokio::test]
+async fn every_attempt_has_a_span_id_of_its_own_where_child_spans_are_on() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (server, seen) = server(|number, served| respond(served, if number == 0 { 503 } else { 200 }, &[])).await;
+    let cp = control_plane(&[server.addr()], "5xx", |_, _| {}).await;
+    let propagation = mesh_client::trace::Propagation::default().child_spans(true);
+    let mesh = builder(&cp, Profile::Envoy).trace(propagation).build().await.unwrap();
+    Way::Channel.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
+    let parents: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "traceparent")).collect();
+    let [first, second] = &parents[..] else { panic!("{parents:?}") };
+    assert!(first.starts_with(&PARENT[..36]) && second.starts_with(&PARENT[..36]), "{parents:?}");
+    assert!(first != PARENT && second != PARENT && first != second, "{parents:?}");
+}
+
+#[tokio::test]
 async fn a_retry_after_a_timeout_says_so() {
     let held = Mutex::new(Vec::new());
     let (server, seen) = server(move |number, served| match number {

@@ -113,6 +113,7 @@ fn listener_with(routes: RouteSource) -> Resource {
         routes,
         max_stream_duration: None,
         stream_idle_timeout: None,
+        tracing: None,
         http_filters: Vec::new(),
     };
     Resource::Listener(Arc::new(Listener { name: "t".into(), http }))

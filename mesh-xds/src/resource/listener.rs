@@ -21,8 +21,21 @@ pub struct HttpConnectionManager {
     pub max_stream_duration: Option<Duration>,
     /// `stream_idle_timeout`, where it is set: for routes without an `idle_timeout`; zero means no limit. Not gRPC's.
     pub stream_idle_timeout: Option<Duration>,
+    /// `tracing`, where it is set.
+    pub tracing: Option<Tracing>,
     /// In order; the last one is the router (gRFC A39).
     pub http_filters: Vec<HttpFilter>,
+}
+
+/// The shares of new traces that are recorded, of `HttpConnectionManager.Tracing`: 0.0..=1.0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tracing {
+    /// `client_sampling`: of requests with `x-client-trace-id`.
+    pub client: f64,
+    /// `random_sampling`: of the others.
+    pub random: f64,
+    /// `overall_sampling`: of those that are to be.
+    pub overall: f64,
 }
 
 impl HttpConnectionManager {

@@ -49,7 +49,7 @@ pub use lb::{
     LbSettings, LocalityLb, Maglev, PeakEwma, RingHash, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector,
     WeightedRoundRobin,
 };
-pub use listener::{HttpConnectionManager, Listener, RouteSource};
+pub use listener::{HttpConnectionManager, Listener, RouteSource, Tracing};
 pub use matcher::{
     CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,

@@ -59,6 +59,7 @@ impl Template {
                 routes: RouteSource::Inline(routes.clone()),
                 max_stream_duration: None,
                 stream_idle_timeout: None,
+                tracing: None,
                 http_filters: policy.filters.iter().cloned().chain([router]).collect(),
             },
         });

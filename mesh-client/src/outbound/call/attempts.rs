@@ -16,7 +16,7 @@ use crate::{
         route::Profile,
         timeout::{Idle, StoodStill, write_grpc_timeout},
     },
-    telemetry::access_log::ResponseFlags as Flag,
+    telemetry::{access_log::ResponseFlags as Flag, trace},
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
@@ -122,7 +122,7 @@ impl Call {
                             let mut request = request.take().unwrap_or_else(|| resend.again());
                             self.dress(&mut request, per_try, after_timeout);
                             self.begin_attempt();
-                            self.tell_attempt(&lease);
+                            self.tell_attempt(&lease, request.headers_mut());
                             let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
                             match sent {
                                 Ok(Ok(response)) => Attempt::Response(response),
@@ -239,6 +239,9 @@ impl Call {
         } else if count.in_request {
             self.attempts.write_count(headers);
         }
+        if self.attempts.number() > 1 && self.chosen.routing.facts.settings.propagation.has_child_spans() {
+            trace::respan(headers);
+        }
         if after_timeout && count.after_timeout {
             Attempts::write_timeout_retry(headers);
         }
@@ -331,6 +334,9 @@ impl Call {
             let endpoint = in_flight.endpoint().clone();
             self.wait_in_line(&mut pending)?;
             self.connecting = true;
+            if let Some(watch) = &self.chosen.watch {
+                watch.delayed();
+            }
             let acquired = match self.patience(&mut patience)? {
                 None => endpoint.link().acquire(self.priority).await,
                 Some((at, limit)) => match tokio::time::timeout_at(at, endpoint.link().acquire(self.priority)).await {

@@ -185,7 +185,8 @@ impl Chosen {
         if part.is_some() {
             steering.get_or_insert_default().part = part;
         }
-        let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions);
+        let tracing = self.routing.snapshot.listener.http.tracing.as_ref();
+        let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions, tracing);
         if let (Some(explain), Some(trace)) = (&self.explain, trace) {
             explain.add("trace", trace.to_string());
         }

@@ -129,7 +129,7 @@ where
         if chosen.grpc && (chosen.deadline.is_some() || per_try.is_some()) {
             write_grpc_timeout(&mut head.headers, chosen.deadline.as_ref(), per_try, Instant::now());
         }
-        self.call.tell_attempt(&lease);
+        self.call.tell_attempt(&lease, &mut head.headers);
         *sending = Some(lease.open(head::take(head), outgoing, cx));
         Ok(true)
     }

@@ -50,7 +50,13 @@ where
     }
     let routing = match core.routing() {
         Some(routing) => routing,
-        None => core.configured(is_grpc(&head.headers), &head.headers, started).await?,
+        None => {
+            let routing = core.configured(is_grpc(&head.headers), &head.headers, started).await?;
+            if let Some(watch) = &watch {
+                watch.resolved();
+            }
+            routing
+        }
     };
     match Chosen::of(routing, &mut head, started, explain, watch)? {
         Routed::Forward(forwarded) => chosen(forwarded, head, body).await,

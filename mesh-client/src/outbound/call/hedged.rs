@@ -117,7 +117,7 @@ impl Call {
                     race.starting = false;
                     let mut request = request.take().unwrap_or_else(|| resend.again());
                     self.dress(&mut request, None, false);
-                    self.tell_attempt(&lease);
+                    self.tell_attempt(&lease, request.headers_mut());
                     let in_flight = self.in_flight.take();
                     race.tried.extend(in_flight.as_ref().map(|in_flight| in_flight.endpoint().clone()));
                     let (number, permit, sending) = (self.attempts.number(), race.permit.take(), lease.send(request));

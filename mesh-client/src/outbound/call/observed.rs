@@ -13,12 +13,13 @@ use crate::{
     telemetry::{
         messages::Messages,
         metrics::Outcome,
+        spans::CallSpan,
         watch::{Begun, Judged, Observers, Watch},
     },
     transport::Lease,
 };
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use std::{
@@ -28,11 +29,14 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use tracing::Span;
 
 /// A call, and who watches it.
 pub(crate) struct Observed {
     road: Road,
     watch: Arc<Watch>,
+    /// What is logged meanwhile is in it.
+    span: Option<Span>,
     /// It came to a response, whose body goes on watching, or to an error.
     answered: bool,
 }
@@ -57,18 +61,30 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let grpc = is_grpc(&head.headers);
-    let watch = Watch::new(observers.clone(), core.facts.clone(), &head, grpc, started);
+    let start = |headers: &HeaderMap| {
+        let routing = core.routing();
+        let tracing = routing.as_ref().and_then(|routing| routing.snapshot.listener.http.tracing.as_ref());
+        core.facts.settings.propagation.begin(headers, tracing)
+    };
+    let call = observers.spans.then(|| CallSpan::begin(&mut head, &core.facts.label, grpc, start)).flatten();
+    let span = call.as_ref().map(|call| call.span().clone());
+    let watch = Watch::new(observers.clone(), core.facts.clone(), &head, grpc, started, call);
     let messages = grpc.then(Messages::default);
     let body = Sent { inner: body.map_err(Into::into).boxed_unsync(), messages, watch: watch.clone() };
     let road = begin(core, Request::from_parts(head, body), started, Some(watch.clone()));
-    Road::Observed(Box::new(Observed { road, watch, answered: false }))
+    Road::Observed(Box::new(Observed { road, watch, span, answered: false }))
 }
 
 impl Observed {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<MeshBody>, Error>> {
-        let result = ready!(self.road.poll(cx));
+        let polled = match &self.span {
+            Some(span) => span.in_scope(|| self.road.poll(cx)),
+            None => self.road.poll(cx),
+        };
+        let result = ready!(polled);
+        self.span = None;
         self.answered = true;
         Poll::Ready(match result {
             Ok(response) => {
@@ -115,8 +131,7 @@ impl Body for Received {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    let messages = this.messages.as_mut().map_or(0, |messages| messages.take(data));
-                    this.watch.response.add(data.len(), messages);
+                    this.watch.received(data, this.messages.as_mut());
                 } else if let Some(trailers) = frame.trailers_ref() {
                     this.watch.trailers(trailers);
                     this.watch.end(true);
@@ -162,8 +177,7 @@ impl Body for Sent {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            let messages = this.messages.as_mut().map_or(0, |messages| messages.take(data));
-            this.watch.request.add(data.len(), messages);
+            this.watch.sent(data, this.messages.as_mut());
         }
         Poll::Ready(frame)
     }
@@ -201,26 +215,33 @@ impl Call {
 
     /// An attempt is about to be sent.
     #[inline]
-    pub(super) fn tell_attempt(&self, lease: &Lease) {
+    pub(super) fn tell_attempt(&self, lease: &Lease, headers: &mut HeaderMap) {
         if let Some(watch) = &self.chosen.watch {
             let placement = self.in_flight.as_ref().map(|in_flight| in_flight.endpoint().placement());
-            watch.attempt(&Begun {
+            let begun = Begun {
                 number: self.attempts.number(),
+                transparent: self.attempts.counts().1,
+                endpoint: self.endpoint,
                 placement: placement.as_deref(),
                 peer: lease.peer(),
-            });
+            };
+            watch.attempt(&begun, headers);
         }
     }
 
     /// An attempt ended, and others follow or are in flight.
     pub(super) fn tell_ended(&self, number: u32, attempt: &Attempt, outcome: &Judgement) {
         let Some(watch) = &self.chosen.watch else { return };
-        let code = match (attempt, outcome) {
-            (Attempt::Failed(_, error), _) => i32::from(error.code()).unsigned_abs(),
-            (_, Judgement::Response(response)) => response.grpc.unwrap_or_else(|| grpc_from_http(response.status)),
-            (_, Judgement::Failure(_)) => 2,
-        };
-        watch.attempt_ended(number, code);
+        match (attempt, outcome) {
+            (Attempt::Failed(_, error), _) => {
+                watch.attempt_ended(number, 0, i32::from(error.code()).unsigned_abs(), Some(&error.reason()));
+            }
+            (_, Judgement::Response(response)) => {
+                let code = response.grpc.unwrap_or_else(|| grpc_from_http(response.status));
+                watch.attempt_ended(number, response.status, code, None);
+            }
+            (_, Judgement::Failure(_)) => watch.attempt_ended(number, 0, 2, None),
+        }
     }
 
     /// Of several attempts in flight this one is the caller's.

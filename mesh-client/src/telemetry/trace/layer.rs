@@ -97,7 +97,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        self.propagation.apply(&mut parts.headers, &parts.extensions);
+        self.propagation.apply(&mut parts.headers, &parts.extensions, None);
         self.inner.call(Request::from_parts(parts, body))
     }
 }
@@ -130,7 +130,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match TraceContext::extract(request.headers()) {
+        match TraceContext::received(request.headers()) {
             Some(context) => {
                 request.extensions_mut().insert(context.clone());
                 let future = CURRENT.sync_scope(context.clone(), || self.inner.call(request));

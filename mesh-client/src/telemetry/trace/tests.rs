@@ -143,10 +143,10 @@ fn headers_of_the_request_itself_are_kept() {
     extensions.insert(extract(&[("b3", "8448eb211c80319c-b7ad6b7169203331-1")]).unwrap());
     for own in [[("traceparent", PARENT)], [("b3", "0")], [("traceparent", "broken")]] {
         let mut out = headers(&own);
-        Propagation::default().apply_with(&mut out, &extensions, &mut counter());
+        Propagation::default().apply_with(&mut out, &extensions, None, &mut counter());
         assert_eq!(out, headers(&own));
     }
-    let trace = Propagation::default().apply(&mut headers(&[("traceparent", PARENT)]), &extensions);
+    let trace = Propagation::default().apply(&mut headers(&[("traceparent", PARENT)]), &extensions, None);
     assert_eq!(trace.unwrap().to_string(), TRACE);
 }
 
@@ -154,7 +154,7 @@ fn headers_of_the_request_itself_are_kept() {
 async fn the_extension_wins_over_the_scope_and_the_scope_over_a_new_trace() {
     let apply = |extensions: &Extensions| {
         let mut out = HeaderMap::new();
-        let trace = Propagation::default().apply_with(&mut out, extensions, &mut counter()).unwrap();
+        let trace = Propagation::default().apply_with(&mut out, extensions, None, &mut counter()).unwrap();
         (trace.to_string(), pairs(&out))
     };
     let context = extract(&[("traceparent", PARENT)]).unwrap();
@@ -175,7 +175,7 @@ fn a_new_trace_is_started_and_recorded_as_told() {
     let none = Extensions::new();
     let started = |propagation: Propagation, draw: u64| {
         let mut out = HeaderMap::new();
-        propagation.apply_with(&mut out, &none, &mut || draw);
+        propagation.apply_with(&mut out, &none, None, &mut || draw);
         pairs(&out).pop()
     };
     assert_eq!(started(Propagation::default().start(false), 1), None);
@@ -190,7 +190,7 @@ fn a_new_trace_is_started_and_recorded_as_told() {
 fn child_spans_keep_the_trace_and_change_the_span() {
     let propagation = Propagation::default().child_spans(true);
     let mut out = headers(&[("traceparent", PARENT), ("tracestate", "a=1")]);
-    propagation.apply_with(&mut out, &Extensions::new(), &mut counter());
+    propagation.apply_with(&mut out, &Extensions::new(), None, &mut counter());
     assert_eq!(pairs(&out), [format!("traceparent: 00-{TRACE}-0000000000000001-01"), "tracestate: a=1".into()]);
 }
 
@@ -235,4 +235,39 @@ proptest! {
             prop_assert_eq!(again.is_sampled(), context.is_sampled());
         }
     }
+}
+
+#[test]
+fn baggage_goes_along_and_never_over_what_is_there() {
+    let incoming = headers(&[("traceparent", PARENT), ("baggage", "user=1"), ("baggage", "tier=2")]);
+    let context = TraceContext::received(&incoming).unwrap();
+    assert_eq!(context.baggage().unwrap(), "user=1,tier=2");
+    let mut extensions = Extensions::new();
+    extensions.insert(context);
+    let mut out = HeaderMap::new();
+    Propagation::default().apply(&mut out, &extensions, None);
+    assert_eq!(out["baggage"], "user=1,tier=2");
+    let mut own = headers(&[("baggage", "mine=1")]);
+    Propagation::default().apply(&mut own, &extensions, None);
+    assert_eq!((own["baggage"].to_str().unwrap(), own.contains_key("traceparent")), ("mine=1", true));
+    let alone = TraceContext::received(&headers(&[("baggage", "user=1")])).unwrap();
+    assert_eq!(alone.baggage().unwrap(), "user=1");
+    assert!(TraceContext::received(&HeaderMap::new()).is_none());
+}
+
+#[test]
+fn the_control_planes_shares_are_drawn_unless_the_program_has_its_own() {
+    let tracing = Tracing { client: 1.0, random: 0.25, overall: 1.0 };
+    let samples = |propagation: Propagation, headers: &HeaderMap, tracing: &Tracing, draw: f64| {
+        propagation.samples(headers, Some(tracing), &mut || (draw * 2f64.powi(53)) as u64 * 2048)
+    };
+    let (none, wanted) = (HeaderMap::new(), headers(&[("x-client-trace-id", "1")]));
+    assert!(samples(Propagation::default(), &none, &tracing, 0.24));
+    assert!(!samples(Propagation::default(), &none, &tracing, 0.26));
+    assert!(samples(Propagation::default(), &wanted, &tracing, 0.26), "the caller asked for it");
+    assert!(
+        !samples(Propagation::default(), &wanted, &Tracing { overall: 0.5, ..tracing }, 0.6),
+        "and that is too much"
+    );
+    assert!(samples(Propagation::default().sampling(1.0), &none, &tracing, 0.9));
 }

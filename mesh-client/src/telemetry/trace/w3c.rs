@@ -6,6 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const PARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) const STATE: HeaderName = HeaderName::from_static("tracestate");
+/// W3C Baggage.
+pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
 /// Length of a version 00 header; later versions may append `-` and more.
 const LENGTH: usize = 55;
@@ -29,9 +31,9 @@ pub(super) fn parse(headers: &HeaderMap) -> Option<(u128, u64, bool)> {
     (trace_id != 0 && span_id != 0).then_some((trace_id, span_id, flags & 1 == 1))
 }
 
-/// The vendor states, joined in their order.
-pub(super) fn state(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut values = headers.get_all(STATE).iter();
+/// All values of a header that is a list, joined in their order.
+pub(super) fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     let Some(second) = values.next() else { return Some(first.clone()) };
     let mut joined = first.as_bytes().to_vec();

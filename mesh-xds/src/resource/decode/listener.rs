@@ -1,13 +1,14 @@
 //! LDS validation (gRFC A27, A31, A39, A41).
 
 use super::{Decoder, Invalid, Valid, filter::Level};
-use crate::resource::{HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource};
+use crate::resource::{HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource, Tracing};
 use envoy_types::pb::envoy::{
     config::listener::v3::Listener as Proto,
     extensions::filters::network::http_connection_manager::v3::{
         HttpConnectionManager as ProtoHcm, HttpFilter as ProtoFilter, http_connection_manager::RouteSpecifier,
         http_filter::ConfigType,
     },
+    r#type::v3::Percent,
 };
 use std::{collections::HashSet, sync::Arc};
 
@@ -63,8 +64,17 @@ impl Decoder<'_> {
             ("local_reply_config", proto.local_reply_config.is_some()),
         ]);
         let stream_idle_timeout = self.duration("stream_idle_timeout", proto.stream_idle_timeout)?;
+        let tracing = proto.tracing.map(|tracing| {
+            let share =
+                |percent: Option<Percent>| percent.map_or(1.0, |percent| (percent.value / 100.0).clamp(0.0, 1.0));
+            Tracing {
+                client: share(tracing.client_sampling),
+                random: share(tracing.random_sampling),
+                overall: share(tracing.overall_sampling),
+            }
+        });
         let http_filters = self.http_filters(proto.http_filters)?;
-        Ok(HttpConnectionManager { routes, max_stream_duration, stream_idle_timeout, http_filters })
+        Ok(HttpConnectionManager { routes, max_stream_duration, stream_idle_timeout, tracing, http_filters })
     }
 
     /// gRFC A39: named once each, and the router exactly last.
