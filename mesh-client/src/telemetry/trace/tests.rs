@@ -258,16 +258,16 @@ fn baggage_goes_along_and_never_over_what_is_there() {
 #[test]
 fn the_control_planes_shares_are_drawn_unless_the_program_has_its_own() {
     let tracing = Tracing { client: 1.0, random: 0.25, overall: 1.0 };
-    let samples = |propagation: Propagation, headers: &HeaderMap, tracing: &Tracing, draw: f64| {
-        propagation.samples(headers, Some(tracing), &mut || (draw * 2f64.powi(53)) as u64 * 2048)
+    let samples = |propagation: Propagation, headers: &HeaderMap, tracing: &Tracing, percent: u64| {
+        propagation.samples(headers, Some(tracing), &mut || u64::MAX / 100 * percent)
     };
     let (none, wanted) = (HeaderMap::new(), headers(&[("x-client-trace-id", "1")]));
-    assert!(samples(Propagation::default(), &none, &tracing, 0.24));
-    assert!(!samples(Propagation::default(), &none, &tracing, 0.26));
-    assert!(samples(Propagation::default(), &wanted, &tracing, 0.26), "the caller asked for it");
+    assert!(samples(Propagation::default(), &none, &tracing, 24));
+    assert!(!samples(Propagation::default(), &none, &tracing, 26));
+    assert!(samples(Propagation::default(), &wanted, &tracing, 26), "the caller asked for it");
     assert!(
-        !samples(Propagation::default(), &wanted, &Tracing { overall: 0.5, ..tracing }, 0.6),
+        !samples(Propagation::default(), &wanted, &Tracing { overall: 0.5, ..tracing }, 60),
         "and that is too much"
     );
-    assert!(samples(Propagation::default().sampling(1.0), &none, &tracing, 0.9));
+    assert!(samples(Propagation::default().sampling(1.0), &none, &tracing, 90));
 }
