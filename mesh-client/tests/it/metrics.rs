@@ -159,7 +159,8 @@ async fn grpcs_instruments_tell_calls_and_attempts() {
     assert_eq!(seen.sum("mesh_request_retries_total", &cluster), 5.0);
     assert_eq!(seen.sum("mesh_request_retry_limit_exceeded_total", &cluster), 1.0);
 
-    let slow = hello_with(&channel, |request| request.set_timeout(Duration::ZERO)).await;
+    backend.state().set_delay(Duration::from_secs(3600));
+    let slow = hello_with(&channel, |request| request.set_timeout(Duration::from_millis(20))).await;
     slow.unwrap_err();
     assert_eq!(seen.values("grpc.client.call.duration", &with("DEADLINE_EXCEEDED")).len(), 1);
 }
