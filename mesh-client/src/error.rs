@@ -1,7 +1,16 @@
 //! Why a request failed: one opaque error, one pointer wide, that names target, route, cluster, endpoint, attempt and cause.
 
-use crate::{outbound::retry::grpc_from_reset, transport::TransportError};
-use std::{error::Error as StdError, fmt, net::SocketAddr, sync::Arc};
+use crate::{
+    outbound::retry::grpc_from_reset,
+    telemetry::explain::{Explain, Explanation},
+    transport::TransportError,
+};
+use std::{
+    error::Error as StdError,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 /// Any boxed error.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -60,11 +69,13 @@ struct Detail {
     message: String,
     place: Place,
     source: Option<BoxError>,
+    /// How it came to it, where that was recorded.
+    trail: OnceLock<Explain>,
 }
 
 impl Error {
     pub(crate) fn new(kind: Kind, message: impl Into<String>, place: Place, source: Option<BoxError>) -> Self {
-        let detail = Arc::new(Detail { kind, message: message.into(), place, source });
+        let detail = Arc::new(Detail { kind, message: message.into(), place, source, trail: OnceLock::new() });
         let code = match kind {
             Kind::Timeout | Kind::Idle => tonic::Code::DeadlineExceeded,
             Kind::RequestBody | Kind::InvalidRequest => tonic::Code::Internal,
@@ -133,6 +144,17 @@ impl Error {
     /// The message and its causes, without the place.
     pub(crate) fn reason(&self) -> String {
         self.0.detail.reason()
+    }
+
+    /// How it came to it: every decision up to the failure, where the request carried an [`Explain`] or the mesh was built with
+    /// [`explain_errors`](crate::MeshBuilder::explain_errors). [`Explanation::of_error`] finds it in an error that was made of this one.
+    pub fn explanation(&self) -> Option<Explanation> {
+        self.0.detail.trail.get().map(Explain::explanation)
+    }
+
+    /// The first record counts.
+    pub(crate) fn explained_by(&self, explain: &Explain) {
+        let _ = self.0.detail.trail.set(explain.clone());
     }
 
     /// The gRPC code it stands for.
@@ -241,6 +263,23 @@ impl StdError for Detail {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
     }
+}
+
+/// The record of how a request failed, somewhere in the chain.
+pub(crate) fn trail(error: &(dyn StdError + 'static)) -> Option<Explanation> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let found = match (error.downcast_ref::<Error>(), error.downcast_ref::<Detail>()) {
+            (Some(error), _) => error.explanation(),
+            (_, Some(detail)) => detail.trail.get().map(Explain::explanation),
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// A status somewhere in the chain: what a tonic request stream ended with.

@@ -338,6 +338,14 @@ impl MeshBuilder {
         self
     }
 
+    /// Whether every request records its decisions, so that the error of one that fails has them: [`Error::explanation`](crate::Error::explanation). Costs
+    /// some texts per request. Default false: then only those that carry an [`Explain`](crate::Explain) do.
+    #[must_use]
+    pub fn explain_errors(mut self, on: bool) -> Self {
+        self.settings.explain_errors = on;
+        self
+    }
+
     /// Whether there is a `tracing` span for each call and for each of its attempts, at level INFO and with the target `mesh::call`: named
     /// as gRFC A72 does for gRPC (`Sent.…`, `Attempt.…`, in the field `otel.name`), with OpenTelemetry's attributes for HTTP. Default
     /// false. Where a subscriber takes them, the trace headers of each attempt name its span: with the feature `otel` and a layer of

@@ -3,9 +3,12 @@
 use crate::{
     channel::Core,
     outbound::{
+        cluster::{Endpoint, Resource},
+        connect::Subchannel,
+        pick::MetadataKey,
         resolve::{Routing, State, UpstreamRef},
         retry::Decision,
-        route::{ClusterChoice, Clusters, Forward, RequestHead, RouteAction, Trail},
+        route::{ClusterChoice, Clusters, Forward, RequestHead, RouteAction, Trail, hash_of_header},
         timeout::is_grpc,
         upstream::Upstream,
     },
@@ -15,7 +18,7 @@ use crate::{
     },
 };
 use mesh_tls::PeerIdentity;
-use mesh_xds::resource::Hedge;
+use mesh_xds::resource::{Hedge, LbPolicy, LocalityId, RoutingPriority};
 use std::{borrow::Cow, net::SocketAddr};
 use tokio::time::Instant;
 
@@ -128,7 +131,9 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         steps.push(step("timeout", format!("{:?} ({})", deadline.limit, deadline.source)));
     }
     if let Some(policy) = &forward.retry {
-        steps.push(step("retries", format!("at most {}", policy.max_retries())));
+        let per_try =
+            policy.per_try_timeout().map(|limit| format!(", each attempt within {limit:?}")).unwrap_or_default();
+        steps.push(step("retries", format!("at most {}{per_try}", policy.max_retries())));
     }
     match forward.hedge {
         Some(Hedge::PerTryTimeout) => steps.push(step("hedge", "another request when the limit of an attempt passes")),
@@ -154,6 +159,14 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         }
         _ => None,
     };
+    // Cookies that are missing would be made; what they will be is not known.
+    let hash = |upstream: &Upstream| match (upstream.live.hash_header(), &forward.hasher) {
+        (Some(name), _) => Some(hash_of_header(&head, &name, routing.facts.profile)),
+        (None, Some(hasher)) => {
+            Some(hasher.hash(&head, routing.facts.channel_id, || 0)).filter(|h| h.cookies.is_empty()).map(|h| h.hash)
+        }
+        (None, None) => Some(None),
+    };
     // Of those that a header may name, the one that it does.
     let used = |choice: &&ClusterChoice<UpstreamRef>| match &named {
         Some(name) => name.as_ref() == Some(&choice.name),
@@ -175,7 +188,11 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         match &choice.cluster {
             UpstreamRef::Failed(cause) => steps.push(step("cluster", format!("cannot be used: {cause}"))),
             UpstreamRef::Live(upstream) => match routing.leaves(*upstream) {
-                [] => serving(&routing.upstreams()[*upstream], steps),
+                [] => {
+                    let upstream = &routing.upstreams()[*upstream];
+                    steps.extend(balancing(upstream, choice.metadata.as_deref(), hash(upstream)));
+                    serving(upstream, steps);
+                }
                 leaves => {
                     for leaf in leaves.iter().map(|leaf| &routing.upstreams()[*leaf]) {
                         steps.push(step("leaf", format!("`{}` of the aggregate `{}`", leaf.name, choice.name)));
@@ -185,6 +202,67 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
             },
         }
     }
+}
+
+/// How an endpoint is chosen. `hash`: that of the request, `None` when it is not known yet.
+pub(crate) fn balancing(upstream: &Upstream, metadata: Option<&MetadataKey>, hash: Option<Option<u64>>) -> Vec<Step> {
+    let policy = upstream.live.policy();
+    let mut steps = vec![step("balancing", policy_name(&policy))];
+    if let Some(hash) = hash.filter(|_| policy_hashes(&policy)) {
+        let text =
+            hash.map_or_else(|| "nothing of the request is hashed: any endpoint".into(), |hash| format!("{hash:016x}"));
+        steps.push(step("hash", text));
+    }
+    if let Some(metadata) = metadata {
+        steps.push(step("metadata", format!("endpoints with {metadata}, where the cluster has such a subset")));
+    }
+    steps
+}
+
+/// Whether consistent hashing chooses.
+fn policy_hashes(policy: &LbPolicy) -> bool {
+    match policy {
+        LbPolicy::RingHash(_) | LbPolicy::Maglev(_) => true,
+        LbPolicy::RandomSubsetting { child, .. } => policy_hashes(child),
+        _ => false,
+    }
+}
+
+fn policy_name(policy: &LbPolicy) -> String {
+    match policy {
+        LbPolicy::RoundRobin => "round robin".into(),
+        LbPolicy::Random => "random".into(),
+        LbPolicy::LeastRequest { full_scan: true, .. } => "least request of all".into(),
+        LbPolicy::LeastRequest { choice_count, .. } => format!("least request of {choice_count} draws"),
+        LbPolicy::RingHash(_) => "ring hash".into(),
+        LbPolicy::Maglev(_) => "Maglev".into(),
+        LbPolicy::WeightedRoundRobin(_) => "round robin, weighted by load reports".into(),
+        LbPolicy::PickFirst { .. } => "pick first".into(),
+        LbPolicy::PeakEwma(_) => "peak EWMA".into(),
+        LbPolicy::RandomSubsetting { subset_size, child } => {
+            format!("{} among a random {subset_size} of the endpoints", policy_name(child))
+        }
+        LbPolicy::Custom(_) => "a policy of the program's own".into(),
+    }
+}
+
+/// How much is in flight, of what may be.
+pub(crate) fn breaker(upstream: &Upstream, priority: RoutingPriority) -> String {
+    let breaker = upstream.live.breaker();
+    let name = if priority == RoutingPriority::High { " (priority HIGH)" } else { "" };
+    let (used, limit) = (breaker.in_use(priority, Resource::Requests), breaker.limit(priority, Resource::Requests));
+    format!("closed: max_requests {used} of {limit}{name}")
+}
+
+/// The endpoint that was picked.
+pub(crate) fn pick(endpoint: &Endpoint<Subchannel>) -> String {
+    let placement = endpoint.placement();
+    let LocalityId { region, zone, sub_zone } = &*placement.locality;
+    let mut text = format!("{}, priority {}, weight {}", endpoint.address(), placement.priority, placement.weight);
+    if [region, zone, sub_zone].iter().any(|part| !part.is_empty()) {
+        text += &format!(", in {region}/{zone}/{sub_zone}");
+    }
+    text + &format!(", {} in flight", endpoint.in_flight())
 }
 
 /// What a cluster looks like now.

@@ -22,7 +22,8 @@ pub struct Explain(Arc<Mutex<Vec<Step>>>);
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What was decided: `target`, `config`, `listener`, `virtual host`, `route`, `cluster`, `subset`, `attempt`, `peer`, `trace`, ….
+    /// What was decided: `target`, `config`, `listener`, `virtual host`, `route`, `timeout`, `filters`, `cluster`, `subset`, `breaker`,
+    /// `balancing`, `hash`, `metadata`, `pick`, `peer`, `attempt`, `hedge`, `mirror`, `trace`, `error`, ….
     pub subject: &'static str,
     /// The decision and its reason.
     pub text: String,
@@ -53,6 +54,20 @@ impl Explain {
 impl Explanation {
     pub(crate) fn of(subject: &'static str, text: impl Into<String>) -> Self {
         Self { steps: vec![Step { subject, text: text.into() }] }
+    }
+
+    /// That of a failed request, out of its error: an [`Error`](crate::Error), or whatever has one among its sources, as the
+    /// `tonic::Status` of a generated client does.
+    ///
+    /// ```no_run
+    /// # fn of(status: tonic::Status) {
+    /// if let Some(trail) = mesh_client::Explanation::of_error(&status) {
+    ///     println!("{status}\n{trail}");
+    /// }
+    /// # }
+    /// ```
+    pub fn of_error(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        crate::error::trail(error)
     }
 
     /// The text of the first step about `subject`.

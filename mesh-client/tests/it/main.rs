@@ -18,6 +18,7 @@ mod control_plane;
 mod differential;
 mod dns_clusters;
 mod docs;
+mod explain;
 mod failfast;
 mod faults;
 mod features;

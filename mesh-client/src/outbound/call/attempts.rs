@@ -116,9 +116,7 @@ impl Call {
                     let mut attempt = match self.lease(&avoid(policy, &tried)).await {
                         Err((failure, error)) => Attempt::Failed(failure, error),
                         Ok(lease) => {
-                            if let Some(explain) = &self.chosen.explain {
-                                explain.add("peer", narrate::peer(lease.peer()));
-                            }
+                            self.say_picked(&lease);
                             let mut request = request.take().unwrap_or_else(|| resend.again());
                             self.dress(&mut request, per_try, after_timeout);
                             self.begin_attempt();

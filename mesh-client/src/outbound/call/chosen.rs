@@ -163,6 +163,7 @@ impl Chosen {
         let (leaf, part) = self.leaf_of(upstream);
         let live = &self.routing.upstreams()[leaf];
         if let Some(category) = live.live.drop_overload(&mut fastrand::Rng::new()) {
+            self.say("overload", || format!("dropped, category {category}"));
             self.count(503, 14, Flag::DROP_OVERLOAD);
             let message = format!("dropped by the control plane's overload policy (category {category})");
             return Err(self.refused(Kind::Dropped, message, "drop_overload".into()));
@@ -174,6 +175,7 @@ impl Chosen {
         };
         let priority = self.forward().priority;
         if let Err(over) = live.live.begin_request(priority) {
+            self.say("breaker", || format!("open: {over}"));
             self.count(503, 14, Flag::UPSTREAM_OVERFLOW);
             return Err(self.refused(Kind::Overloaded, "the circuit breaker is open".into(), Box::new(over)));
         }
@@ -184,6 +186,11 @@ impl Chosen {
         let mut steering = Steering::of(&self, clusters, head);
         if part.is_some() {
             steering.get_or_insert_default().part = part;
+        }
+        if let Some(explain) = &self.explain {
+            let hash = steering.as_ref().and_then(|steering| steering.hash());
+            explain.extend(narrate::balancing(live, choice.metadata.as_deref(), Some(hash)));
+            explain.add("breaker", narrate::breaker(live, priority));
         }
         let tracing = self.routing.snapshot.listener.http.tracing.as_ref();
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions, tracing);
@@ -230,6 +237,13 @@ impl Chosen {
         let chosen = Self { routing: self.routing.clone(), explain: None, watch: None, ..*self };
         let (leaf, _) = chosen.leaf_of(upstream);
         chosen.call((upstream, leaf), None, true)
+    }
+
+    /// To a caller who wants to know.
+    fn say(&self, subject: &'static str, text: impl FnOnce() -> String) {
+        if let Some(explain) = &self.explain {
+            explain.add(subject, text());
+        }
     }
 
     /// Counts a call that ends before its first attempt.

@@ -181,7 +181,11 @@ impl Call {
             attempt: self.attempts.number(),
             version: Some(routing.snapshot.version.clone()),
         };
-        Error::new(kind, message, place, source)
+        let error = Error::new(kind, message, place, source);
+        if let Some(explain) = &self.chosen.explain {
+            error.explained_by(explain);
+        }
+        error
     }
 }
 

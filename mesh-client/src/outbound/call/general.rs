@@ -35,7 +35,7 @@ enum Over {
 /// A whole call.
 pub(super) async fn call<B>(
     core: Arc<Core>,
-    mut head: Parts,
+    head: Parts,
     body: B,
     started: Instant,
     watch: Option<Arc<Watch>>,
@@ -45,6 +45,27 @@ where
     B::Error: Into<BoxError>,
 {
     let explain = head.extensions.get::<Explain>().cloned();
+    let explain = explain.or_else(|| core.facts.settings.explain_errors.then(Explain::default));
+    let result = routed(core, head, body, started, explain.clone(), watch).await;
+    if let (Some(explain), Err(error)) = (&explain, &result) {
+        explain.add("error", error.reason());
+        error.explained_by(explain);
+    }
+    result
+}
+
+async fn routed<B>(
+    core: Arc<Core>,
+    mut head: Parts,
+    body: B,
+    started: Instant,
+    explain: Option<Explain>,
+    watch: Option<Arc<Watch>>,
+) -> Result<Response<MeshBody>, Error>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
     if let Some(explain) = &explain {
         explain.add("target", &*core.facts.label);
     }

@@ -115,6 +115,7 @@ impl Call {
             match self.step(policy, &mut race).await {
                 Step::Leased(Ok(lease)) => {
                     race.starting = false;
+                    self.say_picked(&lease);
                     let mut request = request.take().unwrap_or_else(|| resend.again());
                     self.dress(&mut request, None, false);
                     self.tell_attempt(&lease, request.headers_mut());

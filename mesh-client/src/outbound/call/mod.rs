@@ -75,6 +75,8 @@ pub(crate) struct Settings {
     pub(crate) retry_hook: Option<HookRef>,
     /// Of each cluster, beside the cluster's own.
     pub(crate) retry_budget: Option<Arc<RetryBudget>>,
+    /// Every request records its decisions.
+    pub(crate) explain_errors: bool,
     /// What is measured beyond what always is.
     pub(crate) metrics: Metrics,
     /// Who calls, for metrics.
@@ -156,7 +158,7 @@ where
 {
     let (mut head, body) = request.into_parts();
     let routing = match core.routing() {
-        Some(routing) if head.extensions.get::<Explain>().is_none() => routing,
+        Some(routing) if head.extensions.get::<Explain>().is_none() && !core.facts.settings.explain_errors => routing,
         _ => return Road::General(Box::pin(general::call(core.clone(), head, body, started, watch))),
     };
     let routed = match Chosen::of(routing, &mut head, started, None, watch) {
@@ -281,6 +283,7 @@ impl Default for Settings {
             propagation: Propagation::default(),
             retry_hook: None,
             retry_budget: None,
+            explain_errors: false,
             metrics: Metrics::default(),
             source: Source::default(),
             observers: None,

@@ -7,6 +7,7 @@ use crate::{
     channel::Core,
     error::BoxError,
     outbound::{
+        narrate,
         retry::{Outcome as Judgement, grpc_from_http},
         timeout::is_grpc,
     },
@@ -211,6 +212,15 @@ impl Call {
             retries,
             transparent,
         });
+    }
+
+    /// Which endpoint was picked, and who it is.
+    #[inline]
+    pub(super) fn say_picked(&self, lease: &Lease) {
+        if let (Some(explain), Some(in_flight)) = (&self.chosen.explain, &self.in_flight) {
+            explain.add("pick", narrate::pick(in_flight.endpoint()));
+            explain.add("peer", narrate::peer(lease.peer()));
+        }
     }
 
     /// An attempt is about to be sent.

@@ -28,6 +28,11 @@ pub(super) struct Steering {
 }
 
 impl Steering {
+    /// What its policy hashed of the request.
+    pub(super) fn hash(&self) -> Option<u64> {
+        self.hash
+    }
+
     /// What the policies of the clusters that may take the call want of this request.
     pub(super) fn of(chosen: &Chosen, clusters: &[usize], head: &Parts) -> Option<Box<Self>> {
         let upstreams = chosen.routing.upstreams();

@@ -122,6 +122,11 @@ impl<L: Link> LiveCluster<L> {
         matches!(&self.view.load().cluster.discovery, Discovery::Dns(dns) if dns.logical)
     }
 
+    /// How endpoints are chosen.
+    pub(crate) fn policy(&self) -> LbPolicy {
+        self.view.load().cluster.lb_policy.clone()
+    }
+
     /// The header that requests are hashed by instead of the route's policies (gRFC A76).
     pub(crate) fn hash_header(&self) -> Option<http::HeaderName> {
         self.view.load().cluster.lb_policy.request_hash_header().cloned()
