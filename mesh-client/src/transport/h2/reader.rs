@@ -361,7 +361,6 @@ impl Reader {
         let reason = Reason::from(u32::from_be_bytes([a, b, c, d]));
         let debug = &payload[8..payload.len().min(8 + MAX_DEBUG)];
         let fault = Fault::GoAway(reason, String::from_utf8_lossy(debug).into());
-        // The last of two is the one with the reason, but the first stops new streams: it is the end that was announced.
         let _ = link.goaway.set(reason);
         // Those that are opened and not yet written will not be taken either.
         let mut outbox = link.lock();
