@@ -3,7 +3,7 @@
 use crate::support::{
     CLUSTER, World, assert_says,
     echo::{Echo, Way, get, joined},
-    edit, hello, routes, rule, service, to,
+    edit, hello, hello_with, routes, rule, service, to,
 };
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, route, route_action::ClusterSpecifier};
 use mesh_control::ControlPlane;
@@ -61,6 +61,31 @@ async fn redirects_and_answers_are_given_here() {
     let status = hello(&world.channel).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "not you"));
     assert_says(&world.explain(), &["answered here with 403"]);
+    assert_eq!(backend.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn filters_see_what_a_route_answers_itself() {
+    let http = "[{match: [{uri: {exact: /fault}}], directResponse: {status: 200}, fault: {abort: {httpStatus: 418, \
+                percentage: {value: 100}}}}, {match: [{uri: {exact: /away}}], redirect: {uri: /there}, fault: {abort: \
+                {httpStatus: 429, percentage: {value: 100}}}}, {match: [{uri: {exact: /fine}}], directResponse: {status: \
+                200, body: {string: fine}}, fault: {delay: {fixedDelay: 1ms, percentage: {value: 100}}}}, {match: [{uri: \
+                {prefix: /}}], directResponse: {status: 403, body: {string: \"not you\"}}, fault: {delay: {fixedDelay: \
+                1h, percentage: {value: 100}}}}]";
+    let (world, backend) = world(http).await;
+    for way in Way::BOTH {
+        for (path, status, body) in
+            [("/fault", 418, "Fault injected"), ("/away", 429, "Fault injected"), ("/fine", 200, "fine")]
+        {
+            let response = way.send(&world.mesh, get(path), "").await.unwrap();
+            assert_eq!((response.status().as_u16(), &response.body()[..]), (status, body.as_bytes()), "{way:?} {path}");
+        }
+    }
+    // The delay of the answer is bounded by the caller's deadline.
+    let call = hello_with(&world.channel, |r| r.set_timeout(std::time::Duration::from_millis(50)));
+    let status = call.await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["deadline of 50ms exceeded in filter", "grpc-timeout"]);
     assert_eq!(backend.seen().len(), 0);
 }
 

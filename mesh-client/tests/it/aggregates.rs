@@ -42,7 +42,12 @@ fn leaf(cp: &ControlPlane, name: &str, priorities: &[&[SocketAddr]]) {
     leaf_with(cp, name, assignment(priorities, HealthStatus::Healthy), |_| {});
 }
 
-fn leaf_with(cp: &ControlPlane, name: &str, endpoints: ClusterLoadAssignment, change: impl FnOnce(&mut Cluster)) {
+pub(crate) fn leaf_with(
+    cp: &ControlPlane,
+    name: &str,
+    endpoints: ClusterLoadAssignment,
+    change: impl FnOnce(&mut Cluster),
+) {
     let ads = Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource::default()));
     let eds_config = Some(ConfigSource { config_source_specifier: ads, ..ConfigSource::default() });
     let mut cluster = Cluster {
@@ -64,7 +69,7 @@ fn discovery(clusters: &[&str]) -> Option<ClusterDiscoveryType> {
 }
 
 /// Serves an aggregate of this name.
-fn aggregate(cp: &ControlPlane, name: &str, clusters: &[&str]) {
+pub(crate) fn aggregate(cp: &ControlPlane, name: &str, clusters: &[&str]) {
     let cluster = Cluster { name: name.to_owned(), cluster_discovery_type: discovery(clusters), ..Cluster::default() };
     cp.cache().update(ResourceType::Cluster, name, pack_any(cluster));
 }

@@ -271,6 +271,38 @@ async fn connections_are_made_ahead_of_requests() {
 }
 
 #[tokio::test]
+async fn connections_are_foreseen_on_the_endpoints_that_come_next() {
+    let backends = [http_backend("one").await, http_backend("two").await];
+    let yaml = service(&[("v1", backends[0].addr()), ("v1", backends[1].addr())]).replace("GRPC", "HTTP");
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    edit_cluster(&cp, CLUSTER, |cluster| {
+        let ratio = Some(DoubleValue { value: 2.0 });
+        cluster.preconnect_policy =
+            Some(PreconnectPolicy { predictive_preconnect_ratio: ratio, ..PreconnectPolicy::default() });
+    });
+    let world = World::on(cp).await;
+    assert_eq!(world.channel.load().connections, 0, "none without a request");
+    backends.iter().for_each(|backend| backend.state().set_delay(HOUR));
+    let counts = || {
+        let mut connections: Vec<_> = backends.iter().map(|backend| backend.connections()).collect();
+        connections.sort_unstable();
+        (backends.iter().map(|backend| backend.state().in_flight()).sum::<u64>(), connections)
+    };
+    let mesh = world.mesh.clone();
+    let first = tokio::spawn(async move { get(&mesh).await });
+    until("one for the request, and one at the other endpoint", async || counts() == (1, vec![1, 1])).await;
+    let mesh = world.mesh.clone();
+    let second = tokio::spawn(async move { get(&mesh).await });
+    until("twice as many as requests", async || {
+        let (in_flight, connections) = counts();
+        in_flight == 2 && connections.iter().sum::<u64>() == 4
+    })
+    .await;
+    first.abort();
+    second.abort();
+}
+
+#[tokio::test]
 async fn a_cluster_makes_so_many_handshakes_at_once_and_no_more() {
     const ENDPOINTS: usize = 160;
     const CALLS: usize = 320;

@@ -1,8 +1,8 @@
 //! Policies beside round robin: what callers and backends see of each.
 
 use crate::support::{
-    CLUSTER, GUARD, TARGET, World, assert_says, assignment, edit_cluster, greeter, hello, hello_with, routes, service,
-    to, until,
+    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, assignment, edit_cluster, greeter, hello, hello_with, routes,
+    service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -227,7 +227,8 @@ async fn the_bias_of_least_request_turns_load_into_weight() {
     }
     cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
     let world = World::on(cp).await;
-    backends[1].state().set_delay(Duration::from_secs(20));
+    until("both are connected", async || calls(&world.channel, 10).await.len() == 2).await;
+    backends[1].state().set_delay(HOUR);
     let held: Vec<_> = (0..40)
         .map(|_| {
             let channel = world.channel.clone();

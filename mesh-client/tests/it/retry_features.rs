@@ -1,14 +1,18 @@
 //! What a retry policy can say beside its conditions: headers, hosts, priorities, back-off, counts, budgets, hooks.
 
-use crate::support::{
-    CLUSTER, H2Server, Served, TARGET, Then, assignment,
-    echo::{Way, get, joined},
-    edit, hello, routes, service, to,
+use crate::{
+    aggregates::{aggregate, leaf_with},
+    support::{
+        CLUSTER, H2Server, Served, TARGET, Then, assignment,
+        echo::{Way, get, joined},
+        edit, hello, routes, service, to,
+    },
 };
 use envoy_types::{
     pb::{
         envoy::{
             config::{
+                cluster::v3::Cluster,
                 core::v3::{HealthStatus, Metadata},
                 endpoint::v3::ClusterLoadAssignment,
                 route::v3::{
@@ -332,6 +336,55 @@ async fn retries_leave_the_priorities_that_failed() {
         };
         assert_eq!((status, after - before), expected, "every {frequency}");
     }
+}
+
+/// Retries leave the priorities of all attempts before behind.
+fn leave_each(policy: &mut RetryPolicy) {
+    policy.retry_host_predicate.clear();
+    let config_type =
+        Some(retry_priority::ConfigType::TypedConfig(pack_any(PreviousPrioritiesConfig { update_frequency: 1 })));
+    policy.retry_priority = Some(RetryPriority { name: "previous".into(), config_type });
+}
+
+#[tokio::test]
+async fn retries_share_what_is_left_of_the_priorities_by_their_health() {
+    let (bad, half, rest) = (named("bad", 503).await, named("half", 200).await, named("rest", 200).await);
+    let addrs = [bad.0.addr(), half.0.addr(), rest.0.addr()];
+    let cp = control_plane(&addrs, "5xx", |policy, _| leave_each(policy)).await;
+    edit::<ClusterLoadAssignment>(&cp, ResourceType::ClusterLoadAssignment, CLUSTER, |current| {
+        // Nothing is ever sent to the second endpoint of the second priority: it is unhealthy.
+        *current =
+            assignment(&[&addrs[..1], &[addrs[1], "127.0.0.1:9".parse().unwrap()], &addrs[2..]], HealthStatus::Unknown);
+        current.endpoints[1].lb_endpoints[1].health_status = HealthStatus::Unhealthy.into();
+    });
+    let mesh = envoy(&cp).await;
+    for _ in 0..100 {
+        assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 200);
+    }
+    let [bad, half, rest] = [&bad, &half, &rest].map(|server| server.1.lock().unwrap().len());
+    // Half of the endpoints times 1.4 cover 70 %; what they do not cover goes to the third priority.
+    assert_eq!((bad, half + rest), (100, 100));
+    assert!((50..=88).contains(&half), "{half} and {rest}");
+}
+
+#[tokio::test]
+async fn retries_leave_the_clusters_of_an_aggregate_that_failed() {
+    let (bad, good) = (named("bad", 503).await, named("good", 200).await);
+    let cp = control_plane(&[bad.0.addr()], "5xx", |policy, _| leave_each(policy)).await;
+    let served = cp.cache().resources().get(ResourceType::Cluster, CLUSTER).unwrap().clone();
+    let served: Cluster = prost::Message::decode(&*served.value).unwrap();
+    for (name, server) in [("first", &bad), ("second", &good)] {
+        leaf_with(&cp, name, assignment(&[&[server.0.addr()]], HealthStatus::Healthy), |cluster| {
+            cluster.typed_extension_protocol_options = served.typed_extension_protocol_options.clone();
+        });
+    }
+    aggregate(&cp, CLUSTER, &["first", "second"]);
+    let mesh = envoy(&cp).await;
+    for way in Way::BOTH {
+        let response = way.send(&mesh, get("/"), "").await.unwrap();
+        assert_eq!((response.status().as_u16(), &*joined(response.headers(), "x-backend")), (200, "good"));
+    }
+    assert_eq!(bad.1.lock().unwrap().len(), 2, "each call began with the first");
 }
 
 #[tokio::test]

@@ -24,6 +24,9 @@ pub struct ConnectionOptions {
     /// `preconnect_policy.per_upstream_preconnect_ratio`: for so many times the requests in flight an endpoint has connections;
     /// 1..=3, default 1: none is made before it is needed.
     pub preconnect_ratio: f64,
+    /// `preconnect_policy.predictive_preconnect_ratio`: for so many times the requests in flight the cluster has connections, on the
+    /// endpoints that have none yet before others; 1..=3, default 1.
+    pub predictive_preconnect_ratio: f64,
     /// `close_connections_on_host_health_failure`: an endpoint that is found unhealthy or is ejected loses its connections at once,
     /// with the requests on them. Default false.
     pub close_on_health_failure: bool,
@@ -62,6 +65,7 @@ impl Default for ConnectionOptions {
             stream_window: None,
             connection_window: None,
             preconnect_ratio: 1.0,
+            predictive_preconnect_ratio: 1.0,
             close_on_health_failure: false,
         }
     }

@@ -36,6 +36,19 @@ pub(super) enum Routed {
     Forward(Chosen),
     /// It is answered here.
     Answered(Response<MeshBody>),
+    /// It is answered here, if its filters let it be.
+    Asking(Asking),
+}
+
+/// A call that the route answers after its filters saw it.
+pub(super) struct Asking {
+    pub(super) routing: Arc<Routing>,
+    /// Position of the route in the virtual host; it answers.
+    pub(super) route: usize,
+    pub(super) started: Instant,
+    pub(super) grpc: bool,
+    pub(super) explain: Option<Explain>,
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 /// What was decided for a call before its first attempt.
@@ -112,6 +125,10 @@ impl Chosen {
         }
         let forward = match &entry.action {
             RouteAction::Forward(forward) => forward,
+            RouteAction::Answer(answer) if answer.filters.is_some() => {
+                let route = entry.index;
+                return Ok(Routed::Asking(Asking { route, started, grpc, explain, watch, routing }));
+            }
             RouteAction::Answer(answer) => {
                 return Ok(Routed::Answered(edit::answer(answer, entry, head, grpc, explain.as_ref())));
             }

@@ -1,16 +1,19 @@
 //! The road of a call that filters see.
 
 use super::{
-    chosen::{Chosen, refused},
-    general,
+    chosen::{Asking, Chosen, refused},
+    edit, general,
 };
 use crate::{
     Error,
     body::MeshBody,
     error::{BoxError, Kind},
     outbound::filter::{Buffered, Chain, Ended, FilterRequest, FilterResponse, Found, Outcome, Place, Reply, Watching},
-    outbound::route::Clusters,
-    telemetry::access_log::ResponseFlags as Flag,
+    outbound::{
+        route::{Clusters, RouteAction},
+        timeout::parse_grpc_timeout,
+    },
+    telemetry::{access_log::ResponseFlags as Flag, metrics, watch::Judged},
 };
 use bytes::Bytes;
 use http::{Method, Response, request::Parts};
@@ -69,6 +72,54 @@ where
             Err(error)
         }
     }
+}
+
+/// A call that its route answers, unless a filter does before. What the filters change of the request counts.
+pub(super) async fn asking(asking: Asking, mut head: Parts) -> Result<Response<MeshBody>, Error> {
+    let Asking { routing, route, started, grpc, explain, watch } = asking;
+    let table = routing.table.as_deref().expect("the route was found in it, and it never changes");
+    let entry = table.entry(route);
+    let RouteAction::Answer(answer) = &entry.action else { unreachable!("only a route that answers is asked") };
+    let mut watching = Watching::new(started);
+    let limit = if grpc { head.headers.get("grpc-timeout").and_then(parse_grpc_timeout) } else { None };
+    let deadline = limit.and_then(|limit| started.checked_add(limit));
+    let place = Place {
+        target: &routing.facts.label,
+        route: &entry.name,
+        cluster: "",
+        grpc,
+        split: false,
+        deadline,
+        explain: explain.clone(),
+    };
+    let mut request = FilterRequest::new(&mut head, place);
+    let reply = match (&answer.filters, deadline) {
+        (None, _) => None,
+        (Some(chain), None) => chain.request(&mut request, &mut watching).await,
+        (Some(chain), Some(at)) => {
+            let asked = tokio::time::timeout_at(at, chain.request(&mut request, &mut watching)).await;
+            asked.map_err(|_| {
+                let filter = chain.name(request.found.position);
+                let limit = limit.unwrap_or_default();
+                let message = format!("deadline of {limit:?} exceeded in filter `{filter}` (grpc-timeout)");
+                refused(&routing, Kind::Timeout, message, Some(entry), None)
+            })?
+        }
+    };
+    let response = match reply {
+        Some(reply) => {
+            if let Some(watch) = &watch {
+                let (status, code, flag) = reply.outcome(grpc);
+                watch.judged(&Judged::early(metrics::Outcome { status, grpc: grpc.then_some(code), flag }));
+            }
+            reply.respond(grpc, head.method != Method::HEAD).map(MeshBody::local)
+        }
+        None => edit::answer(answer, entry, &head, grpc, explain.as_ref()),
+    };
+    let (mut head, body) = response.into_parts();
+    watching.response(&mut FilterResponse { head: &mut head, endpoint: None, cluster: "", local: true });
+    watching.ended(Ended::Answered);
+    Ok(Response::from_parts(head, body))
 }
 
 /// The rest of a call that its filters let pass. Boxed: beside the filters' own futures it would make this one large.

@@ -82,6 +82,7 @@ where
     match Chosen::of(routing, &mut head, started, explain, watch)? {
         Routed::Forward(forwarded) => chosen(forwarded, head, body).await,
         Routed::Answered(response) => Ok(response),
+        Routed::Asking(asking) => filtered::asking(asking, head).await,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     Error,
     error::Kind,
     outbound::{
-        cluster::{AggregateRules, Avoid, Pick, choose_leaf},
+        cluster::{AggregateRules, Avoid, LiveCluster, Pick, choose_leaf, leave_behind},
         connect::Subchannel,
         pick::Part,
         retry::Failure,
@@ -21,18 +21,22 @@ impl Chosen {
     pub(super) fn leaf_of(&self, upstream: usize) -> (usize, Option<Part>) {
         match self.routing.leaves(upstream) {
             [] => (upstream, None),
-            _ => self.choose_leaf(upstream, &[]).unwrap_or((upstream, None)),
+            _ => self.choose_leaf(upstream, &[], &[]).unwrap_or((upstream, None)),
         }
     }
 
     #[cold]
-    fn choose_leaf(&self, upstream: usize, failed: &[usize]) -> Option<(usize, Option<Part>)> {
+    fn choose_leaf(&self, upstream: usize, failed: &[usize], left: &[(usize, usize)]) -> Option<(usize, Option<Part>)> {
         let upstreams = self.routing.upstreams();
-        let leaves = self.routing.leaves(upstream).iter().copied().filter(|leaf| !failed.contains(leaf));
-        let leaves = leaves.map(|leaf| (leaf, &*upstreams[leaf].live));
+        let leaves = self.leaves(upstream).filter(|(leaf, _)| !failed.contains(leaf));
         let (panic_threshold, fail_on_panic) = upstreams[upstream].live.panic_rules();
         let rules = AggregateRules { profile: self.routing.facts.profile, panic_threshold, fail_on_panic };
-        choose_leaf(leaves, rules, &mut fastrand::Rng::new())
+        choose_leaf(leaves, rules, left, &mut fastrand::Rng::new())
+    }
+
+    fn leaves(&self, upstream: usize) -> impl Iterator<Item = (usize, &LiveCluster)> + Clone {
+        let upstreams = self.routing.upstreams();
+        self.routing.leaves(upstream).iter().map(|leaf| (*leaf, &*upstreams[*leaf].live))
     }
 }
 
@@ -61,9 +65,13 @@ impl Call {
     ) -> Result<Pick, (Failure, Error)> {
         let mut failed: SmallVec<[usize; 4]> = SmallVec::new();
         let mut cause = None;
+        let left = match avoid.leave_priorities {
+            0 => SmallVec::new(),
+            _ => leave_behind(self.chosen.leaves(self.upstream), avoid),
+        };
         loop {
             let kept = self.session_leaf().filter(|leaf| !failed.contains(leaf)).map(|leaf| (leaf, None));
-            let next = kept.or_else(|| self.chosen.choose_leaf(self.upstream, &failed));
+            let next = kept.or_else(|| self.chosen.choose_leaf(self.upstream, &failed, &left));
             let Some((leaf, part)) = next else {
                 // What the first said: it is the one that was wanted.
                 return Ok(cause.expect("an aggregate has leaves"));

@@ -163,6 +163,7 @@ where
     };
     let routed = match Chosen::of(routing, &mut head, started, None, watch) {
         Ok(Routed::Answered(response)) => return Road::General(Box::pin(std::future::ready(Ok(response)))),
+        Ok(Routed::Asking(asking)) => return Road::General(Box::pin(filtered::asking(asking, head))),
         Ok(Routed::Forward(chosen)) => Ok(chosen),
         Err(error) => Err(error),
     };

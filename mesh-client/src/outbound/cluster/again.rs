@@ -1,9 +1,10 @@
 //! Where retries go: away from the hosts and priorities that failed, and from those they are told to omit.
 
 use super::{Endpoint, Link, LiveCluster, Pick};
-use crate::outbound::pick::{Candidate, PickInput, Standing};
-use mesh_xds::resource::{LbPolicy, MetadataValue, OmitHosts};
-use std::sync::Arc;
+use crate::outbound::pick::{PickInput, Picker, left_behind};
+use mesh_xds::resource::{MetadataValue, OmitHosts};
+use smallvec::SmallVec;
+use std::sync::{Arc, PoisonError};
 
 /// What a retry stays away from, while there is anything else.
 #[derive(Clone, Copy, Debug)]
@@ -26,45 +27,51 @@ impl<L: Link> LiveCluster<L> {
             return self.pick(input, tried, rng);
         }
         let mut exclude = tried.to_vec();
-        let usable: Vec<_> = self.writer().set.usable().cloned().collect();
-        exclude.extend(usable.iter().filter(|endpoint| endpoint.is_omitted(avoid.omit)).cloned());
-        let elsewhere = if self.is_parted() { None } else { avoid.elsewhere(&usable, &exclude, rng) };
-        match elsewhere {
+        if !avoid.omit.is_empty() {
+            let writer = self.writer();
+            let omitted = writer.set.usable().filter(|endpoint| endpoint.is_omitted(avoid.omit));
+            exclude.extend(omitted.cloned());
+        }
+        let picked = self.elsewhere(avoid).and_then(|picker| {
+            let tried = |endpoint: &Arc<Endpoint<L>>| exclude.iter().any(|other| Arc::ptr_eq(other, endpoint));
+            picker.pick(input, tried, rng).cloned()
+        });
+        match picked {
             Some(endpoint) if endpoint.admits() => Pick::Endpoint(endpoint),
             _ => self.pick(input, &exclude, rng),
         }
     }
 
-    /// Not every endpoint is for every request of this client: only the balancer knows which are.
-    fn is_parted(&self) -> bool {
-        let cluster = &self.view.load().cluster;
-        cluster.lb.subsets.is_some() || matches!(cluster.lb_policy, LbPolicy::RandomSubsetting { .. })
+    /// The picker of the priorities that were not tried; `None`: all are as good.
+    fn elsewhere(&self, avoid: &Avoid<'_, L>) -> Option<Arc<Picker<Endpoint<L>>>> {
+        let every = avoid.leave_priorities as usize;
+        if every == 0 || avoid.tried.len() < every {
+            return None;
+        }
+        let view = self.view.load();
+        // Only the balancer knows which endpoints a subset has.
+        if view.cluster.lb.subsets.is_some() {
+            return None;
+        }
+        let left = left_behind(&avoid.priorities_in(self), every, &self.counts());
+        if !left.contains(&true) {
+            return None;
+        }
+        let mut known = view.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, picker)) = known.iter().find(|(of, _)| *of == left) {
+            return picker.clone();
+        }
+        let picker = self.writer().cut.picker_without(&left, &self.turn).map(Arc::new);
+        known.push((left, picker.clone()));
+        picker
     }
 }
 
 impl<L: Link> Avoid<'_, L> {
-    /// One of the highest priority that is not to be left, at random: the cluster's policy balances only the priorities in force.
-    fn elsewhere(
-        &self,
-        usable: &[Arc<Endpoint<L>>],
-        exclude: &[Arc<Endpoint<L>>],
-        rng: &mut fastrand::Rng,
-    ) -> Option<Arc<Endpoint<L>>> {
-        // Those since the last multiple of `leave_priorities` do not count yet.
-        let rest = self.tried.len().checked_rem(self.leave_priorities as usize)?;
-        let left: Vec<_> = self.tried[..self.tried.len() - rest].iter().map(|e| e.placement().priority).collect();
-        if left.is_empty() {
-            return None;
-        }
-        let good = |endpoint: &&Arc<Endpoint<L>>| {
-            !left.contains(&endpoint.placement().priority)
-                && endpoint.standing(false) != Standing::Unavailable
-                && !exclude.iter().any(|other| Arc::ptr_eq(other, endpoint))
-        };
-        let good: Vec<_> = usable.iter().filter(good).collect();
-        let first = good.iter().map(|endpoint| endpoint.placement().priority).min()?;
-        let good: Vec<_> = good.into_iter().filter(|endpoint| endpoint.placement().priority == first).collect();
-        Some(good[rng.usize(..good.len())].clone())
+    /// The priorities of the attempts that went to this cluster, in order.
+    pub(crate) fn priorities_in(&self, cluster: &LiveCluster<L>) -> SmallVec<[usize; 4]> {
+        let own = self.tried.iter().filter(|endpoint| endpoint.is_of(cluster));
+        own.map(|endpoint| endpoint.placement().priority as usize).collect()
     }
 }
 

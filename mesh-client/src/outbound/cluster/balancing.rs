@@ -1,13 +1,13 @@
 //! How a cluster balances: what its policy is built from, what requests see of it, and what it learns of their answers.
 
 use super::{Endpoint, Link, LiveCluster, Report, Unavailable, Writer, unavailable};
-use crate::outbound::pick::{Balancer, Count, OwnZone, PickInput, Recipe, Registry, Slices};
+use crate::outbound::pick::{Balancer, Count, OwnZone, PickInput, Picker, Recipe, Registry, Slices, Turn};
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Discovery, LbPolicy, WeightedRoundRobin};
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
     time::Duration,
@@ -36,8 +36,13 @@ pub(super) struct View<L: Link> {
     unavailable: Option<Arc<Unavailable>>,
     sessions: Arc<Sessions<L>>,
     /// For aggregates. Made when it is first asked for.
-    pub(super) counts: OnceLock<Box<[Count]>>,
+    pub(super) counts: OnceLock<Arc<[Count]>>,
+    /// Without the priorities that are left behind. Made when a retry first asks.
+    pub(super) elsewhere: Elsewhere<L>,
 }
+
+/// Pickers by the priorities that they do without; `None`: there are no others.
+type Elsewhere<L> = Mutex<Vec<(Box<[bool]>, Option<Arc<Picker<Endpoint<L>>>>)>>;
 
 /// The policy in force and the endpoints as it sees them. Made anew when either changes, not when an endpoint fails.
 pub(super) struct Cut<L: Link> {
@@ -180,8 +185,9 @@ impl<L: Link> LiveCluster<L> {
         let unavailable = balancer.all().is_none().then(|| Arc::new(unavailable(&self.name, &writer.set)));
         self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
         let (cluster, assignment) = (writer.cluster.clone(), writer.set.assignment().clone());
-        let (sessions, counts) = (sessions.clone(), OnceLock::new());
-        self.view.store(Arc::new(View { cluster, assignment, balancer, unavailable, sessions, counts }));
+        let (sessions, counts, elsewhere) = (sessions.clone(), OnceLock::new(), Mutex::default());
+        let view = View { cluster, assignment, balancer, unavailable, sessions, counts, elsewhere };
+        self.view.store(Arc::new(view));
         let reports = |policy| weighted(policy).filter(|config| config.oob_period.is_some());
         let now = reports(&recipe.policy);
         if now.is_some() || reports(innermost(&before.cluster.lb_policy)).is_some() {
@@ -253,7 +259,8 @@ impl<L: Link> View<L> {
     pub(super) fn empty(cluster: Arc<Cluster>) -> Self {
         let unavailable = Some(Arc::new(Unavailable::NoEndpoints { cluster: cluster.name.clone() }));
         let (balancer, sessions) = (Balancer::default(), Arc::default());
-        Self { cluster, assignment: Arc::default(), balancer, unavailable, sessions, counts: OnceLock::new() }
+        let (counts, elsewhere) = (OnceLock::new(), Mutex::default());
+        Self { cluster, assignment: Arc::default(), balancer, unavailable, sessions, counts, elsewhere }
     }
 }
 
@@ -265,8 +272,13 @@ impl<L: Link> Cut<L> {
     }
 
     /// How many endpoints of each priority can be picked now.
-    pub(super) fn counts(&self) -> Box<[Count]> {
+    pub(super) fn counts(&self) -> Arc<[Count]> {
         self.slices.counts(&self.recipe)
+    }
+
+    /// The picker without the priorities that are left behind.
+    pub(super) fn picker_without(&self, left: &[bool], turn: &Arc<Turn>) -> Option<Picker<Endpoint<L>>> {
+        Picker::elsewhere(&self.recipe, &self.slices, left, turn, Instant::now())
     }
 
     /// When pickers are to be built again because time has gone by.

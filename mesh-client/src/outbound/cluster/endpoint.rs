@@ -136,6 +136,11 @@ impl<L: Link> Endpoint<L> {
         &self.link
     }
 
+    /// Whether it is one of this cluster's.
+    pub(super) fn is_of(&self, cluster: &LiveCluster<L>) -> bool {
+        std::ptr::eq(self.cluster.as_ptr(), cluster)
+    }
+
     /// What the assignment says of it now.
     pub(crate) fn placement(&self) -> Arc<Placement> {
         self.placement.load_full()

@@ -1,7 +1,7 @@
 //! What a cluster needs of a connection to one endpoint, so that it can be tested without a network.
 
 use super::{Breaker, CheckTarget, Ended, Failed, Report, orca};
-use crate::outbound::connect::{Connector, Kept, Subchannel};
+use crate::outbound::connect::{Connector, Demand, Foresight, Kept, Subchannel};
 use mesh_xds::resource::Cluster;
 use std::{error::Error, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -53,6 +53,19 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// The next request connects again.
     fn unhealthy(&self, drain: bool);
 
+    /// What a cluster of this connector foresees; `None`: nothing.
+    fn foresight(_: &Self::Connector) -> Option<Foresight> {
+        None
+    }
+
+    /// Streams, and room for them.
+    fn demand(&self) -> Demand {
+        Demand::default()
+    }
+
+    /// Makes one more connection, for requests that are to be expected.
+    fn foresee(&self) {}
+
     /// Follows the load reports of the endpoint (gRFC A51) on a connection that is there, until they end.
     fn reports(
         &self,
@@ -100,6 +113,18 @@ impl Link for Subchannel {
 
     fn unhealthy(&self, drain: bool) {
         Self::unhealthy(self, drain);
+    }
+
+    fn foresight(connector: &Connector) -> Option<Foresight> {
+        connector.foresight()
+    }
+
+    fn demand(&self) -> Demand {
+        Self::demand(self)
+    }
+
+    fn foresee(&self) {
+        Self::foresee(self);
     }
 
     async fn reports(&self, address: SocketAddr, period: Duration, take: impl Fn(&Report) + Send + Sync) -> Ended {

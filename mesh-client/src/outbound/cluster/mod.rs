@@ -23,7 +23,7 @@ mod status;
 mod watcher;
 
 pub(crate) use again::Avoid;
-pub(crate) use aggregate::{Rules as AggregateRules, choose as choose_leaf};
+pub(crate) use aggregate::{Rules as AggregateRules, choose as choose_leaf, leave_behind};
 pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};

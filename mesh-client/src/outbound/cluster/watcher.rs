@@ -1,6 +1,10 @@
 //! The task that builds a new picker after links have changed state or endpoints were ejected.
 
 use super::{Link, LiveCluster};
+use crate::outbound::{
+    connect::{AT_ONCE, Demand, Foresight},
+    pick::{Candidate, Standing},
+};
 use std::{
     sync::{Arc, Weak},
     time::Duration,
@@ -27,7 +31,29 @@ impl Watcher {
         stale: &Arc<Notify>,
     ) -> Self {
         let links = L::changes(connector);
-        Self(runtime.spawn(run(cluster, links, stale.clone())).abort_handle())
+        let foresight = L::foresight(connector);
+        Self(runtime.spawn(run(cluster, links, stale.clone(), foresight)).abort_handle())
+    }
+}
+
+impl<L: Link> LiveCluster<L> {
+    /// Makes connections for requests that are to be expected (Envoy's `maybePreconnect`): to endpoints without one first, in the order
+    /// of the assignment.
+    fn foresee(&self, ratio: f64) {
+        let writer = self.writer();
+        for _ in 0..AT_ONCE {
+            let demand: Demand = writer.set.usable().map(|endpoint| endpoint.link().demand()).sum();
+            if !demand.exceeds(ratio) {
+                return;
+            }
+            let able = writer.set.usable().filter(|endpoint| endpoint.standing(false) != Standing::Unavailable);
+            let next = able.min_by_key(|endpoint| {
+                let Demand { waiting, active, room } = endpoint.link().demand();
+                waiting + active + room
+            });
+            let Some(next) = next else { return };
+            next.link().foresee();
+        }
     }
 }
 
@@ -37,7 +63,12 @@ impl Drop for Watcher {
     }
 }
 
-async fn run<L: Link>(cluster: Weak<LiveCluster<L>>, mut links: watch::Receiver<u64>, stale: Arc<Notify>) {
+async fn run<L: Link>(
+    cluster: Weak<LiveCluster<L>>,
+    mut links: watch::Receiver<u64>,
+    stale: Arc<Notify>,
+    foresight: Option<Foresight>,
+) {
     let (mut size, mut again) = (0, None);
     loop {
         // Only while weights change as time goes by.
@@ -47,7 +78,21 @@ async fn run<L: Link>(cluster: Weak<LiveCluster<L>>, mut links: watch::Receiver<
                 None => std::future::pending().await,
             }
         };
+        let foreseen = async {
+            match &foresight {
+                Some(Foresight { ratio, due }) => {
+                    due.notified().await;
+                    *ratio
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            ratio = foreseen => {
+                let Some(cluster) = cluster.upgrade() else { return };
+                cluster.foresee(ratio);
+                continue;
+            }
             changed = links.changed() => if changed.is_err() { return },
             () = stale.notified() => {}
             () = aged => {}

@@ -1,7 +1,7 @@
 //! How the endpoints of one cluster are connected to.
 
 use super::{
-    Backoff, ConnectError, Numbers,
+    Backoff, ConnectError, Foresight, Numbers,
     dial::{DialRef, Socket},
     error::Shown,
     socket::TcpOptions,
@@ -47,6 +47,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) drain_timeout: Duration,
     /// Connections are made for so many times the streams in flight; 1: when they are needed.
     pub(crate) preconnect_ratio: f64,
+    /// The same of all endpoints together.
+    pub(crate) predictive_preconnect_ratio: f64,
     /// An endpoint that is found unhealthy loses its connections at once.
     pub(crate) close_on_health_failure: bool,
     /// Connections per endpoint: HTTP/2 grows up to it when streams run out (gRFC A105: cap 10); HTTP/1.1 needs one per
@@ -91,6 +93,8 @@ pub(crate) struct Connector {
     pub(super) changes: watch::Sender<u64>,
     /// A request has needed a connection.
     pub(super) used: AtomicBool,
+    /// Where connections are to be foreseen.
+    pub(super) foresight: Option<Foresight>,
     pub(super) runtime: Handle,
 }
 
@@ -118,6 +122,7 @@ impl Default for ConnectorSettings {
             max_duration_jitter: 0.0,
             drain_timeout: DRAIN_TIMEOUT,
             preconnect_ratio: 1.0,
+            predictive_preconnect_ratio: 1.0,
             close_on_health_failure: false,
             max_connections_per_host: 1,
             backoff: Backoff::default(),
@@ -161,6 +166,7 @@ impl ConnectorSettings {
             max_duration_jitter: options.max_duration_jitter / 100.0,
             drain_timeout,
             preconnect_ratio: options.preconnect_ratio,
+            predictive_preconnect_ratio: options.predictive_preconnect_ratio,
             close_on_health_failure: options.close_on_health_failure,
             max_connections_per_host: match protocol {
                 // One per request in flight: where nothing is said only the breaker limits them, all endpoints together.
@@ -195,12 +201,15 @@ impl Connector {
         breaker: Option<Arc<Breaker>>,
         runtime: Handle,
     ) -> Arc<Self> {
+        let ratio = settings.predictive_preconnect_ratio;
+        let foresight = (ratio > 1.0).then(|| Foresight { ratio, due: Arc::default() });
         Arc::new(Self {
             settings,
             handshakes,
             own_handshakes: Semaphore::new(CLUSTER_HANDSHAKES),
             breaker,
             changes: watch::Sender::new(0),
+            foresight,
             used: AtomicBool::new(false),
             runtime,
         })
@@ -209,6 +218,11 @@ impl Connector {
     /// Changes after the state of one of its subchannels did.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// What a cluster of it foresees; `None`: nothing.
+    pub(crate) fn foresight(&self) -> Option<Foresight> {
+        self.foresight.clone()
     }
 
     /// Whether a request has needed a connection.

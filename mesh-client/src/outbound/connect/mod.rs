@@ -17,6 +17,7 @@ pub use dial::Dial;
 pub(crate) use dial::DialRef;
 pub(crate) use error::ConnectError;
 pub(crate) use numbers::Numbers;
+pub(crate) use preconnect::{AT_ONCE, Demand, Foresight};
 pub(crate) use probe::Kept;
 pub(crate) use subchannel::Subchannel;
 

@@ -1,25 +1,47 @@
-//! When a connection is made before a request needs it (Envoy's `per_upstream_preconnect_ratio`).
+//! When a connection is made before a request needs it (Envoy's `per_upstream_preconnect_ratio` and `predictive_preconnect_ratio`).
+
+use std::{iter::Sum, sync::Arc};
+use tokio::sync::Notify;
 
 /// Streams and room for them, at one endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Demand {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
     /// Streams that wait for a connection.
-    pub(super) waiting: usize,
+    pub(crate) waiting: usize,
     /// Streams in flight.
-    pub(super) active: usize,
+    pub(crate) active: usize,
     /// Further streams that the connections can take, those being made included.
-    pub(super) room: usize,
+    pub(crate) room: usize,
+}
+
+/// What a cluster foresees.
+#[derive(Clone, Debug)]
+pub(crate) struct Foresight {
+    /// Of the streams of all its endpoints.
+    pub(crate) ratio: f64,
+    /// A stream was taken.
+    pub(crate) due: Arc<Notify>,
 }
 
 /// At most so many connections are begun for one request, as in Envoy.
-pub(super) const AT_ONCE: usize = 3;
+pub(crate) const AT_ONCE: usize = 3;
 
 impl Demand {
     /// Whether `ratio` times the streams need one more connection (Envoy's `ConnPoolImplBase::shouldConnect`).
-    pub(super) fn exceeds(self, ratio: f64) -> bool {
+    pub(crate) fn exceeds(self, ratio: f64) -> bool {
         #[allow(clippy::cast_precision_loss, reason = "counts of streams")]
         let [waiting, active, room] = [self.waiting, self.active, self.room].map(|count| count as f64);
         (waiting + active) * ratio > room + active
+    }
+}
+
+impl Sum for Demand {
+    fn sum<I: Iterator<Item = Self>>(demands: I) -> Self {
+        demands.fold(Self::default(), |sum, demand| Self {
+            waiting: sum.waiting + demand.waiting,
+            active: sum.active + demand.active,
+            room: sum.room + demand.room,
+        })
     }
 }
 

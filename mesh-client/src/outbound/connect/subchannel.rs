@@ -3,7 +3,7 @@
 use super::{
     ConnectError, Connectivity, Connector,
     connector::Opened,
-    preconnect::{AT_ONCE, Demand},
+    preconnect::{AT_ONCE, Demand, Foresight},
     supervisor::{self, Supervised},
 };
 use crate::{
@@ -93,7 +93,7 @@ impl Subchannel {
         Arc::new_cyclic(|me| Self {
             address,
             state: AtomicU8::new(Connectivity::Idle as u8),
-            preconnects: connector.settings.preconnect_ratio > 1.0,
+            preconnects: connector.settings.preconnect_ratio > 1.0 || connector.foresight.is_some(),
             pool: ArcSwapOption::empty(),
             core: Mutex::new(None),
             connector,
@@ -213,20 +213,44 @@ impl Subchannel {
     /// Makes connections for requests that are to be expected.
     #[cold]
     fn preconnect(&self) {
+        if let Some(Foresight { due, .. }) = &self.connector.foresight {
+            due.notify_one();
+        }
+        if self.connector.settings.preconnect_ratio <= 1.0 {
+            return;
+        }
         self.with_core(|core| {
             for _ in 0..AT_ONCE {
-                let demand = Demand {
-                    waiting: core.waiters,
-                    active: core.connections.iter().map(|c| c.in_flight() as usize).sum(),
-                    room: core.connections.iter().map(|c| c.room() as usize).sum::<usize>()
-                        + core.attempts * self.streams_expected(),
-                };
+                let demand = self.demand_of(core);
                 if core.removed || core.in_backoff || !demand.exceeds(self.connector.settings.preconnect_ratio) {
                     return;
                 }
                 if self.room(core) == 0 {
                     return;
                 }
+                self.attempt(core, RoutingPriority::Default);
+            }
+        });
+    }
+
+    /// Streams, and room for them.
+    pub(crate) fn demand(&self) -> Demand {
+        self.lock().as_ref().map_or_else(Demand::default, |core| self.demand_of(core))
+    }
+
+    fn demand_of(&self, core: &Core) -> Demand {
+        Demand {
+            waiting: core.waiters,
+            active: core.connections.iter().map(|c| c.in_flight() as usize).sum(),
+            room: core.connections.iter().map(|c| c.room() as usize).sum::<usize>()
+                + core.attempts * self.streams_expected(),
+        }
+    }
+
+    /// Makes one more connection, for requests that the cluster expects, if there may be one.
+    pub(crate) fn foresee(&self) {
+        self.with_core(|core| {
+            if !core.removed && !core.in_backoff && self.room(core) > 0 {
                 self.attempt(core, RoutingPriority::Default);
             }
         });

@@ -33,7 +33,7 @@ pub use layer::{
 };
 pub(crate) use locality::{Class, Group};
 pub(crate) use peak_ewma::Latency;
-pub(crate) use priority::{Count, spilled};
+pub(crate) use priority::{Count, left_behind, spilled};
 pub(crate) use subset::MetadataKey;
 
 use crate::outbound::route::Profile;
@@ -220,7 +220,7 @@ impl<C: Candidate> Slices<C> {
     }
 
     /// How many endpoints of each priority can be picked now.
-    pub(crate) fn counts(&self, recipe: &Recipe) -> Box<[Count]> {
+    pub(crate) fn counts(&self, recipe: &Recipe) -> Arc<[Count]> {
         self.priorities.iter().map(|groups| Count::of(groups, recipe)).collect()
     }
 
@@ -286,9 +286,32 @@ impl<C: Candidate> Picker<C> {
         previous: Option<&Self>,
         now: Instant,
     ) -> Option<Self> {
+        Self::of(priority::in_force(priorities, recipe), recipe, priorities, turn, previous, now)
+    }
+
+    /// The same without the priorities that are `left` behind; of those, a `None` too.
+    pub(crate) fn elsewhere(
+        recipe: &Recipe,
+        slices: &Slices<C>,
+        left: &[bool],
+        turn: &Arc<Turn>,
+        now: Instant,
+    ) -> Option<Self> {
+        let shares = priority::elsewhere(&slices.priorities, recipe, left);
+        Self::of(shares, recipe, &slices.priorities, turn, None, now)
+    }
+
+    fn of(
+        shares: Vec<priority::Share>,
+        recipe: &Recipe,
+        priorities: &[Vec<Arc<Group<C>>>],
+        turn: &Arc<Turn>,
+        previous: Option<&Self>,
+        now: Instant,
+    ) -> Option<Self> {
         let mut levels = Vec::new();
         let mut percents = Vec::new();
-        for share in priority::in_force(priorities, recipe) {
+        for share in shares {
             let before = previous.and_then(|previous| previous.flat(share.priority, share.selection));
             let groups = &priorities[share.priority];
             if !groups.iter().any(|group| group.is_available(share.selection)) {

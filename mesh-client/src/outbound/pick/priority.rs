@@ -42,6 +42,47 @@ pub(super) fn in_force<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>], recipe: 
     }
 }
 
+/// Who takes the retries that leave these priorities behind; empty: nobody but them is there.
+pub(super) fn elsewhere<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>], recipe: &Recipe, left: &[bool]) -> Vec<Share> {
+    let left = |priority: usize| left.get(priority).is_some_and(|left| *left);
+    let counts = priorities.iter().map(|groups| Count::of(groups, recipe)).enumerate();
+    let counts: Vec<Count> = counts.map(|(i, count)| if left(i) { Count::default() } else { count }).collect();
+    match recipe.profile {
+        Profile::Grpc => {
+            let first = counts.iter().position(|count| count.healthy > 0);
+            first.map(|priority| Share { priority, selection: HEALTHY, percent: 100 }).into_iter().collect()
+        }
+        // Health counts: who is in panic has nothing better to offer than those that were left.
+        Profile::Envoy => spill(&counts, 0.0, false),
+    }
+}
+
+/// The priorities that a retry leaves behind (Envoy's `previous_priorities`): those of all attempts so far, looked at after every
+/// `every` of them. When no other is left that can take requests, all begin anew. `tried` are those of the attempts, in order.
+pub(crate) fn left_behind(tried: &[usize], every: usize, counts: &[Count]) -> Box<[bool]> {
+    let mut left = vec![false; counts.len()];
+    let mut attempted = 0;
+    let mut since = 0;
+    for (n, _) in tried.iter().enumerate() {
+        attempted += 1;
+        if every == 0 || attempted % every != 0 {
+            continue;
+        }
+        for priority in &tried[since..=n] {
+            if let Some(left) = left.get_mut(*priority) {
+                *left = true;
+            }
+        }
+        let other = left.iter().zip(counts).any(|(left, count)| !left && count.can_take());
+        if !other {
+            left.fill(false);
+            attempted = 0;
+            since = n + 1;
+        }
+    }
+    left.into()
+}
+
 /// The first that has an available endpoint; if there is none, over the ejected endpoints of the first priority that has any.
 fn first<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>]) -> Vec<Share> {
     let found = [false, true].into_iter().find_map(|panic| {
@@ -109,6 +150,11 @@ impl Count {
     /// Percent of requests that its healthy endpoints cover.
     pub(crate) fn healthy_cover(&self) -> u32 {
         self.covers(self.healthy)
+    }
+
+    /// Whether it has an endpoint for a request.
+    pub(crate) fn can_take(&self) -> bool {
+        self.covers(self.healthy) + self.covers(self.degraded) > 0
     }
 
     fn is_in_panic(&self, threshold: f64) -> bool {
@@ -193,6 +239,24 @@ mod tests {
         assert_eq!(loads(&[count(100, 0, 100)]), [(0, DEGRADED, 100)]);
         // A lower priority's healthy ones come before degraded ones.
         assert_eq!(loads(&[count(100, 50, 50), count(100, 100, 0)]), [(0, HEALTHY, 70), (1, HEALTHY, 30)]);
+    }
+
+    #[test]
+    fn retries_leave_the_priorities_of_the_attempts_behind() {
+        let [up, down] = [count(10, 10, 0), count(10, 0, 0)];
+        let left = |tried: &[usize], every, counts: &[Count]| left_behind(tried, every, counts).into_vec();
+        assert_eq!(left(&[0], 1, &[up, up, up]), [true, false, false]);
+        assert_eq!(left(&[0, 1], 1, &[up, up, up]), [true, true, false]);
+        // All were tried: anew, and the next attempt counts again.
+        assert_eq!(left(&[0, 1, 2], 1, &[up, up, up]), [false; 3]);
+        assert_eq!(left(&[0, 1, 2, 0], 1, &[up, up, up]), [true, false, false]);
+        // One that cannot take any is no other.
+        assert_eq!(left(&[0], 1, &[up, down]), [false; 2]);
+        // Looked at after every second attempt.
+        assert_eq!(left(&[0], 2, &[up, up]), [false; 2]);
+        assert_eq!(left(&[0, 0], 2, &[up, up]), [true, false]);
+        assert_eq!(left(&[0, 0, 1], 2, &[up, up]), [true, false]);
+        assert_eq!(left(&[0, 0, 1, 1], 2, &[up, up]), [false; 2]);
     }
 
     #[test]

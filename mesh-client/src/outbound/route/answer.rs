@@ -5,7 +5,7 @@ use super::{
     head::RequestHead,
     render::Facts,
 };
-use crate::outbound::retry::grpc_from_http;
+use crate::outbound::{filter::Chain, retry::grpc_from_http};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header, uri::Authority};
 use mesh_xds::resource::{DirectResponse, Redirect, RedirectPath};
@@ -17,6 +17,8 @@ pub(crate) struct Answer {
     pub(super) what: What,
     /// Header edits in the order they are made.
     pub(super) edits: Box<[Arc<Ops>]>,
+    /// The filters that see the request first, as in Envoy, where the router is the last of them.
+    pub(crate) filters: Option<Arc<Chain>>,
 }
 
 #[derive(Debug)]

@@ -65,7 +65,27 @@ impl<'a> Compiler<'a> {
             Action::Redirect(redirect) => What::Redirect(redirect.clone(), matched_length(&route.matches.path)),
             Action::Direct(direct) => What::Direct(direct.clone()),
         };
-        RouteAction::Answer(Box::new(Answer { what, edits: self.levels(route, None, |edits| &edits.response) }))
+        let filters = self.filters_of_answer(route);
+        RouteAction::Answer(Box::new(Answer {
+            what,
+            edits: self.levels(route, None, |edits| &edits.response),
+            filters,
+        }))
+    }
+
+    /// Rate limits are of the route's action, which such a route does not have.
+    fn filters_of_answer(&self, route: &Route) -> Option<Arc<Chain>> {
+        let (host, routes) = (&self.vhost.filter_overrides, &self.scope.routes.filter_overrides);
+        self.scope.shared.chain(Making {
+            filters: self.scope.filters,
+            listener: self.scope.listener,
+            around: self.scope.around,
+            names: [&self.vhost.name, &route.name, ""],
+            route: self.index,
+            limits: Limits { route: &[], virtual_host: &[], include: false },
+            levels: [None, Some(&route.filter_overrides), Some(host), Some(routes)],
+            profile: self.scope.profile,
+        })
     }
 
     fn forward<C>(

@@ -66,7 +66,8 @@ impl Decoder<'_> {
             })?;
         }
         if let Some(preconnect) = proto.preconnect_policy.take() {
-            options.connections.preconnect_ratio = self.at("preconnect_policy", |cx| cx.preconnect(&preconnect))?;
+            let ratios = self.at("preconnect_policy", |cx| cx.preconnect(&preconnect))?;
+            (options.connections.preconnect_ratio, options.connections.predictive_preconnect_ratio) = ratios;
         }
         // Zero is Envoy's word for unlimited.
         options.max_requests_per_connection = options.max_requests_per_connection.filter(|max| *max > 0);
@@ -203,17 +204,15 @@ impl Decoder<'_> {
         });
     }
 
-    fn preconnect(&mut self, policy: &PreconnectPolicy) -> Valid<f64> {
+    /// By endpoint, and of the whole cluster.
+    fn preconnect(&mut self, policy: &PreconnectPolicy) -> Valid<(f64, f64)> {
         let ratio = |cx: &mut Self, field, value: Option<&DoubleValue>| match value.map_or(1.0, |value| value.value) {
             ratio if (1.0..=3.0).contains(&ratio) => Ok(ratio),
             other => Err(cx.invalid_at(field, format!("{other} is not between 1 and 3"))),
         };
         let predictive = ratio(self, "predictive_preconnect_ratio", policy.predictive_preconnect_ratio.as_ref())?;
-        self.ignored(&[
-            ("predictive_preconnect_ratio", predictive > 1.0),
-            ("preconnect_enabled_metadata", policy.preconnect_enabled_metadata.is_some()),
-        ]);
-        ratio(self, "per_upstream_preconnect_ratio", policy.per_upstream_preconnect_ratio.as_ref())
+        self.ignored(&[("preconnect_enabled_metadata", policy.preconnect_enabled_metadata.is_some())]);
+        Ok((ratio(self, "per_upstream_preconnect_ratio", policy.per_upstream_preconnect_ratio.as_ref())?, predictive))
     }
 
     /// A percentage that need not be whole.

@@ -97,14 +97,20 @@ pub(crate) async fn refresh(
 ) {
     let mut rng = fastrand::Rng::new();
     let mut backoff = Backoff::new(refresh.failure.0, refresh.failure.1);
+    // Said once, however often it is looked up.
+    let mut said = None;
     loop {
         let (found, pause) = match lookup.lookup(host.to_owned(), family).await {
             Ok((addresses, ttl)) => {
                 backoff.reset();
+                said = None;
                 (Ok(addresses), refresh.after(ttl) + refresh.jitter.mul_f64(rng.f64()))
             }
             Err(error) => {
-                tracing::warn!("{}", error.message);
+                if said.as_ref() != Some(&error.message) {
+                    tracing::warn!("{}", error.message);
+                    said = Some(error.message.clone());
+                }
                 (Err(error), backoff.next(&mut rng))
             }
         };

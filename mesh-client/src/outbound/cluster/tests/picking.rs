@@ -284,9 +284,7 @@ async fn a_session_keeps_its_endpoint_while_it_may() {
 #[tokio::test]
 async fn leaving_priorities_keeps_to_the_random_subset() {
     let child = Arc::new(LbPolicy::Random);
-    for (policy, expected) in
-        [(LbPolicy::Random, vec![2, 3, 4]), (LbPolicy::RandomSubsetting { subset_size: 1, child }, vec![1])]
-    {
+    for (policy, expected) in [(LbPolicy::Random, 3), (LbPolicy::RandomSubsetting { subset_size: 1, child }, 1)] {
         let endpoints = priorities([vec![locality("a", 1, [1])], vec![locality("b", 1, [2, 3, 4])]]);
         let mut bed = Bed::new(Cluster { lb_policy: policy, ..cluster() }, endpoints);
         let tried = [bed.endpoint(1)];
@@ -296,6 +294,6 @@ async fn leaving_priorities_keeps_to_the_random_subset() {
             other => panic!("{other:?}"),
         };
         let ports: std::collections::BTreeSet<_> = (0..200).map(|_| again(&mut bed)).collect();
-        assert_eq!(Vec::from_iter(ports), expected);
+        assert!(!ports.contains(&1) && ports.len() == expected, "{ports:?}");
     }
 }

@@ -77,6 +77,7 @@ fn every_option_is_read() {
         stream_window: Some(65_535),
         connection_window: Some(1 << 20),
         preconnect_ratio: 1.5,
+        predictive_preconnect_ratio: 1.0,
         close_on_health_failure: true,
     };
     assert_eq!(cluster.connections, expected);
@@ -113,11 +114,8 @@ fn what_is_not_honoured_of_connections_is_noted() {
         });
     });
     proto.preconnect_policy.as_mut().unwrap().predictive_preconnect_ratio = Some(DoubleValue { value: 2.0 });
-    assert_eq!(
-        note_paths(&accepted(&proto).1),
-        [
-            "upstream_connection_options.set_local_interface_name_on_upstream_connections",
-            "preconnect_policy.predictive_preconnect_ratio"
-        ]
-    );
+    let (cluster, notes) = accepted(&proto);
+    assert_eq!(note_paths(&notes), ["upstream_connection_options.set_local_interface_name_on_upstream_connections"]);
+    let ratios = (cluster.connections.preconnect_ratio, cluster.connections.predictive_preconnect_ratio);
+    assert_eq!(ratios, (1.0, 2.0));
 }
