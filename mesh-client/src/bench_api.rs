@@ -150,7 +150,7 @@ fn deps(runtime: &Runtime) -> ClusterDeps<Connected> {
     let connector = |_: &Cluster, _: &Arc<Breaker>| Arc::new(NoConnector(watch::Sender::new(0)));
     let profile = crate::Profile::Grpc;
     let runtime = runtime.handle().clone();
-    ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing: Arc::default() }
+    ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing: Arc::default(), weights: None }
 }
 
 fn assignment(n: usize) -> Arc<ClusterLoadAssignment> {

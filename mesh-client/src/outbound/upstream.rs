@@ -2,7 +2,7 @@
 
 use crate::{
     outbound::{
-        cluster::{Balancing, Breaker, ClusterDeps, LiveCluster},
+        cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, WeightNumbers},
         connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Subchannel},
         filter::Filters,
         identity::Identities,
@@ -98,13 +98,14 @@ impl Upstreams {
         let (identities, shared) = (self.identities.clone(), self.shared.clone());
         let runtime = self.shared.runtime.clone();
         let (target, on) = (facts.label.clone(), settings.metrics);
+        let weights = WeightNumbers::new(&target, on);
         let connector = move |cluster: &Cluster, breaker: &Arc<Breaker>| {
             let pick_first = matches!(cluster.lb_policy, LbPolicy::PickFirst { .. });
             let numbers = Numbers::new(&cluster.name, &target, pick_first, on);
             connector(cluster, protocol, breaker, &identities, &shared, numbers)
         };
         let balancing = self.balancing.clone();
-        let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing };
+        let deps = ClusterDeps { connector: Arc::new(connector), runtime, profile, balancing, weights };
         let upstream = Arc::new(Upstream {
             name: cluster.name.clone(),
             live: LiveCluster::new(cluster.clone(), endpoints.clone(), deps),

@@ -1,11 +1,22 @@
 //! What is measured beyond what always is: Istio's sizes and workloads, gRPC's instruments; and connections.
 
 use crate::support::{
-    ANY, CLUSTER, GUARD, TARGET, edit, greeter, hello, hello_with, mesh_on, plain_mesh, routes, service, to, until,
+    ANY, CLUSTER, GUARD, TARGET, edit, edit_cluster, greeter, hello, hello_with, mesh_on, plain_mesh, routes, service,
+    to, until,
 };
-use envoy_types::pb::{
-    envoy::config::{core::v3::Metadata, endpoint::v3::ClusterLoadAssignment},
-    google::protobuf::{Struct, Value, value::Kind},
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy},
+                core::v3::{Metadata, TypedExtensionConfig},
+                endpoint::v3::ClusterLoadAssignment,
+            },
+            extensions::load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+        },
+        google::protobuf::{Struct, Value, value::Kind},
+    },
+    util::pack_any,
 };
 use mesh_client::{
     Mesh,
@@ -198,4 +209,36 @@ async fn connections_are_counted_by_what_becomes_of_them() {
     hello(&channel).await.unwrap_err();
     let failed = [("grpc.target", TARGET), ("grpc.lb.backend_service", CLUSTER)];
     assert!(seen.sum("grpc.subchannel.connection_attempts_failed", &failed) >= 1.0);
+}
+
+#[tokio::test]
+async fn resources_and_weights_are_counted_by_what_is_known_of_them() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let (one, two) = (greeter("one").await, greeter("two").await);
+    let yaml = service(&[("one", one.addr()), ("two", two.addr())]);
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    edit_cluster(&cp, CLUSTER, |cluster| {
+        let typed_config = Some(pack_any(ClientSideWeightedRoundRobin::default()));
+        let extension = TypedExtensionConfig { name: "wrr".to_owned(), typed_config };
+        let policies = vec![Policy { typed_extension_config: Some(extension) }];
+        cluster.load_balancing_policy = Some(LoadBalancingPolicy { policies });
+    });
+    let mesh = mesh_with(&cp, Metrics::default().grpc(Instrument::ALL)).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    hello(&channel).await.unwrap();
+    let target = [("grpc.target", TARGET)];
+    assert!(seen.sum("grpc.lb.wrr.rr_fallback", &target) >= 1.0, "nobody reports");
+    assert!(seen.sum("grpc.lb.wrr.endpoint_weight_not_yet_usable", &target) >= 2.0);
+    assert!(seen.values("grpc.lb.wrr.endpoint_weights", &target).iter().all(|weight| *weight == 0.0));
+    assert_eq!(seen.sum("grpc.lb.wrr.endpoint_weight_stale", &target), 0.0);
+
+    let cluster = ("grpc.xds.resource_type", "type.googleapis.com/envoy.config.cluster.v3.Cluster");
+    let in_state = |state| [cluster, ("grpc.xds.cache_state", state), ("grpc.xds.authority", "#old")];
+    assert_eq!(seen.sum("grpc.xds_client.resources", &in_state("acked")), 1.0);
+    assert_eq!(seen.sum("grpc.xds_client.resources", &in_state("requested")), 0.0);
+    drop((channel, mesh));
+    until("nothing is wanted any more", async || seen.sum("grpc.xds_client.resources", &in_state("acked")) == 0.0)
+        .await;
 }

@@ -1,6 +1,6 @@
 //! One wanted resource: the version in force, the last rejection, and what its absence means.
 
-use super::{Stamp, TargetKey};
+use super::{Stamp, TargetKey, census::Counted};
 use crate::{
     ads::{Absence, Accepted},
     lint::Note,
@@ -36,6 +36,7 @@ pub(crate) struct Entry {
     /// Stands in for endpoints that do not exist.
     pub(super) empty: Option<Arc<ClusterLoadAssignment>>,
     logged: HashSet<Note>,
+    counted: Counted,
 }
 
 impl Entry {
@@ -46,6 +47,19 @@ impl Entry {
     pub(super) fn unusable(kind: ResourceType, name: &str, reason: &str) -> Self {
         let problem = error(ResourceErrorKind::Invalid, format!("{kind} \"{name}\": {reason}"));
         Self { problem: Some(problem), ..Self::default() }
+    }
+
+    /// Counts it by its state, by gRFC A78's words.
+    pub(super) fn count(&mut self, kind: ResourceType, name: &str) {
+        let state = match (&self.rejection, &self.accepted, self.absence) {
+            (Some(_), Some(_), _) => "nacked_but_cached",
+            (Some(_), None, _) => "nacked",
+            (None, Some(_), _) => "acked",
+            (None, None, Some(Absence::Removed | Absence::TimedOut)) => "does_not_exist",
+            (None, None, Some(Absence::Transient)) => "timeout",
+            (None, None, None) => "requested",
+        };
+        self.counted.is(kind, name, state);
     }
 
     /// The version in force.

@@ -3,6 +3,7 @@
 //! A graph has one owner at a time. It does no I/O: the drivers tell it what came and ask it what is wanted.
 
 mod build;
+mod census;
 mod entry;
 mod leaves;
 mod names;
@@ -159,6 +160,7 @@ impl Graph {
                 Verdict::Accepted(accepted) => entry.accept(kind, &name, accepted, &stamp),
                 Verdict::Rejected(details) => entry.reject(kind, &name, &details, &stamp, drop_accepted),
             };
+            entry.count(kind, &name);
             if changed {
                 touched.extend(entry.users.iter().cloned());
             }
@@ -171,6 +173,7 @@ impl Graph {
         let Some(entry) = self.resources.get_mut(&(kind, name.clone())) else { return };
         let uri = entry.server.map(|server| self.servers[server].config.uri.clone());
         entry.absent(kind, name, absence, uri.as_deref().unwrap_or_default());
+        entry.count(kind, name);
         let touched = entry.users.clone();
         self.refresh_all(&touched);
     }
@@ -285,7 +288,7 @@ impl Graph {
     fn new_entry(&mut self, (kind, name): &Key) -> Entry {
         // The first server; the others are for fallback (gRFC A71).
         let config = self.bootstrap.servers_of(authority_of(name)).map(|servers| servers.first().cloned());
-        match config {
+        let mut entry = match config {
             Ok(Some(config)) => {
                 let index = self.server_index(config);
                 self.servers[index].changed = true;
@@ -293,7 +296,9 @@ impl Graph {
             }
             Ok(None) => Entry::unusable(*kind, name, "the bootstrap has no server for it"),
             Err(error) => Entry::unusable(*kind, name, &error.to_string()),
-        }
+        };
+        entry.count(*kind, name);
+        entry
     }
 
     fn server_index(&mut self, config: ServerConfig) -> usize {

@@ -183,6 +183,10 @@ impl<L: Link> LiveCluster<L> {
         let Cut { recipe, slices, sessions } = &writer.cut;
         let balancer = Balancer::new(slices, recipe, &self.turn, Some(&before.balancer), Instant::now());
         let unavailable = balancer.all().is_none().then(|| Arc::new(unavailable(&self.name, &writer.set)));
+        if let (Some(numbers), Some(config)) = (&self.deps.weights, weighted(&recipe.policy)) {
+            let now = Instant::now();
+            numbers.updated(writer.set.in_service().map(|endpoint| endpoint.weighed(config, now)));
+        }
         self.drops.store(!writer.set.assignment().drops.is_empty(), Relaxed);
         let (cluster, assignment) = (writer.cluster.clone(), writer.set.assignment().clone());
         let (sessions, counts, elsewhere) = (sessions.clone(), OnceLock::new(), Mutex::default());

@@ -4,7 +4,7 @@ use super::{
     Link, LinkError, LiveCluster,
     health::Health,
     link::Connectivity,
-    orca::{Ended, Follower, Report, Reported},
+    orca::{Ended, Follower, Report, Reported, Weighed},
     outlier::{Counters, Ejection, Thresholds},
     rotation::{Place, Rotation},
 };
@@ -184,6 +184,11 @@ impl<L: Link> Endpoint<L> {
     #[cfg(test)]
     pub(crate) fn start(self: &Arc<Self>) -> InFlight<L> {
         InFlight::of(self.clone())
+    }
+
+    /// The weight that its reports give it.
+    pub(super) fn weighed(&self, config: &WeightedRoundRobin, now: Instant) -> Weighed {
+        self.reported.weighed(config, now)
     }
 
     pub(super) fn counters(&self) -> &Counters {

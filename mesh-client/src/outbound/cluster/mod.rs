@@ -32,7 +32,7 @@ pub(crate) use health::{CheckTarget, Failed};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub use load::ChannelLoad;
-pub(crate) use orca::{Ended, Report};
+pub(crate) use orca::{Ended, Report, WeightNumbers};
 pub(crate) use outlier::Cause;
 
 use crate::outbound::{
@@ -68,6 +68,8 @@ pub(crate) struct ClusterDeps<L: Link = Subchannel> {
     pub(crate) profile: Profile,
     /// What balancing has from the mesh.
     pub(crate) balancing: Arc<Balancing>,
+    /// What is counted of the weights that endpoints report.
+    pub(crate) weights: Option<WeightNumbers>,
 }
 
 /// One cluster. Dropping it stops its task and drains its connections.
@@ -374,9 +376,9 @@ impl<L: Link> fmt::Debug for ClusterDeps<L> {
 
 impl<L: Link> Clone for ClusterDeps<L> {
     fn clone(&self) -> Self {
-        let Self { connector, runtime, profile, balancing } = self;
+        let Self { connector, runtime, profile, balancing, weights } = self;
         let (connector, runtime, balancing) = (connector.clone(), runtime.clone(), balancing.clone());
-        Self { connector, runtime, profile: *profile, balancing }
+        Self { connector, runtime, profile: *profile, balancing, weights: weights.clone() }
     }
 }
 

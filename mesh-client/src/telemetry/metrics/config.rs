@@ -53,6 +53,14 @@ pub enum Instrument {
     PickFirstAttemptsSucceeded,
     /// `grpc.lb.pick_first.connection_attempts_failed`: likewise.
     PickFirstAttemptsFailed,
+    /// `grpc.lb.wrr.rr_fallback`: a counter of updates of the weights in which fewer than two endpoints had one, by `grpc.target`.
+    WrrRrFallback,
+    /// `grpc.lb.wrr.endpoint_weight_not_yet_usable`: a counter of the endpoints of each update that had none yet.
+    WrrEndpointWeightNotYetUsable,
+    /// `grpc.lb.wrr.endpoint_weight_stale`: likewise of those whose reports are too old.
+    WrrEndpointWeightStale,
+    /// `grpc.lb.wrr.endpoint_weights`: a histogram of the weights of each update; 0 where there is none.
+    WrrEndpointWeights,
 }
 
 impl Instrument {
@@ -61,7 +69,7 @@ impl Instrument {
         [Self::AttemptStarted, Self::AttemptDuration, Self::AttemptSent, Self::AttemptReceived, Self::CallDuration];
 
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::AttemptStarted,
         Self::AttemptDuration,
         Self::AttemptSent,
@@ -78,6 +86,10 @@ impl Instrument {
         Self::PickFirstDisconnections,
         Self::PickFirstAttemptsSucceeded,
         Self::PickFirstAttemptsFailed,
+        Self::WrrRrFallback,
+        Self::WrrEndpointWeightNotYetUsable,
+        Self::WrrEndpointWeightStale,
+        Self::WrrEndpointWeights,
     ];
 
     /// Those of calls and attempts, which cost something of every call.
@@ -102,6 +114,10 @@ impl Instrument {
             Self::PickFirstDisconnections => "grpc.lb.pick_first.disconnections",
             Self::PickFirstAttemptsSucceeded => "grpc.lb.pick_first.connection_attempts_succeeded",
             Self::PickFirstAttemptsFailed => "grpc.lb.pick_first.connection_attempts_failed",
+            Self::WrrRrFallback => "grpc.lb.wrr.rr_fallback",
+            Self::WrrEndpointWeightNotYetUsable => "grpc.lb.wrr.endpoint_weight_not_yet_usable",
+            Self::WrrEndpointWeightStale => "grpc.lb.wrr.endpoint_weight_stale",
+            Self::WrrEndpointWeights => "grpc.lb.wrr.endpoint_weights",
         }
     }
 }

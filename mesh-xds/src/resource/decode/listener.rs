@@ -64,6 +64,11 @@ impl Decoder<'_> {
             ("local_reply_config", proto.local_reply_config.is_some()),
         ]);
         let stream_idle_timeout = self.duration("stream_idle_timeout", proto.stream_idle_timeout)?;
+        let own = proto.tracing.as_ref();
+        self.ignored(&[
+            ("tracing.provider", own.is_some_and(|tracing| tracing.provider.is_some())),
+            ("tracing.custom_tags", own.is_some_and(|tracing| !tracing.custom_tags.is_empty())),
+        ]);
         let tracing = proto.tracing.map(|tracing| {
             let share =
                 |percent: Option<Percent>| percent.map_or(1.0, |percent| (percent.value / 100.0).clamp(0.0, 1.0));

@@ -1,8 +1,10 @@
 //! What endpoints say of their load (ORCA): with their responses (gRFC A58), or in a stream of its own (gRFC A51).
 
+mod numbers;
 mod report;
 mod stream;
 
+pub(crate) use numbers::{Weighed, WeightNumbers};
 pub(crate) use report::Report;
 pub(crate) use stream::{Ended, follow};
 
@@ -62,6 +64,16 @@ impl Reported {
             return None;
         }
         Some(f64::from_bits(self.weight.load(Relaxed)))
+    }
+
+    /// The same, and why there is none.
+    pub(super) fn weighed(&self, config: &WeightedRoundRobin, now: Instant) -> Weighed {
+        if let Some(weight) = self.weight(config, now) {
+            return Weighed::Usable(weight);
+        }
+        let (at, last) = (self.at(now), self.last.load(Relaxed));
+        let old = last != 0 && Duration::from_nanos(at.saturating_sub(last)) >= config.expiration;
+        if old { Weighed::Stale } else { Weighed::NotYet }
     }
 
     fn at(&self, now: Instant) -> u64 {

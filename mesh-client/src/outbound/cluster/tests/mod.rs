@@ -114,7 +114,7 @@ impl Bed {
             connector
         });
         let runtime = tokio::runtime::Handle::current();
-        let deps = ClusterDeps { connector, runtime, profile: Profile::Grpc, balancing: Arc::default() };
+        let deps = ClusterDeps { connector, runtime, profile: Profile::Grpc, balancing: Arc::default(), weights: None };
         let cluster = LiveCluster::new(Arc::new(cluster), Arc::new(endpoints), deps);
         Self { cluster, connectors, rng: fastrand::Rng::with_seed(11) }
     }
