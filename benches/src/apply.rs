@@ -229,6 +229,7 @@ async fn answer<C: Client>(
 }
 
 async fn call<C: Client>(client: &mut C, message: &Bytes) -> Result<u16> {
-    let reply = timeout(LIMIT, client.call(message.clone())).await.context("a call did not end")??;
+    let reply =
+        timeout(LIMIT, client.call(message.clone(), load::Shape::Echo)).await.context("a call did not end")??;
     Ok(reply.backend())
 }

@@ -23,12 +23,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_xds::{BootstrapConfig, XdsChannelBuilder, XdsChannelConfig, XdsChannelGrpc, XdsUri};
 use tower::Service;
 
+use crate::load::Shape;
 use crate::{resource, server};
 
 /// A client under measurement. Each task of the load holds a clone.
 pub trait Client: Clone + Send + 'static {
-    /// Sends `message` as the only one of a gRPC call and waits for the end of the answer.
-    fn call(&mut self, message: Bytes) -> impl Future<Output = Result<Reply>> + Send;
+    /// Sends `message` as the only one of a gRPC call of this shape, and waits for the end of the answer.
+    fn call(&mut self, message: Bytes, shape: Shape) -> impl Future<Output = Result<Reply>> + Send;
 }
 
 /// The answer to a call that succeeded.
@@ -112,7 +113,7 @@ impl FromStr for Kind {
     }
 }
 
-fn request<B>(uri: &Uri, body: B) -> Request<B> {
+fn request<B>(uri: &Uri, shape: Shape, body: B) -> Request<B> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -120,6 +121,9 @@ fn request<B>(uri: &Uri, body: B) -> Request<B> {
     let headers = request.headers_mut();
     headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if let Some((name, value)) = shape.header() {
+        headers.insert(name, value);
+    }
     request
 }
 
@@ -185,12 +189,12 @@ impl Hyper {
 }
 
 impl Client for Hyper {
-    async fn call(&mut self, message: Bytes) -> Result<Reply> {
+    async fn call(&mut self, message: Bytes, shape: Shape) -> Result<Reply> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
         let (sender, uri) = &self.connections[index];
         let mut sender = sender.clone();
         sender.ready().await?;
-        finish(sender.send_request(request(uri, Full::new(message))).await?).await
+        finish(sender.send_request(request(uri, shape, Full::new(message))).await?).await
     }
 }
 
@@ -212,8 +216,8 @@ impl Ours {
 }
 
 impl Client for Ours {
-    async fn call(&mut self, message: Bytes) -> Result<Reply> {
-        finish(self.transport.call(request(&self.uri, Full::new(message))).await?).await
+    async fn call(&mut self, message: Bytes, shape: Shape) -> Result<Reply> {
+        finish(self.transport.call(request(&self.uri, shape, Full::new(message))).await?).await
     }
 }
 
@@ -237,9 +241,15 @@ impl Meshed {
     }
 }
 
+/// A channel of the mesh as a client.
+#[must_use]
+pub fn over(channel: MeshChannel) -> Meshed {
+    Meshed { channel, uri: path() }
+}
+
 impl Client for Meshed {
-    async fn call(&mut self, message: Bytes) -> Result<Reply> {
-        let request = request(&self.uri, Full::new(message));
+    async fn call(&mut self, message: Bytes, shape: Shape) -> Result<Reply> {
+        let request = request(&self.uri, shape, Full::new(message));
         poll_fn(|cx| Service::<Request<Full<Bytes>>>::poll_ready(&mut self.channel, cx)).await?;
         finish(self.channel.call(request).await?).await
     }
@@ -293,8 +303,8 @@ where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    async fn call(&mut self, message: Bytes) -> Result<Reply> {
-        let request = request(&self.uri, tonic::body::Body::new(Full::new(message)));
+    async fn call(&mut self, message: Bytes, shape: Shape) -> Result<Reply> {
+        let request = request(&self.uri, shape, tonic::body::Body::new(Full::new(message)));
         poll_fn(|cx| self.service.poll_ready(cx)).await.map_err(|error| anyhow!(error.into()))?;
         finish(self.service.call(request).await.map_err(|error| anyhow!(error.into()))?).await
     }

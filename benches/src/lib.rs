@@ -1,8 +1,9 @@
 //! Measures mesh beside its peers: one echo server, one load generator, one way to count, for every client.
 //!
-//! The programs are `sidebyside` (throughput, latency, CPU and allocations of whole calls), `pick` (the load
-//! balancing decision alone), `routes` (the route lookup alone) and `apply` (configuration changes at ten thousand
-//! endpoints).
+//! The programs are `sidebyside` (throughput, latency, CPU and allocations of whole calls), `streams` (messages and bodies in a row),
+//! `churn` (latency while endpoints come and go), `pick` (the load balancing decision alone, and what its tables take to build),
+//! `routes` (the route lookup alone), `apply` (configuration changes at ten thousand endpoints), `memory` (of idle channels and
+//! endpoints) and `instructions` (of the pure parts, under valgrind).
 
 pub mod alloc;
 pub mod apply;

@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::client::Client;
 use crate::histogram::Histogram;
-use crate::{alloc, process};
+use crate::{alloc, process, server};
 
 /// One slice of load.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Load {
     /// Bytes of the message, without the five of its gRPC prefix.
     pub payload: usize,
+    /// What is called.
+    #[serde(default)]
+    pub shape: Shape,
     /// Calls in flight.
     pub concurrency: usize,
     /// Time to warm up, in milliseconds; not measured.
@@ -25,6 +29,49 @@ pub struct Load {
     pub run_ms: u64,
     /// Calls after the measured ones over which allocations are counted; 0 for none.
     pub counted_calls: u64,
+}
+
+/// What goes up and what comes down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// The message comes back.
+    #[default]
+    Echo,
+    /// So many messages of so many bytes come down.
+    Down {
+        /// Frames of data.
+        messages: usize,
+        /// Bytes of each.
+        size: usize,
+    },
+    /// The message is read, and nothing comes back.
+    Up,
+}
+
+impl Shape {
+    /// What asks the server for it.
+    #[must_use]
+    pub fn header(self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::Echo => None,
+            Self::Down { messages, size } => {
+                let value = HeaderValue::from_str(&format!("{messages}x{size}")).ok()?;
+                Some((HeaderName::from_static(server::DOWN_HEADER), value))
+            }
+            Self::Up => Some((HeaderName::from_static(server::UP_HEADER), HeaderValue::from_static("1"))),
+        }
+    }
+
+    /// Bytes that come back for a message of `sent` bytes.
+    #[must_use]
+    pub fn comes_back(self, sent: usize) -> usize {
+        match self {
+            Self::Echo => sent,
+            Self::Down { messages, size } => messages * size,
+            Self::Up => 0,
+        }
+    }
 }
 
 /// What one slice of load gave.
@@ -66,11 +113,11 @@ pub async fn run<C: Client>(client: &C, load: Load) -> Result<Measured> {
 
 async fn measure<C: Client>(client: &C, load: Load) -> Result<Measured> {
     let message = message(load.payload);
-    closed_loop(client, &message, load.concurrency, Until::Time(Duration::from_millis(load.warm_ms))).await?;
+    closed_loop(client, &message, load, Until::Time(Duration::from_millis(load.warm_ms))).await?;
 
     let (start, cpu) = (Instant::now(), process::cpu_time());
     let until = Until::Time(Duration::from_millis(load.run_ms));
-    let histogram = closed_loop(client, &message, load.concurrency, until).await?;
+    let histogram = closed_loop(client, &message, load, until).await?;
     let (cpu, elapsed) = (process::cpu_time() - cpu, start.elapsed());
 
     let allocations = if load.counted_calls == 0 {
@@ -78,8 +125,8 @@ async fn measure<C: Client>(client: &C, load: Load) -> Result<Measured> {
     } else {
         let each = load.counted_calls.div_ceil(load.concurrency as u64).max(20);
         // What the loop itself allocates (tasks, histograms) is the difference between a long and a short one.
-        let short = counted(client, &message, load.concurrency, each).await?;
-        let long = counted(client, &message, load.concurrency, 2 * each).await?;
+        let short = counted(client, &message, load, each).await?;
+        let long = counted(client, &message, load, 2 * each).await?;
         Some(long.saturating_sub(short) as f64 / (each * load.concurrency as u64) as f64)
     };
     let calls = histogram.len();
@@ -96,9 +143,9 @@ async fn measure<C: Client>(client: &C, load: Load) -> Result<Measured> {
     })
 }
 
-async fn counted<C: Client>(client: &C, message: &Bytes, concurrency: usize, each: u64) -> Result<u64> {
+async fn counted<C: Client>(client: &C, message: &Bytes, load: Load, each: u64) -> Result<u64> {
     alloc::start();
-    let outcome = closed_loop(client, message, concurrency, Until::Calls(each)).await;
+    let outcome = closed_loop(client, message, load, Until::Calls(each)).await;
     let allocations = alloc::stop();
     outcome.map(|_| allocations)
 }
@@ -109,18 +156,19 @@ enum Until {
     Calls(u64),
 }
 
-async fn closed_loop<C: Client>(client: &C, message: &Bytes, concurrency: usize, until: Until) -> Result<Histogram> {
+async fn closed_loop<C: Client>(client: &C, message: &Bytes, load: Load, until: Until) -> Result<Histogram> {
     let start = Instant::now();
     let mut tasks = JoinSet::new();
-    for _ in 0..concurrency {
+    let expected = load.shape.comes_back(message.len());
+    for _ in 0..load.concurrency {
         let (mut client, message) = (client.clone(), message.clone());
         tasks.spawn(async move {
             let mut histogram = Histogram::default();
             let mut before = Instant::now();
             loop {
-                let received = client.call(message.clone()).await?.length;
-                if received != message.len() {
-                    bail!("sent {} bytes and got {received} back", message.len());
+                let received = client.call(message.clone(), load.shape).await?.length;
+                if received != expected {
+                    bail!("{received} bytes came back, not {expected}");
                 }
                 let now = Instant::now();
                 histogram.record(now - before);

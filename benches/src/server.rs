@@ -22,6 +22,11 @@ static GRPC_STATUS: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_sta
 /// The header in which the server names the port that answered.
 pub const BACKEND_HEADER: &str = "x-backend";
 
+/// `MESSAGESxSIZE`: what the server is to send in place of an echo.
+pub const DOWN_HEADER: &str = "x-down";
+/// The server is to send nothing back.
+pub const UP_HEADER: &str = "x-up";
+
 /// A backend: one listening socket, and how many connections it has accepted.
 #[derive(Debug, Clone)]
 pub struct Backend {
@@ -93,6 +98,14 @@ async fn echo(
     mut respond: SendResponse<Bytes>,
     name: HeaderValue,
 ) -> Result<(), h2::Error> {
+    let down = request.headers().get(DOWN_HEADER).and_then(|value| {
+        let (messages, size) = value.to_str().ok()?.split_once('x')?;
+        Some((messages.parse().ok()?, size.parse().ok()?))
+    });
+    if let Some((messages, size)) = down {
+        return send(request.into_body(), respond, name, messages, size).await;
+    }
+    let echoes = !request.headers().contains_key(UP_HEADER);
     let mut body = request.into_body();
     let mut response = Response::new(());
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -102,6 +115,9 @@ async fn echo(
     while let Some(chunk) = body.data().await {
         let chunk = chunk?;
         body.flow_control().release_capacity(chunk.len())?;
+        if !echoes {
+            continue;
+        }
         let stream = match &mut stream {
             Some(stream) => stream,
             None => stream.insert(respond.send_response(std::mem::take(&mut response), false)?),
@@ -112,6 +128,41 @@ async fn echo(
         Some(stream) => stream,
         None => respond.send_response(response, false)?,
     };
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(GRPC_STATUS.clone(), HeaderValue::from_static("0"));
+    stream.send_trailers(trailers)
+}
+
+/// So many frames of so many bytes, as fast as the client takes them.
+async fn send(
+    mut body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    name: HeaderValue,
+    messages: usize,
+    size: usize,
+) -> Result<(), h2::Error> {
+    while let Some(chunk) = body.data().await {
+        body.flow_control().release_capacity(chunk?.len())?;
+    }
+    let mut response = Response::new(());
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert(BACKEND_HEADER, name);
+    let mut stream = respond.send_response(response, false)?;
+    let message = Bytes::from(vec![0; size]);
+    for _ in 0..messages {
+        let mut rest = message.clone();
+        while !rest.is_empty() {
+            stream.reserve_capacity(rest.len());
+            if stream.capacity() == 0 {
+                match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                    Some(granted) => drop(granted?),
+                    None => return Ok(()),
+                }
+            }
+            let part = rest.split_to(stream.capacity().min(rest.len()));
+            stream.send_data(part, false)?;
+        }
+    }
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(GRPC_STATUS.clone(), HeaderValue::from_static("0"));
     stream.send_trailers(trailers)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Kind;
 use crate::envoy::{self, Envoy};
-use crate::load::{Load, Measured};
+use crate::load::{Load, Measured, Shape};
 use crate::worker::{Flavor, Role, Worker};
 use crate::xds::ControlPlane;
 
@@ -166,6 +166,7 @@ pub async fn run(plan: &Plan, progress: &mut (dyn Write + Send)) -> Result<Turns
                 let load = Load {
                     payload: cell.payload,
                     concurrency: cell.concurrency,
+                    shape: Shape::Echo,
                     warm_ms: (plan.run_ms / 8).clamp(50, 300),
                     run_ms: plan.run_ms,
                     counted_calls,

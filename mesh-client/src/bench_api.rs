@@ -6,11 +6,12 @@ pub use routes::{RouteBench, RoutePattern};
 
 use crate::outbound::{
     cluster::{
-        Breaker, CheckTarget, ClusterDeps, Connectivity, Ended, Failed, Link, LinkError, LiveCluster, Pick, Report,
+        Breaker, CheckTarget, ClusterDeps, Connectivity, Ended, Endpoint, Failed, InFlight, Link, LinkError,
+        LiveCluster, Outcome, Pick, Report, Resource,
     },
     pick::PickInput,
 };
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Endpoint, LbPolicy};
+use mesh_xds::resource::{self, Cluster, ClusterLoadAssignment, LbPolicy, OutlierDetection, RoutingPriority};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
@@ -40,6 +41,51 @@ pub struct ApplyBench {
     _runtime: Runtime,
 }
 
+/// What every request counts: the breaker, the outcome for outlier detection.
+#[derive(Debug)]
+pub struct CountBench {
+    breaker: Arc<Breaker>,
+    endpoint: Arc<Endpoint<Connected>>,
+    _picks: PickBench,
+}
+
+impl CountBench {
+    /// # Panics
+    /// If the runtime cannot be made.
+    pub fn new() -> Self {
+        let picks = PickBench::new(LbPolicy::RoundRobin, 3);
+        let outliers = Cluster {
+            outlier_detection: Some(Arc::new(OutlierDetection::default())),
+            ..Cluster::fixed("bench", assignment(3))
+        };
+        picks.cluster.update(Arc::new(outliers), assignment(3));
+        let Pick::Endpoint(endpoint) = picks.cluster.pick(&PickInput::plain(picks.now), &[], &mut fastrand::Rng::new())
+        else {
+            unreachable!("all are connected");
+        };
+        Self { breaker: picks.cluster.breaker().clone(), endpoint, _picks: picks }
+    }
+
+    /// A unit of `max_requests`, taken and given back.
+    pub fn admit(&self) {
+        if self.breaker.take(RoutingPriority::Default, Resource::Requests).is_ok() {
+            self.breaker.give_back(RoutingPriority::Default, Resource::Requests);
+        }
+    }
+
+    /// A request in flight to an endpoint, and how it ended.
+    pub fn outcome(&self, failed: bool) {
+        let outcome = if failed { Outcome::ServerError } else { Outcome::Success };
+        InFlight::of(self.endpoint.clone()).record(outcome);
+    }
+}
+
+impl Default for CountBench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A link that is always ready.
 #[derive(Debug)]
 struct Connected;
@@ -57,8 +103,29 @@ impl PickBench {
         let runtime = runtime();
         let endpoints = assignment(n);
         let config = Arc::new(Cluster { lb_policy: policy, ..Cluster::fixed("bench", endpoints.clone()) });
-        let cluster = LiveCluster::new(config, endpoints, deps(&runtime));
-        Self { cluster, now: tokio::time::Instant::now(), _runtime: runtime }
+        let weighted = matches!(config.lb_policy, LbPolicy::WeightedRoundRobin(_));
+        let cluster = LiveCluster::new(config.clone(), endpoints, deps(&runtime));
+        let this = Self { cluster, now: tokio::time::Instant::now(), _runtime: runtime };
+        if weighted {
+            this.report(&config, n);
+        }
+        this
+    }
+
+    /// Every endpoint reports a load of its own, and the picker takes the weights that follow.
+    fn report(&self, config: &Cluster, n: usize) {
+        for _ in 0..n {
+            if let Pick::Endpoint(endpoint) =
+                self.cluster.pick(&PickInput::plain(self.now), &[], &mut fastrand::Rng::new())
+            {
+                let load = 1 + position(endpoint.address()) % 9;
+                let text = format!("TEXT application_utilization=0.{load},rps_fractional=100");
+                let header = (http::HeaderName::from_static("endpoint-load-metrics"), text.parse().expect("a header"));
+                let report = Report::of(&[header].into_iter().collect()).expect("a report");
+                self.cluster.reported(&endpoint, &report);
+            }
+        }
+        self.cluster.update(Arc::new(config.clone()), assignment(n));
     }
 
     /// The index of the endpoint picked, `0..n`.
@@ -73,10 +140,10 @@ impl PickBench {
 impl ApplyBench {
     /// # Panics
     /// If the runtime cannot be made.
-    pub fn new(n: usize) -> Self {
+    pub fn new(policy: LbPolicy, n: usize) -> Self {
         let runtime = runtime();
         let assignment = assignment(n);
-        let config = Arc::new(Cluster::fixed("bench", assignment.clone()));
+        let config = Arc::new(Cluster { lb_policy: policy, ..Cluster::fixed("bench", assignment.clone()) });
         let cluster = LiveCluster::new(config.clone(), assignment.clone(), deps(&runtime));
         Self { cluster, config, assignment, round: 0, _runtime: runtime }
     }
@@ -155,7 +222,8 @@ fn deps(runtime: &Runtime) -> ClusterDeps<Connected> {
 
 fn assignment(n: usize) -> Arc<ClusterLoadAssignment> {
     let end = BASE + u32::try_from(n).unwrap_or(u32::MAX >> 8);
-    let endpoints = (BASE..end).map(|ip| Endpoint::new(SocketAddr::from((Ipv4Addr::from(ip), PORT)))).collect();
+    let endpoints =
+        (BASE..end).map(|ip| resource::Endpoint::new(SocketAddr::from((Ipv4Addr::from(ip), PORT)))).collect();
     Arc::new(ClusterLoadAssignment::of("bench", endpoints))
 }
 

@@ -11,6 +11,7 @@ use benches::report::median;
 use benches::worker::{self, Internal};
 use clap::Parser;
 use mesh_client::bench_api::ApplyBench;
+use mesh_xds::resource::LbPolicy;
 use tokio::time::Instant;
 
 /// Measure the configuration path: a cluster of many endpoints, of which one is replaced at a time, over xDS.
@@ -87,7 +88,7 @@ async fn run(options: &Options, plan: Plan, picker_ms: f64) -> Result<ExitCode> 
 
 /// The last step alone, without the protocol: milliseconds until the picker uses an assignment.
 fn in_process(plan: Plan) -> f64 {
-    let mut bench = ApplyBench::new(plan.endpoints);
+    let mut bench = ApplyBench::new(LbPolicy::RoundRobin, plan.endpoints);
     let times = (0..plan.updates).map(|_| {
         let next = bench.next_assignment();
         let start = Instant::now();

@@ -3,23 +3,27 @@
 use std::hint::black_box;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use benches::report::median;
 use clap::Parser;
-use mesh_client::bench_api::PickBench;
-use mesh_xds::resource::{LbPolicy, Maglev, PeakEwma, RingHash};
+use mesh_client::bench_api::{ApplyBench, PickBench};
+use mesh_xds::resource::{LbPolicy, Maglev, PeakEwma, RingHash, WeightedRoundRobin};
 use tokio::time::Instant;
 
-/// Measure the pick alone: the pointer load, the policy's choice, and the handle of the endpoint.
+/// Measure the pick alone: the pointer load, the policy's choice, and the handle of the endpoint. And how long it takes to build the
+/// picker anew when one endpoint changes.
 #[derive(Debug, Parser)]
 #[command(name = "pick", version)]
 struct Options {
     /// Numbers of endpoints.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [3, 100, 10_000])]
     endpoints: Vec<usize>,
+    /// Numbers of endpoints of which the pickers are built, after one has changed.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1_000, 10_000])]
+    built: Vec<usize>,
     /// Time for each policy and number of endpoints, in seconds; it is cut in nine parts, of which the median counts.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
     seconds: f64,
@@ -47,7 +51,11 @@ fn main() -> Result<ExitCode> {
     if options.endpoints.is_empty() || options.endpoints.iter().any(|count| !(1..=1_000_000).contains(count)) {
         bail!("--endpoints are between 1 and 1000000");
     }
+    if options.built.iter().any(|count| !(1..=1_000_000).contains(count)) {
+        bail!("--built are between 1 and 1000000");
+    }
     let part = Duration::from_secs_f64(options.seconds) / PARTS;
+    let reported = WeightedRoundRobin { blackout: Duration::ZERO, ..WeightedRoundRobin::default() };
     let policies = [
         ("round robin", LbPolicy::RoundRobin),
         ("random", LbPolicy::Random),
@@ -55,6 +63,7 @@ fn main() -> Result<ExitCode> {
         ("least request, 10 choices", LbPolicy::least_request(10)),
         ("ring hash", LbPolicy::RingHash(RingHash { min_size: RING, ..RingHash::default() })),
         ("maglev", LbPolicy::Maglev(Maglev::default())),
+        ("weighted round robin, reports", LbPolicy::WeightedRoundRobin(Arc::new(reported))),
         ("pick first", LbPolicy::PickFirst { shuffle: false }),
         ("peak ewma", LbPolicy::PeakEwma(PeakEwma::default())),
     ];
@@ -81,8 +90,33 @@ fn main() -> Result<ExitCode> {
             }
         }
     }
+    build(&mut out, &policies, &options.built)?;
     writeln!(out, "{} flat from the first to the last number of endpoints", if flat { "PASS" } else { "FAIL" })?;
     Ok(if flat || !options.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How long each policy takes to use an assignment in which one endpoint is another, in milliseconds.
+fn build(out: &mut impl Write, policies: &[(&str, LbPolicy)], counts: &[usize]) -> Result<()> {
+    write!(out, "{:<36}", "ms to build, one endpoint changed")?;
+    for count in counts {
+        write!(out, " {:>10}", format!("n={count}"))?;
+    }
+    writeln!(out)?;
+    for (name, policy) in policies {
+        write!(out, "  {name:<34}")?;
+        for count in counts {
+            let mut bench = ApplyBench::new(policy.clone(), *count);
+            let times = (0..PARTS).map(|_| {
+                let next = bench.next_assignment();
+                let start = Instant::now();
+                bench.apply(next);
+                start.elapsed().as_secs_f64() * 1e3
+            });
+            write!(out, " {:>10.3}", median(times.collect()))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 /// Picks on `threads` threads for `time` and returns the nanoseconds of a thread per pick.
