@@ -47,8 +47,8 @@ pub struct Applied {
     pub update_cpu_ms: f64,
     /// Connections to endpoints that did not change and were connected to again.
     pub reconnects: u64,
-    /// Resident memory above that of the process without the client, divided by the number of endpoints, in bytes,
-    /// after the first call.
+    /// Memory of its own (without the program's code) above that of the process without the client, divided by the number of
+    /// endpoints, in bytes, after the first call.
     pub bytes_per_endpoint: f64,
     /// Resident memory in all, in bytes.
     pub resident_bytes: u64,
@@ -71,8 +71,8 @@ struct Standing {
     elapsed_ms: f64,
     cpu_ms: f64,
     resident_bytes: u64,
-    /// Memory before the client was made.
-    base_bytes: u64,
+    /// Memory beyond that before the client was made; not the program's code, which is read as it is first run.
+    own_bytes: u64,
     answered_by: u16,
 }
 
@@ -128,7 +128,7 @@ async fn flat(kind: Kind, endpoints: &[SocketAddr], spares: &[SocketAddr], serve
         used_max_ms: None,
         update_cpu_ms: (after.cpu_ms - before.cpu_ms) / updates as f64,
         reconnects,
-        bytes_per_endpoint: first.resident_bytes.saturating_sub(first.base_bytes) as f64 / endpoints.len() as f64,
+        bytes_per_endpoint: first.own_bytes as f64 / endpoints.len() as f64,
         resident_bytes: first.resident_bytes,
     })
 }
@@ -173,7 +173,10 @@ fn millis(time: Duration) -> f64 {
 
 /// Plays the client: makes it, calls once, says so, and then does what the lines of input ask.
 pub(crate) async fn follow(kind: Kind, control_plane: SocketAddr, lines: mpsc::Receiver<String>) -> Result<()> {
-    let base_bytes = process::resident_bytes();
+    if kind == Kind::Mesh {
+        client::record_metrics()?;
+    }
+    let base_bytes = process::anonymous_bytes();
     let start = Instant::now();
     match kind {
         Kind::TonicXds => {
@@ -201,7 +204,7 @@ async fn answer<C: Client>(
         elapsed_ms: millis(start.elapsed()),
         cpu_ms: millis(process::cpu_time()),
         resident_bytes: process::resident_bytes(),
-        base_bytes,
+        own_bytes: process::anonymous_bytes().saturating_sub(base_bytes),
         answered_by,
     };
     say(&stand(call(&mut client, &message).await?))?;

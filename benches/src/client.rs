@@ -228,14 +228,21 @@ pub struct Meshed {
     uri: Uri,
 }
 
+/// From here on the process records metrics. The recorder calibrates its clock first, which takes a while.
+///
+/// # Errors
+/// When one is installed already.
+pub fn record_metrics() -> Result<()> {
+    PrometheusBuilder::new().install_recorder().context("no metrics recorder")?;
+    Ok(())
+}
+
 impl Meshed {
-    /// A channel whose configuration comes from the control plane of `bootstrap`, in a process that records metrics. Does
-    /// not wait for anything.
+    /// A channel whose configuration comes from the control plane of `bootstrap`. Does not wait for anything.
     ///
     /// # Errors
-    /// When the bootstrap is refused, or a recorder is installed already.
+    /// When the bootstrap is refused.
     pub async fn new(bootstrap: &str) -> Result<Self> {
-        PrometheusBuilder::new().install_recorder().context("no metrics recorder")?;
         let mesh = Mesh::builder().bootstrap_json(bootstrap)?.build().await?;
         Ok(Self { channel: mesh.channel(resource::TARGET)?, uri: path() })
     }

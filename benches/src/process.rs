@@ -14,8 +14,18 @@ pub fn cpu_time() -> Duration {
 /// Resident memory of this process in bytes (`VmRSS`), or 0 where `/proc` is not there.
 #[must_use]
 pub fn resident_bytes() -> u64 {
+    status("VmRSS:")
+}
+
+/// What of it is not a copy of a file, as code is (`RssAnon`).
+#[must_use]
+pub fn anonymous_bytes() -> u64 {
+    status("RssAnon:")
+}
+
+fn status(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
@@ -33,5 +43,6 @@ mod tests {
         }
         assert!(cpu_time() > before);
         assert!(resident_bytes() > 100_000);
+        assert!((1..resident_bytes()).contains(&anonymous_bytes()));
     }
 }

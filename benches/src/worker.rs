@@ -144,7 +144,10 @@ async fn call(
         Kind::Tonic => answer(client::tonic_channel(addresses[0]).await?, lines).await,
         Kind::BalanceList => answer(client::balance_list(addresses)?, lines).await,
         Kind::TonicXds => answer(client::tonic_xds(&xds::bootstrap(control_plane, "http://"))?, lines).await,
-        Kind::Mesh => answer(Meshed::new(&xds::bootstrap(control_plane, "")).await?, lines).await,
+        Kind::Mesh => {
+            client::record_metrics()?;
+            answer(Meshed::new(&xds::bootstrap(control_plane, "")).await?, lines).await
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use mesh_client::{Mesh, MeshChannel, bare::Bare};
 use mesh_xds::{
-    resource::{CircuitBreakers, Cluster, OutlierDetection, RetryOn, RetryPolicy},
+    resource::{CircuitBreakers, Cluster, OutlierDetection, RetryOn, RetryPolicy, Thresholds},
     source::Policy,
 };
 use metrics_util::debugging::DebuggingRecorder;
@@ -131,7 +131,10 @@ fn everything_on() -> Policy {
     let on = RetryOn { grpc_codes: 1 << 14, connect_failure: true, refused_stream: true, ..RetryOn::default() };
     let retry = RetryPolicy { on, num_retries: 2, avoid_previous_hosts: true, ..RetryPolicy::default() };
     let cluster = Cluster {
-        circuit_breakers: CircuitBreakers { max_requests: 100, ..CircuitBreakers::default() },
+        circuit_breakers: CircuitBreakers {
+            default: Thresholds { max_requests: 100, ..Thresholds::default() },
+            ..CircuitBreakers::default()
+        },
         outlier_detection: Some(Arc::new(OutlierDetection::default())),
         ..Cluster::fixed("", Arc::default())
     };

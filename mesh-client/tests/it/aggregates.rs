@@ -3,7 +3,7 @@
 use crate::support::{
     CLUSTER, World, assert_says, assignment,
     echo::{Echo, Way, get},
-    edit_cluster, mesh_on, service, until,
+    edit_cluster, envoy_mesh, mesh_on, service, until,
 };
 use envoy_types::{
     pb::{
@@ -24,10 +24,10 @@ use envoy_types::{
     util::pack_any,
 };
 use futures::future::join_all;
-use mesh_client::{Mesh, Profile};
+use mesh_client::Mesh;
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::net::SocketAddr;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -74,21 +74,8 @@ pub(crate) fn aggregate(cp: &ControlPlane, name: &str, clusters: &[&str]) {
     cp.cache().update(ResourceType::Cluster, name, pack_any(cluster));
 }
 
-async fn envoy(cp: &ControlPlane) -> Mesh {
-    Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap()
-}
-
-/// Who answered so many requests; errors by their text.
-async fn spread(mesh: &Mesh, way: Way, count: usize) -> BTreeMap<String, usize> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..count {
-        *seen.entry(way.backend(mesh, get("/x")).await).or_insert(0) += 1;
-    }
-    seen
-}
-
 async fn names(mesh: &Mesh, way: Way) -> String {
-    spread(mesh, way, 8).await.into_keys().collect::<Vec<_>>().join(" ")
+    way.spread(mesh, 8).await.into_keys().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]
@@ -104,7 +91,7 @@ async fn requests_go_to_the_first_cluster_that_can_take_them_and_return_to_it() 
     leaf(&cp, "second", &[&[b], &[c]]);
     aggregate(&cp, CLUSTER, &["first", "second"]);
     let grpc = World::on(cp).await;
-    let envoy = envoy(&grpc.cp).await;
+    let envoy = envoy_mesh(&grpc.cp).await;
     let all = async |expected: &str| {
         for mesh in [&grpc.mesh, &envoy] {
             for way in Way::BOTH {
@@ -120,7 +107,7 @@ async fn requests_go_to_the_first_cluster_that_can_take_them_and_return_to_it() 
     leaf(&grpc.cp, "first", &[&[dead]]);
     for mesh in [&grpc.mesh, &envoy] {
         for _ in 0..20 {
-            let seen = spread(mesh, Way::Channel, 4).await;
+            let seen = Way::Channel.spread(mesh, 4).await;
             assert!(seen.keys().all(|name| name == "a" || name == "b"), "{seen:?}");
         }
     }
@@ -230,9 +217,9 @@ async fn envoy_shares_requests_among_the_priorities_of_all_clusters() {
     leaf(&cp, "second", &[&[c], &[d]]);
     aggregate(&cp, CLUSTER, &["first", "second"]);
     let world = World::on(cp).await;
-    let envoy = envoy(&world.cp).await;
+    let envoy = envoy_mesh(&world.cp).await;
     // Half of the endpoints times 1.4 cover 70 %.
-    let seen = spread(&envoy, Way::Channel, 1000).await;
+    let seen = Way::Channel.spread(&envoy, 1000).await;
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert!((640..=760).contains(&seen["a"]), "{seen:?}");
     assert!(seen.contains_key("c"), "{seen:?}");

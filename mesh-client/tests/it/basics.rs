@@ -86,7 +86,7 @@ async fn first_calls_never_get_stuck() {
     let mesh = plain_mesh().await;
     for n in 0..3000 {
         let channel = mesh.fixed_channel(&[backend.addr()]).unwrap();
-        let reply = hello_with(&channel, |r| r.set_timeout(Duration::from_secs(5))).await;
+        let reply = hello_with(&channel, |r| r.set_timeout(GUARD)).await;
         assert!(reply.is_ok(), "call {n}: {reply:?}");
     }
 }

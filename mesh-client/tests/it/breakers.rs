@@ -1,7 +1,7 @@
 //! Circuit breakers beyond the limits of one priority: by priority, by endpoint, of retries; and what is told of them.
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, assert_says,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, assert_says,
     echo::{Way, get},
     edit, edit_cluster, greeter, http_backend, mesh_on, prompt_hello, routes, service, to, until,
 };
@@ -20,7 +20,6 @@ use mesh_client::{BoxError, Error, Mesh, Profile};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use std::sync::{Arc, Mutex};
 use tokio::task::JoinSet;
 
 fn number(value: u32) -> Option<UInt32Value> {
@@ -55,18 +54,6 @@ fn of(priority: RoutingPriority) -> Thresholds {
     Thresholds { priority: priority.into(), ..Thresholds::default() }
 }
 
-/// A server that keeps every request until it is let go, and those requests.
-async fn holding() -> (H2Server, Arc<Mutex<Vec<Served>>>) {
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let keep = held.clone();
-    let server = H2Server::start(move |served| {
-        keep.lock().unwrap().push(served);
-        Then::GoOn
-    })
-    .await;
-    (server, held)
-}
-
 /// Requests on their way.
 type Calls = FuturesUnordered<LocalBoxFuture<'static, Result<http::Response<Bytes>, BoxError>>>;
 
@@ -95,7 +82,7 @@ fn refused(error: &BoxError) -> String {
 #[tokio::test]
 async fn each_priority_has_limits_of_its_own() {
     for way in Way::BOTH {
-        let (server, held) = holding().await;
+        let (server, held) = H2Server::holding(u32::MAX).await;
         let default = Thresholds { max_requests: number(1), ..of(RoutingPriority::Default) };
         let high = Thresholds { max_requests: number(2), ..of(RoutingPriority::High) };
         let cp = limited(two_routes(&[server.addr()]), vec![high, default]).await;
@@ -217,7 +204,7 @@ async fn what_is_left_is_told_where_it_is_asked_for() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recorder = metrics::set_default_local_recorder(&recorder);
-    let (server, held) = holding().await;
+    let (server, held) = H2Server::holding(u32::MAX).await;
     let default = Thresholds { max_requests: number(5), track_remaining: true, ..of(RoutingPriority::Default) };
     let cp = limited(two_routes(&[server.addr()]), vec![default]).await;
     let mesh = mesh_on(&cp).await;

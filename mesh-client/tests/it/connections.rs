@@ -3,7 +3,7 @@
 #![allow(deprecated, reason = "control planes still send the deprecated fields")]
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, World, assert_says, assignment, edit_cluster, greeter, hello,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, assignment, edit_cluster, greeter, hello,
     hello_with, http_backend, routes, rule, service, to, until,
 };
 use bytes::Bytes;
@@ -125,18 +125,6 @@ fn per_host(max: u32) -> impl FnOnce(&mut Cluster) {
     }
 }
 
-/// A server that keeps every request until it is let go, and those requests.
-async fn holding() -> (H2Server, Arc<Mutex<Vec<Served>>>) {
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let keep = held.clone();
-    let server = H2Server::start(move |served| {
-        keep.lock().unwrap().push(served);
-        Then::GoOn
-    })
-    .await;
-    (server, held)
-}
-
 /// A call in a task of its own, with a far deadline.
 fn spawn_hello(channel: &MeshChannel) -> tokio::task::JoinHandle<Result<HelloReply, tonic::Status>> {
     let channel = channel.clone();
@@ -145,7 +133,7 @@ fn spawn_hello(channel: &MeshChannel) -> tokio::task::JoinHandle<Result<HelloRep
 
 #[tokio::test]
 async fn our_own_limit_of_streams_counts_beside_the_peers() {
-    let (server, held) = holding().await;
+    let (server, held) = H2Server::holding(u32::MAX).await;
     let yaml = pooled(&[server.addr()], "{http: {maxConcurrentStreams: 1}}");
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     edit_cluster(&cp, CLUSTER, per_host(2));
@@ -204,8 +192,7 @@ async fn http2_keepalive_is_the_clusters() {
     let cp = ControlPlane::builder().yaml(service(&[("v1", silent.addr())])).start().await.unwrap();
     edit_cluster(&cp, CLUSTER, |cluster| {
         let second = |seconds, nanos| Some(ProtoDuration { seconds, nanos });
-        let keepalive =
-            KeepaliveSettings { interval: second(1, 0), timeout: second(0, 200_000_000), ..Default::default() };
+        let keepalive = KeepaliveSettings { interval: second(1, 0), timeout: second(2, 0), ..Default::default() };
         let http2 = Http2ProtocolOptions { connection_keepalive: Some(keepalive), ..Default::default() };
         cluster.typed_extension_protocol_options.clear();
         cluster.http2_protocol_options = Some(http2);

@@ -22,11 +22,7 @@ use http_body_util::{BodyExt, Full};
 use mesh_client::{BoxError, Mesh};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 use tokio::task::JoinHandle;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -63,13 +59,7 @@ async fn ended(request: JoinHandle<Result<String, BoxError>>) -> String {
 #[tokio::test]
 async fn another_connection_is_made_when_the_streams_of_all_are_used_up() {
     // Requests wait until they are let go, by connection.
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let keep = held.clone();
-    let server = H2Server::start(move |served| {
-        keep.lock().unwrap().push(served);
-        Then::GoOn
-    })
-    .await;
+    let (server, held) = H2Server::holding(u32::MAX).await;
     // Two streams of our own on each of up to two connections.
     let yaml = served(&[server.addr()], "GRPC", "{connectionPool: {http: {maxConcurrentStreams: 2}}}");
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();

@@ -108,7 +108,7 @@ impl Clinic {
     }
 }
 
-fn answer(status: u16, grpc: bool) -> Response<Full<Bytes>> {
+pub(crate) fn answer(status: u16, grpc: bool) -> Response<Full<Bytes>> {
     let response = Response::builder();
     if !grpc {
         let text = if status == 200 { "all is well" } else { "no" };
@@ -134,7 +134,7 @@ fn number(value: u32) -> Option<UInt32Value> {
 }
 
 /// A check every 20 ms, with traffic and without.
-fn check(checker: Checker) -> Proto {
+pub(crate) fn check(checker: Checker) -> Proto {
     Proto {
         timeout: Some(ProtoDuration { seconds: 5, nanos: 0 }),
         interval: millis(20),
@@ -157,7 +157,7 @@ async fn checked(endpoints: &[SocketAddr], at: &[Option<SocketAddr>], check: Pro
     cp
 }
 
-fn placed(endpoints: &[SocketAddr], at: &[Option<SocketAddr>]) -> ClusterLoadAssignment {
+pub(crate) fn placed(endpoints: &[SocketAddr], at: &[Option<SocketAddr>]) -> ClusterLoadAssignment {
     let mut assignment = assignment(&[endpoints], HealthStatus::Unknown);
     for (endpoint, at) in assignment.endpoints[0].lb_endpoints.iter_mut().zip(at) {
         let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier else { panic!("an endpoint") };

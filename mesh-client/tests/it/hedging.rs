@@ -27,7 +27,7 @@ use tonic::Code;
 
 /// What becomes of the requests of a server, in their order; of the last one on.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+pub(crate) enum Answer {
     /// None.
     Hold,
     Now(u16),
@@ -42,12 +42,12 @@ enum Answer {
 
 /// Requests seen, and those that the client reset.
 #[derive(Clone, Default)]
-struct Counts {
-    seen: Arc<AtomicUsize>,
-    reset: Arc<AtomicUsize>,
+pub(crate) struct Counts {
+    pub(crate) seen: Arc<AtomicUsize>,
+    pub(crate) reset: Arc<AtomicUsize>,
 }
 
-async fn server(answers: &'static [Answer]) -> (H2Server, Counts) {
+pub(crate) async fn server(answers: &'static [Answer]) -> (H2Server, Counts) {
     let counts = Counts::default();
     let (count, held) = (counts.clone(), Mutex::new(Vec::new()));
     let server = H2Server::start(move |mut served: Served| {
@@ -84,9 +84,14 @@ async fn server(answers: &'static [Answer]) -> (H2Server, Counts) {
 
 /// Envoy's rules: attempts of 100 ms, hedged.
 async fn on_per_try_timeout(addr: SocketAddr, budget: Option<RetryBudget>) -> (ControlPlane, Mesh) {
+    hedged_on_timeout(&service(&[("one", addr)]), budget).await
+}
+
+/// The same of any service, with its rules.
+pub(crate) async fn hedged_on_timeout(service: &str, budget: Option<RetryBudget>) -> (ControlPlane, Mesh) {
     let retries = "{attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx\", backoff: 1ms}";
     let http = format!("[{{route: [{{destination: {}}}], retries: {retries}}}]", to(""));
-    let cp = ControlPlane::builder().yaml(service(&[("one", addr)]) + &routes(&http)).start().await.unwrap();
+    let cp = ControlPlane::builder().yaml(service.to_owned() + &routes(&http)).start().await.unwrap();
     edit::<RouteConfiguration>(&cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
         let Some(route::Action::Route(action)) = &mut config.virtual_hosts[0].routes[0].action else { panic!() };
         action.hedge_policy = Some(HedgePolicy { hedge_on_per_try_timeout: true, ..HedgePolicy::default() });

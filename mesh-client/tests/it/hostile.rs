@@ -6,14 +6,13 @@ use crate::support::{
     hello, hello_with, mesh_on, prompt_hello,
     raw_h2::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS,
-        Peer, RST_STREAM, RawH2, SETTINGS, field, frame, grpc_head,
+        RST_STREAM, RawH2, SETTINGS, field, frame, grpc_head,
     },
     service, until,
 };
 use mesh_client::{Mesh, MeshChannel};
 use mesh_control::ControlPlane;
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -63,14 +62,39 @@ async fn fails(channel: &MeshChannel) -> Status {
     status
 }
 
-/// Writes so much of this, until the client ends it. Counts it.
-async fn flood(peer: &mut Peer, bytes: &[u8], written: &AtomicUsize) -> io::Result<()> {
-    let chunk = bytes.repeat((64 << 10) / bytes.len() + 1);
-    while written.load(SeqCst) < FLOOD {
-        peer.write(&chunk).await?;
-        written.fetch_add(chunk.len(), SeqCst);
-    }
-    Ok(())
+/// Answers a request with these bytes, and then with more and more of the others, until the client ends it. How many it wrote, is
+/// counted.
+async fn flooding(begin: fn(u32) -> Vec<u8>, more: fn(u32) -> Vec<u8>) -> (RawH2, Arc<AtomicUsize>) {
+    let written = Arc::<AtomicUsize>::default();
+    let count = written.clone();
+    let server = RawH2::start(move |mut peer| {
+        let count = count.clone();
+        async move {
+            peer.greet(&[]).await?;
+            let stream = peer.request().await?;
+            peer.write(&begin(stream)).await?;
+            let more = more(stream);
+            let chunk = more.repeat((64 << 10) / more.len() + 1);
+            while count.load(SeqCst) < FLOOD {
+                peer.write(&chunk).await?;
+                count.fetch_add(chunk.len(), SeqCst);
+            }
+            // And reads nothing.
+            std::future::pending().await
+        }
+    })
+    .await;
+    (server, written)
+}
+
+/// A flood that holds a call to its deadline only.
+async fn is_held_to_its_deadline(begin: fn(u32) -> Vec<u8>, more: fn(u32) -> Vec<u8>) {
+    let flat = Flat::begin();
+    let (server, _) = flooding(begin, more).await;
+    let status = fails(&channel(&server).await).await;
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
+    assert_says(status.message(), &[&server.addr().to_string()]);
+    flat.check();
 }
 
 #[tokio::test]
@@ -100,18 +124,8 @@ async fn a_loop_of_resets_and_goaways_fails_each_call_and_keeps_nothing() {
 #[tokio::test]
 async fn a_flood_of_continuations_ends_the_connection() {
     let flat = Flat::begin();
-    let written = Arc::<AtomicUsize>::default();
-    let count = written.clone();
-    let server = RawH2::start(move |mut peer| {
-        let count = count.clone();
-        async move {
-            peer.greet(&[]).await?;
-            let stream = peer.request().await?;
-            peer.frame(HEADERS, 0, stream, &grpc_head()).await?;
-            flood(&mut peer, &frame(CONTINUATION, 0, stream, &field("x-more", "of this")), &count).await
-        }
-    })
-    .await;
+    let head = |stream| frame(HEADERS, 0, stream, &grpc_head());
+    let (server, written) = flooding(head, |stream| frame(CONTINUATION, 0, stream, &field("x-more", "of this"))).await;
     let status = prompt_hello(&channel(&server).await).await.unwrap_err();
     assert_says(status.message(), &[&server.addr().to_string()]);
     assert!(written.load(SeqCst) < FLOOD, "all of it was taken");
@@ -120,46 +134,23 @@ async fn a_flood_of_continuations_ends_the_connection() {
 
 #[tokio::test]
 async fn empty_data_without_end_holds_a_call_to_its_deadline_only() {
-    let flat = Flat::begin();
-    let written = Arc::<AtomicUsize>::default();
-    let count = written.clone();
-    let server = RawH2::start(move |mut peer| {
-        let count = count.clone();
-        async move {
-            peer.greet(&[]).await?;
-            let stream = peer.request().await?;
-            peer.frame(HEADERS, END_HEADERS, stream, &grpc_head()).await?;
-            flood(&mut peer, &frame(DATA, 0, stream, &[]), &count).await?;
-            peer.silence().await
-        }
-    })
-    .await;
-    let status = fails(&channel(&server).await).await;
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
-    assert_says(status.message(), &[&server.addr().to_string()]);
-    flat.check();
+    let head = |stream| frame(HEADERS, END_HEADERS, stream, &grpc_head());
+    is_held_to_its_deadline(head, |stream| frame(DATA, 0, stream, &[])).await;
 }
 
 #[tokio::test]
 async fn a_storm_of_interim_responses_holds_a_call_to_its_deadline_only() {
-    let flat = Flat::begin();
-    let written = Arc::<AtomicUsize>::default();
-    let count = written.clone();
-    let server = RawH2::start(move |mut peer| {
-        let count = count.clone();
-        async move {
-            peer.greet(&[]).await?;
-            let stream = peer.request().await?;
-            let interim = frame(HEADERS, END_HEADERS, stream, &field(":status", "103"));
-            flood(&mut peer, &interim, &count).await?;
-            peer.silence().await
-        }
-    })
-    .await;
-    let status = fails(&channel(&server).await).await;
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
-    assert_says(status.message(), &[&server.addr().to_string()]);
-    flat.check();
+    let interim = |stream| frame(HEADERS, END_HEADERS, stream, &field(":status", "103"));
+    is_held_to_its_deadline(interim, interim).await;
+}
+
+#[tokio::test]
+async fn endless_settings_hold_a_call_to_its_deadline_only() {
+    let churn = |_| {
+        let window = |n: u32| frame(SETTINGS, 0, 0, &[&[0, 4][..], &(n * 1000).to_be_bytes()].concat());
+        (0..64).flat_map(window).collect()
+    };
+    is_held_to_its_deadline(churn, churn).await;
 }
 
 #[tokio::test]
@@ -197,30 +188,6 @@ async fn a_server_that_allows_no_streams_holds_calls_to_their_deadline_until_it_
     let status = fails(&channel).await;
     assert_says(status.message(), &["while waiting for a connection"]);
     assert_eq!(server.accepted(), 1);
-}
-
-#[tokio::test]
-async fn endless_settings_hold_a_call_to_its_deadline_only() {
-    let flat = Flat::begin();
-    let written = Arc::<AtomicUsize>::default();
-    let count = written.clone();
-    let server = RawH2::start(move |mut peer| {
-        let count = count.clone();
-        async move {
-            peer.greet(&[]).await?;
-            peer.request().await?;
-            // And never reads an ACK.
-            let churn: Vec<u8> = (0..64_u32)
-                .flat_map(|n| frame(SETTINGS, 0, 0, &[&[0, 4][..], &(n * 1000).to_be_bytes()].concat()))
-                .collect();
-            flood(&mut peer, &churn, &count).await?;
-            std::future::pending().await
-        }
-    })
-    .await;
-    let status = fails(&channel(&server).await).await;
-    assert_says(status.message(), &[&server.addr().to_string()]);
-    flat.check();
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ const SERVER: &str = "spiffe://cluster.local/ns/default/sa/greeter";
 const MUTUAL: &str = "{tls: {mode: ISTIO_MUTUAL}}";
 
 /// A greeter with a certificate of the control plane's CA.
-async fn mutual_greeter(cp: &ControlPlane, mode: Mode) -> (Backend, mesh_tls::Acceptor) {
+pub(crate) async fn mutual_greeter(cp: &ControlPlane, mode: Mode) -> (Backend, mesh_tls::Acceptor) {
     let identity = cp.ca().unwrap().ensure("default", "greeter").unwrap();
     let acceptor = acceptor(&identity, mode).unwrap();
     let options = Options { accept: tls(acceptor.clone()), ..Options::default() };
@@ -31,14 +31,14 @@ async fn mutual_greeter(cp: &ControlPlane, mode: Mode) -> (Backend, mesh_tls::Ac
 }
 
 /// A control plane with a CA, which has issued the client's identity.
-async fn control_plane() -> (ControlPlane, TempDir) {
+pub(crate) async fn control_plane() -> (ControlPlane, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let cp = ControlPlane::builder().ca(dir.path().join("ca")).identity("default", "client").start().await.unwrap();
     (cp, dir)
 }
 
 /// The greeter's service with this traffic policy, without retries that would hide a failure.
-fn config(backend: &Backend, traffic: &str) -> String {
+pub(crate) fn config(backend: &Backend, traffic: &str) -> String {
     let route = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
     service(&[("one", backend.addr())]) + &route + &rule(traffic, &[])
 }

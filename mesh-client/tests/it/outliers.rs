@@ -181,7 +181,8 @@ async fn an_endpoint_that_fails_too_large_a_part_of_its_requests_is_ejected() {
             failure_percentage_threshold: number(90),
             failure_percentage_minimum_hosts: number(3),
             failure_percentage_request_volume: number(5),
-            interval: Some(ProtoDuration { seconds: 0, nanos: 100_000_000 }),
+            // Time for so many requests, however slow the machine is.
+            interval: Some(ProtoDuration { seconds: 2, nanos: 0 }),
             base_ejection_time: long(),
             ..OutlierDetection::default()
         });

@@ -26,11 +26,13 @@ use envoy_types::{
                 },
             },
             extensions::retry::{
-                host::omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+                host::{
+                    omit_canary_hosts::v3::OmitCanaryHostsPredicate, omit_host_metadata::v3::OmitHostMetadataConfig,
+                },
                 priority::previous_priorities::v3::PreviousPrioritiesConfig,
             },
         },
-        google::protobuf::{Duration as ProtoDuration, Struct, Value, value::Kind},
+        google::protobuf::{Any, Duration as ProtoDuration, Struct, Value, value::Kind},
     },
     util::pack_any,
 };
@@ -275,24 +277,19 @@ async fn named(name: &'static str, status: u16) -> (H2Server, Seen) {
     server(move |_, served| respond(served, status, &[("x-backend", name)])).await
 }
 
-#[tokio::test]
-async fn retries_stay_away_from_canaries() {
-    let (bad, canary, good) = (named("bad", 503).await, named("canary", 200).await, named("good", 200).await);
-    let addrs = [bad.0.addr(), canary.0.addr(), good.0.addr()];
+/// Retries stay away from the endpoint whose `envoy.lb` metadata is this, by this predicate; first attempts do not.
+async fn retries_omit(metadata: &[(&str, Kind)], predicate: Any) {
+    let (bad, omitted, good) = (named("bad", 503).await, named("omitted", 200).await, named("good", 200).await);
+    let addrs = [bad.0.addr(), omitted.0.addr(), good.0.addr()];
     let cp = control_plane(&addrs, "5xx", |policy, _| {
-        let any = pack_any(OmitCanaryHostsPredicate {});
-        let config_type = Some(retry_host_predicate::ConfigType::TypedConfig(any));
-        policy.retry_host_predicate.push(RetryHostPredicate { name: "omit_canary".into(), config_type });
+        let config_type = Some(retry_host_predicate::ConfigType::TypedConfig(predicate));
+        policy.retry_host_predicate.push(RetryHostPredicate { name: "omit".into(), config_type });
     })
     .await;
     edit::<ClusterLoadAssignment>(&cp, ResourceType::ClusterLoadAssignment, CLUSTER, |assignment| {
         for endpoint in assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints) {
             if format!("{endpoint:?}").contains(&format!("PortValue({})", addrs[1].port())) {
-                let canary =
-                    Struct { fields: [("canary".to_owned(), Value { kind: Some(Kind::BoolValue(true)) })].into() };
-                let metadata =
-                    Metadata { filter_metadata: [("envoy.lb".to_owned(), canary)].into(), ..Metadata::default() };
-                endpoint.metadata = Some(metadata);
+                endpoint.metadata = Some(lb(metadata));
             }
         }
     });
@@ -303,9 +300,28 @@ async fn retries_stay_away_from_canaries() {
     let counts = |seen: &Seen, count: &str| {
         seen.lock().unwrap().iter().filter(|head| joined(head, "x-envoy-attempt-count") == count).count()
     };
-    assert!(counts(&canary.1, "1") > 5, "first attempts go anywhere");
-    assert_eq!(counts(&canary.1, "2"), 0);
+    assert!(counts(&omitted.1, "1") > 5, "first attempts go anywhere");
+    assert_eq!(counts(&omitted.1, "2"), 0);
     assert_eq!(counts(&good.1, "2"), bad.1.lock().unwrap().len());
+}
+
+/// `filter_metadata["envoy.lb"]`
+fn lb(entries: &[(&str, Kind)]) -> Metadata {
+    let value = |(key, kind): &(&str, Kind)| ((*key).to_owned(), Value { kind: Some(kind.clone()) });
+    let fields = Struct { fields: entries.iter().map(value).collect() };
+    Metadata { filter_metadata: [("envoy.lb".to_owned(), fields)].into(), ..Metadata::default() }
+}
+
+#[tokio::test]
+async fn retries_stay_away_from_canaries() {
+    retries_omit(&[("canary", Kind::BoolValue(true))], pack_any(OmitCanaryHostsPredicate {})).await;
+}
+
+#[tokio::test]
+async fn retries_stay_away_from_hosts_with_the_metadata_they_are_told() {
+    let [stage, rack] = [("stage", "old"), ("rack", "7")].map(|(key, text)| (key, Kind::StringValue(text.to_owned())));
+    let omit = OmitHostMetadataConfig { metadata_match: Some(lb(std::slice::from_ref(&stage))) };
+    retries_omit(&[stage, rack], pack_any(omit)).await;
 }
 
 #[tokio::test]

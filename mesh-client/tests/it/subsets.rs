@@ -5,7 +5,7 @@
 use crate::support::{
     CLUSTER, TARGET, World, assert_says, assignment,
     echo::{Echo, Way, get},
-    edit, edit_cluster, mesh_on, service, until,
+    edit, edit_cluster, envoy_mesh, mesh_on, service, until,
 };
 use envoy_types::{
     pb::{
@@ -16,7 +16,10 @@ use envoy_types::{
                     cluster::{
                         CommonLbConfig, LbConfig, LbSubsetConfig, RoundRobinLbConfig, SlowStartConfig,
                         common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
-                        lb_subset_config::{LbSubsetFallbackPolicy, LbSubsetSelector},
+                        lb_subset_config::{
+                            LbSubsetFallbackPolicy, LbSubsetSelector,
+                            lb_subset_selector::LbSubsetSelectorFallbackPolicy,
+                        },
                     },
                 },
                 core::v3::{HealthStatus, Metadata},
@@ -64,20 +67,6 @@ fn ask_for(cp: &ControlPlane, entries: &[(&str, &str)]) {
     });
 }
 
-/// A mesh with Envoy's rules.
-async fn envoy(cp: &ControlPlane) -> Mesh {
-    Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap()
-}
-
-/// Who answered so many requests; errors by their text.
-async fn spread(mesh: &Mesh, way: Way, count: usize) -> BTreeMap<String, usize> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..count {
-        *seen.entry(way.backend(mesh, get("/x")).await).or_insert(0) += 1;
-    }
-    seen
-}
-
 fn names(seen: &BTreeMap<String, usize>) -> String {
     seen.keys().cloned().collect::<Vec<_>>().join(" ")
 }
@@ -115,11 +104,11 @@ async fn the_route_chooses_endpoints_by_their_metadata() {
     ask_for(&cp, &[("version", "2")]);
     let world = World::on(cp).await;
     for way in Way::BOTH {
-        assert_eq!(names(&spread(&world.mesh, way, 20).await), "b c", "{way:?}");
+        assert_eq!(names(&way.spread(&world.mesh, 20).await), "b c", "{way:?}");
     }
     let change = async |entries: &[(&str, &str)], expected: &str| {
         ask_for(&world.cp, entries);
-        until(expected, async || names(&spread(&world.mesh, Way::Channel, 12).await) == expected).await;
+        until(expected, async || names(&Way::Channel.spread(&world.mesh, 12).await) == expected).await;
     };
     change(&[("version", "1")], "a").await;
     change(&[("version", "2"), ("stage", "dev")], "c").await;
@@ -135,11 +124,60 @@ async fn the_route_chooses_endpoints_by_their_metadata() {
     }
     assert_says(&Way::Channel.backend(&world.mesh, get("/x")).await, &["color=red"]);
     edit_cluster(&world.cp, CLUSTER, subsets(LbSubsetFallbackPolicy::AnyEndpoint));
-    until("any", async || names(&spread(&world.mesh, Way::Channel, 12).await) == "a b c d").await;
+    until("any", async || names(&Way::Channel.spread(&world.mesh, 12).await) == "a b c d").await;
     edit_cluster(&world.cp, CLUSTER, subsets(LbSubsetFallbackPolicy::DefaultSubset));
-    until("the default", async || names(&spread(&world.mesh, Way::Channel, 12).await) == "c").await;
+    until("the default", async || names(&Way::Channel.spread(&world.mesh, 12).await) == "c").await;
     change(&[("version", "1")], "a").await;
     change(&[], "c").await;
+}
+
+#[tokio::test]
+async fn each_selector_falls_back_in_its_own_way() {
+    let (cp, backends) = started(4).await;
+    let addresses: Vec<SocketAddr> = backends.iter().map(Echo::addr).collect();
+    let mut served = assignment(&[&addresses], HealthStatus::Healthy);
+    let metadata = [("1", "prod"), ("2", "prod"), ("2", "dev"), ("3", "")];
+    for (endpoint, (version, stage)) in served.endpoints[0].lb_endpoints.iter_mut().zip(metadata) {
+        endpoint.metadata = Some(lb(&[("version", version), ("stage", stage), ("color", "blue")]));
+    }
+    serve(&cp, served);
+    edit_cluster(&cp, CLUSTER, |cluster| {
+        let selector = |keys: &[&str], fallback: LbSubsetSelectorFallbackPolicy, reduced: &[&str]| LbSubsetSelector {
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            fallback_policy: fallback.into(),
+            fallback_keys_subset: reduced.iter().map(|key| (*key).to_owned()).collect(),
+            ..LbSubsetSelector::default()
+        };
+        cluster.lb_subset_config = Some(LbSubsetConfig {
+            fallback_policy: LbSubsetFallbackPolicy::AnyEndpoint.into(),
+            default_subset: lb(&[("stage", "dev")]).filter_metadata.remove("envoy.lb"),
+            subset_selectors: vec![
+                selector(&["color"], LbSubsetSelectorFallbackPolicy::NoFallback, &[]),
+                selector(&["version"], LbSubsetSelectorFallbackPolicy::AnyEndpoint, &[]),
+                selector(&["stage"], LbSubsetSelectorFallbackPolicy::DefaultSubset, &[]),
+                selector(&["stage", "version"], LbSubsetSelectorFallbackPolicy::KeysSubset, &["stage"]),
+            ],
+            ..LbSubsetConfig::default()
+        });
+    });
+    let world = World::on(cp).await;
+    for way in Way::BOTH {
+        let expect = async |entries: &[(&str, &str)], expected: &str| {
+            ask_for(&world.cp, entries);
+            until(expected, async || names(&way.spread(&world.mesh, 12).await) == expected).await;
+        };
+        expect(&[("version", "1")], "a").await;
+        // ANY_ENDPOINT
+        expect(&[("version", "9")], "a b c d").await;
+        // DEFAULT_SUBSET
+        expect(&[("stage", "test")], "c").await;
+        // KEYS_SUBSET: without the version; and from there on as the selector of those keys says.
+        expect(&[("stage", "prod"), ("version", "9")], "a b").await;
+        expect(&[("stage", "test"), ("version", "9")], "c").await;
+        // NO_FALLBACK, although the cluster as a whole has one.
+        ask_for(&world.cp, &[("color", "red")]);
+        until("nobody has it", async || way.backend(&world.mesh, get("/x")).await.contains("color=red")).await;
+    }
 }
 
 #[tokio::test]
@@ -159,14 +197,14 @@ async fn under_envoys_rules_priorities_spill_over_and_panic_disregards_health() 
         served
     };
     serve(&cp, layout(&[a], HealthStatus::Unhealthy));
-    let (mesh, grpc) = (envoy(&cp).await, mesh_on(&cp).await);
+    let (mesh, grpc) = (envoy_mesh(&cp).await, mesh_on(&cp).await);
     let _used = [mesh.channel(TARGET).unwrap(), grpc.channel(TARGET).unwrap()];
     // Half of priority 0, times 1.4: it covers 70 %, the rest goes on.
-    let seen = spread(&mesh, Way::Layer, 400).await;
+    let seen = Way::Layer.spread(&mesh, 400).await;
     let first = seen.get("b").copied().unwrap_or(0);
     assert!((240..=320).contains(&first) && !seen.contains_key("a"), "{seen:?}");
     // gRPC knows no such thing.
-    assert_eq!(names(&spread(&grpc, Way::Channel, 20).await), "b");
+    assert_eq!(names(&Way::Channel.spread(&grpc, 20).await), "b");
 
     // A factor of 200: half of it covers everything.
     let mut served = layout(&[a], HealthStatus::Unhealthy);
@@ -174,23 +212,23 @@ async fn under_envoys_rules_priorities_spill_over_and_panic_disregards_health() 
     served.policy =
         Some(cluster_load_assignment::Policy { overprovisioning_factor, ..cluster_load_assignment::Policy::default() });
     serve(&cp, served);
-    until("all is covered", async || names(&spread(&mesh, Way::Layer, 40).await) == "b").await;
+    until("all is covered", async || names(&Way::Layer.spread(&mesh, 40).await) == "b").await;
 
     // Degraded endpoints take what healthy ones of all priorities do not cover.
     serve(&cp, layout(&[b, c, d], HealthStatus::Degraded));
-    until("degraded endpoints help out", async || names(&spread(&mesh, Way::Layer, 60).await).contains("b")).await;
-    let seen = spread(&mesh, Way::Layer, 400).await;
+    until("degraded endpoints help out", async || names(&Way::Layer.spread(&mesh, 60).await).contains("b")).await;
+    let seen = Way::Layer.spread(&mesh, 400).await;
     assert!((220..=340).contains(seen.get("a").unwrap_or(&0)), "70 % are covered: {seen:?}");
 
     // Fewer than half are well in either: everybody is asked.
     serve(&cp, layout(&[a, b, c, d], HealthStatus::Unhealthy));
-    until("panic", async || names(&spread(&mesh, Way::Layer, 40).await) == "a b c d").await;
-    until("gRPC fails", async || spread(&grpc, Way::Channel, 1).await.keys().all(|name| name.len() > 1)).await;
+    until("panic", async || names(&Way::Layer.spread(&mesh, 40).await) == "a b c d").await;
+    until("gRPC fails", async || Way::Channel.spread(&grpc, 1).await.keys().all(|name| name.len() > 1)).await;
     edit_cluster(&cp, CLUSTER, |cluster| {
         let never = Some(Percent { value: 0.0 });
         cluster.common_lb_config = Some(CommonLbConfig { healthy_panic_threshold: never, ..CommonLbConfig::default() });
     });
-    until("no panic", async || spread(&mesh, Way::Layer, 1).await.keys().all(|name| name.len() > 1)).await;
+    until("no panic", async || Way::Layer.spread(&mesh, 1).await.keys().all(|name| name.len() > 1)).await;
 }
 
 #[tokio::test]
@@ -217,15 +255,15 @@ async fn requests_stay_in_the_zone_as_long_as_it_gets_no_more_than_its_share() {
     let mesh = Mesh::builder().bootstrap_json(&bootstrap.to_string()).unwrap().profile(Profile::Envoy);
     let mesh = mesh.zone_share(0.5).build().await.unwrap();
     let _used = mesh.channel(TARGET).unwrap();
-    assert_eq!(names(&spread(&mesh, Way::Layer, 40).await), "a b", "half of the endpoints for half of the clients");
+    assert_eq!(names(&Way::Layer.spread(&mesh, 40).await), "a b", "half of the endpoints for half of the clients");
     // A quarter of the endpoints can serve half of its clients only.
     serve(&cp, zones(&[a], &[b, c, d]));
-    until("the rest goes elsewhere", async || spread(&mesh, Way::Layer, 40).await.len() == 4).await;
-    let seen = spread(&mesh, Way::Layer, 400).await;
+    until("the rest goes elsewhere", async || Way::Layer.spread(&mesh, 40).await.len() == 4).await;
+    let seen = Way::Layer.spread(&mesh, 400).await;
     assert!((160..=240).contains(&seen["a"]), "{seen:?}");
     // Who does not know where it is goes everywhere.
-    let elsewhere = envoy(&cp).await;
-    let seen = spread(&elsewhere, Way::Layer, 400).await;
+    let elsewhere = envoy_mesh(&cp).await;
+    let seen = Way::Layer.spread(&elsewhere, 400).await;
     assert!((60..=140).contains(&seen["a"]), "{seen:?}");
 }
 
@@ -243,19 +281,19 @@ async fn a_new_endpoint_gets_little_at_first() {
             }),
         }));
     });
-    let mesh = envoy(&cp).await;
+    let mesh = envoy_mesh(&cp).await;
     // Endpoints live as long as somebody uses their cluster.
     let _used = mesh.channel(TARGET).unwrap();
-    let seen = spread(&mesh, Way::Layer, 40).await;
+    let seen = Way::Layer.spread(&mesh, 40).await;
     assert!(seen.values().all(|count| (16..=24).contains(count)), "all that are new are alike: {seen:?}");
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
     serve(&cp, assignment(&[&addresses], HealthStatus::Healthy));
-    until("the new one is there", async || spread(&mesh, Way::Layer, 30).await.contains_key("c")).await;
+    until("the new one is there", async || Way::Layer.spread(&mesh, 30).await.contains_key("c")).await;
     // One eighth against a half and more.
-    let seen = spread(&mesh, Way::Layer, 100).await;
+    let seen = Way::Layer.spread(&mesh, 100).await;
     assert!(seen.get("c").is_none_or(|new| *new <= 22), "{seen:?}");
     until("it gets its share in the end", async || {
-        let seen = spread(&mesh, Way::Layer, 90).await;
+        let seen = Way::Layer.spread(&mesh, 90).await;
         seen.get("c").is_some_and(|new| (25..=35).contains(new))
     })
     .await;

@@ -16,7 +16,7 @@ use examples::{
     backend::{Backend, HttpBackend, Options},
     greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient},
 };
-use mesh_client::{Mesh, MeshChannel};
+use mesh_client::{Mesh, MeshChannel, Profile};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use prost::{Message, Name};
@@ -63,6 +63,11 @@ impl World {
         let request = http::Request::post(format!("http://{}/helloworld.Greeter/SayHello", &TARGET["xds:///".len()..]));
         self.mesh.explain(&request.body(()).unwrap().into_parts().0).to_string()
     }
+}
+
+/// A mesh on this control plane with Envoy's rules.
+pub(crate) async fn envoy_mesh(cp: &ControlPlane) -> Mesh {
+    Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap()
 }
 
 /// A mesh on this control plane.
@@ -187,7 +192,7 @@ pub(crate) async fn hello_with(
 /// One call with an hour's deadline that must end far sooner.
 pub(crate) async fn prompt_hello(channel: &MeshChannel) -> Result<HelloReply, Status> {
     let call = hello_with(channel, |r| r.set_timeout(HOUR));
-    tokio::time::timeout(Duration::from_secs(10), call).await.expect("did not end promptly")
+    tokio::time::timeout(GUARD, call).await.expect("did not end promptly")
 }
 
 /// Asks again until `holds`.

@@ -74,9 +74,21 @@ pub struct RetryBudget {
     pub min_concurrency: u32,
 }
 
-/// `circuit_breakers.thresholds`: of priority DEFAULT, and in `high` of priority HIGH.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// `circuit_breakers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CircuitBreakers {
+    /// `thresholds` of priority DEFAULT.
+    pub default: Thresholds,
+    /// Of the requests of routes with priority HIGH, counted apart.
+    pub high: Thresholds,
+    /// `per_host_thresholds.max_connections`: connections per endpoint. `None`: HTTP/2 has one (gRFC A105, which allows up to 10: a
+    /// further one is made when streams run out), HTTP/1.1 as many as it needs.
+    pub max_connections_per_host: Option<u32>,
+}
+
+/// The limits of one priority.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
     /// Default 1024 connections.
     pub max_connections: u32,
     /// Default 1024 requests waiting for a connection.
@@ -88,28 +100,6 @@ pub struct CircuitBreakers {
     /// `retry_budget`, which overrides `max_retries`.
     pub retry_budget: Option<RetryBudget>,
     /// `track_remaining`: a gauge says how much is left of each. Default false.
-    pub track_remaining: bool,
-    /// Of the requests of routes with priority HIGH, counted apart.
-    pub high: Thresholds,
-    /// `per_host_thresholds.max_connections`: connections per endpoint. `None`: HTTP/2 has one (gRFC A105, which allows up to 10: a
-    /// further one is made when streams run out), HTTP/1.1 as many as it needs.
-    pub max_connections_per_host: Option<u32>,
-}
-
-/// The limits of one priority. The defaults are those of [`CircuitBreakers`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Thresholds {
-    /// Connections.
-    pub max_connections: u32,
-    /// Requests waiting for a connection.
-    pub max_pending_requests: u32,
-    /// Requests in flight.
-    pub max_requests: u32,
-    /// Retries in flight.
-    pub max_retries: u32,
-    /// `retry_budget`, which overrides `max_retries`.
-    pub retry_budget: Option<RetryBudget>,
-    /// `track_remaining`
     pub track_remaining: bool,
 }
 
@@ -163,28 +153,11 @@ impl RoutingPriority {
 }
 
 impl CircuitBreakers {
-    /// With the thresholds of this priority in the place of those of DEFAULT.
-    #[must_use]
-    pub fn at(&self, priority: RoutingPriority) -> Self {
-        let Thresholds {
-            max_connections,
-            max_pending_requests,
-            max_requests,
-            max_retries,
-            retry_budget,
-            track_remaining,
-        } = match priority {
-            RoutingPriority::Default => return *self,
-            RoutingPriority::High => self.high,
-        };
-        Self {
-            max_connections,
-            max_pending_requests,
-            max_requests,
-            max_retries,
-            retry_budget,
-            track_remaining,
-            ..*self
+    /// The limits of this priority.
+    pub fn at(&self, priority: RoutingPriority) -> &Thresholds {
+        match priority {
+            RoutingPriority::Default => &self.default,
+            RoutingPriority::High => &self.high,
         }
     }
 }
@@ -198,21 +171,6 @@ impl Default for Thresholds {
             max_retries: 3,
             retry_budget: None,
             track_remaining: false,
-        }
-    }
-}
-
-impl Default for CircuitBreakers {
-    fn default() -> Self {
-        Self {
-            max_connections: 1024,
-            max_pending_requests: 1024,
-            max_requests: 1024,
-            max_retries: 3,
-            retry_budget: None,
-            track_remaining: false,
-            high: Thresholds::default(),
-            max_connections_per_host: None,
         }
     }
 }

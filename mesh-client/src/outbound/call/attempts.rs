@@ -1,18 +1,14 @@
 //! The attempts of a call: pick an endpoint, get a stream on a connection to it, send, judge, and again.
 
-use super::{
-    Call,
-    finish::{broken, grpc_status},
-    head::SavedHead,
-};
+use super::{Call, finish::broken, head::SavedHead};
 use crate::{
     Error,
     error::{BoxError, Kind},
     outbound::{
         cluster::{Avoid, Endpoint, InFlight, Outcome as Verdict, Permit, Pick, Resource, Unavailable},
-        connect::Subchannel,
+        connect::{ConnectError, Subchannel},
         narrate,
-        retry::{Attempts, Decision, Failure, Kept, Outcome, Outgoing, Policy, Situation, Stop},
+        retry::{Attempts, Decision, Failure, Fan, Kept, Outcome, Outgoing, Policy, Situation, Stop, grpc_status},
         route::Profile,
         timeout::{Idle, StoodStill, write_grpc_timeout},
     },
@@ -20,6 +16,7 @@ use crate::{
     transport::{self, Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response, StatusCode, request::Parts};
 use http_body::Body;
 use smallvec::SmallVec;
@@ -73,13 +70,17 @@ where
         Ok((Self { head: SavedHead::of(&head), body: kept }, Request::from_parts(head, body)))
     }
 
-    /// All of the request is kept: it can be sent while an earlier attempt still is.
-    pub(super) fn is_whole(&self) -> bool {
-        matches!(self.body, Kept::Whole(_))
+    /// All of the request so far is kept.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.body.is_replayable()
     }
 
-    pub(super) fn again(&self) -> Request<Outgoing<B>> {
-        self.head.restore(self.body.again())
+    /// The request of the next attempt; `fan`: several go on at the same time, and this is the attempt's number.
+    pub(super) fn again(&self, fan: Option<(&Fan<B>, u32)>) -> Request<Outgoing<B>> {
+        self.head.restore(match fan {
+            None => self.body.again(),
+            Some((fan, attempt)) => Outgoing::Fan(fan.body(attempt)),
+        })
     }
 }
 
@@ -117,20 +118,15 @@ impl Call {
                         Err((failure, error)) => Attempt::Failed(failure, error),
                         Ok(lease) => {
                             self.say_picked(&lease);
-                            let mut request = request.take().unwrap_or_else(|| resend.again());
+                            let mut request = request.take().unwrap_or_else(|| resend.again(None));
                             self.dress(&mut request, per_try, after_timeout);
                             self.begin_attempt();
                             self.tell_attempt(&lease, request.headers_mut());
-                            let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
-                            match sent {
-                                Ok(Ok(response)) => Attempt::Response(response),
-                                Ok(Err(error)) => self.broken(error),
-                                Err(Over::PerTry(limit)) => self.elapsed(limit),
-                                Err(Over::Idle(still)) => {
-                                    self.flag = Flag::STREAM_IDLE_TIMEOUT;
-                                    Attempt::Failed(Failure::PerTryTimeout, self.stood_still(still))
-                                }
+                            if let Some(idle) = &self.idle {
+                                idle.moved(Instant::now());
                             }
+                            let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
+                            self.sent(sent)
                         }
                     };
                     self.look_once(&mut attempt).await;
@@ -302,66 +298,98 @@ impl Call {
     /// A stream on a connection to a picked endpoint. An endpoint that cannot be connected to is left for the next one: nothing was
     /// sent, so this is no retry.
     pub(super) async fn lease(&mut self, avoid: &Avoid<'_, Subchannel>) -> Result<Lease, (Failure, Error)> {
-        let mut random = fastrand::Rng::new();
-        let mut failures = 0;
-        let (mut pending, mut patience) = (None, None);
+        let mut line = InLine { picked: self.in_flight.take(), ..InLine::default() };
         // An error from here on must not name the endpoint of the attempt before.
         self.endpoint = None;
+        poll_fn(|cx| self.poll_lease(&mut line, avoid, cx)).await
+    }
+
+    /// The same for one who does other things meanwhile. `line` keeps the place of who waits; it is as new at the end.
+    pub(super) fn poll_lease(
+        &mut self,
+        line: &mut InLine,
+        avoid: &Avoid<'_, Subchannel>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Lease, (Failure, Error)>> {
+        let leased = std::task::ready!(self.poll_line(line, avoid, cx));
+        self.connecting = false;
+        self.in_flight = std::mem::take(line).picked;
+        Poll::Ready(leased)
+    }
+
+    fn poll_line(
+        &mut self,
+        line: &mut InLine,
+        avoid: &Avoid<'_, Subchannel>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Lease, (Failure, Error)>> {
         loop {
-            let picked = match self.in_flight.take() {
-                Some(picked) => picked,
-                None => match self.pick_again(avoid, &mut random)? {
-                    Pick::Endpoint(endpoint) => InFlight::of(endpoint),
-                    Pick::Fail(cause) => {
-                        // An endpoint that refuses connections may take the next one: that is a failure to connect.
-                        let (failure, flag) = match &*cause {
-                            Unavailable::Unreachable { .. } => (Failure::Connect, Flag::UPSTREAM_CONNECTION_FAILURE),
-                            _ => (Failure::NoEndpoint, Flag::NO_HEALTHY_UPSTREAM),
-                        };
-                        self.flag = flag;
-                        let message = "no endpoint can be used".into();
-                        return Err((failure, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))));
-                    }
-                },
-            };
-            let in_flight = self.in_flight.insert(picked);
-            self.endpoint = Some(in_flight.endpoint().address());
-            if let Some(lease) = in_flight.endpoint().link().ready() {
-                return Ok(lease);
+            if let Some(acquiring) = &mut line.acquiring {
+                let acquired = std::task::ready!(acquiring.as_mut().poll(cx));
+                line.acquiring = None;
+                self.connecting = false;
+                match acquired {
+                    Ok(Ok(lease)) => return Poll::Ready(Ok(lease)),
+                    Ok(Err(cause)) => self.not_connected(line, cause)?,
+                    Err(limit) => return Poll::Ready(Err(self.out_of_patience(limit))),
+                }
             }
-            let endpoint = in_flight.endpoint().clone();
-            self.wait_in_line(&mut pending)?;
+            let picked = match line.picked.take() {
+                Some(picked) => picked,
+                None => InFlight::of(self.pick_or_fail(avoid)?),
+            };
+            let endpoint = line.picked.insert(picked).endpoint().clone();
+            self.endpoint = Some(endpoint.address());
+            if let Some(lease) = endpoint.link().ready() {
+                return Poll::Ready(Ok(lease));
+            }
+            self.wait_in_line(&mut line.pending)?;
+            let (until, priority) = (self.patience(&mut line.patience)?, self.priority);
             self.connecting = true;
             if let Some(watch) = &self.chosen.watch {
                 watch.delayed();
             }
-            let acquired = match self.patience(&mut patience)? {
-                None => endpoint.link().acquire(self.priority).await,
-                Some((at, limit)) => match tokio::time::timeout_at(at, endpoint.link().acquire(self.priority)).await {
-                    Ok(acquired) => acquired,
-                    Err(_) => return Err(self.out_of_patience(limit)),
-                },
-            };
-            self.connecting = false;
-            let cause = match acquired {
-                Ok(lease) => return Ok(lease),
-                Err(cause) => cause,
-            };
-            if let Some(mut failed) = self.in_flight.take() {
-                failed.record(Verdict::LocalOrigin);
-            }
-            if let Some(explain) = &self.chosen.explain {
-                explain.add("connect", format!("{} failed: {}", endpoint.address(), narrate::chain(&cause)));
-            }
-            failures += 1;
-            if failures >= MAX_CONNECT_FAILURES {
-                self.flag = Flag::UPSTREAM_CONNECTION_FAILURE;
-                return Err((
-                    Failure::Connect,
-                    self.error(Kind::NoEndpoint, "no connection".into(), Some(Box::new(cause))),
-                ));
+            line.acquiring = Some(Box::pin(async move {
+                let acquired = endpoint.link().acquire(priority);
+                match until {
+                    None => Ok(acquired.await),
+                    Some((at, limit)) => tokio::time::timeout_at(at, acquired).await.map_err(|_| limit),
+                }
+            }));
+        }
+    }
+
+    fn pick_or_fail(&mut self, avoid: &Avoid<'_, Subchannel>) -> Result<Arc<Endpoint>, (Failure, Error)> {
+        match self.pick_again(avoid, &mut fastrand::Rng::new())? {
+            Pick::Endpoint(endpoint) => Ok(endpoint),
+            Pick::Fail(cause) => {
+                // An endpoint that refuses connections may take the next one: that is a failure to connect.
+                let (failure, flag) = match &*cause {
+                    Unavailable::Unreachable { .. } => (Failure::Connect, Flag::UPSTREAM_CONNECTION_FAILURE),
+                    _ => (Failure::NoEndpoint, Flag::NO_HEALTHY_UPSTREAM),
+                };
+                self.flag = flag;
+                let message = "no endpoint can be used".into();
+                Err((failure, self.error(Kind::NoEndpoint, message, Some(Box::new(cause)))))
             }
         }
+    }
+
+    /// The endpoint picked cannot be connected to: another one, unless that happened too often.
+    fn not_connected(&mut self, line: &mut InLine, cause: Arc<ConnectError>) -> Result<(), (Failure, Error)> {
+        if let Some(mut failed) = line.picked.take() {
+            failed.record(Verdict::LocalOrigin);
+            if let Some(explain) = &self.chosen.explain {
+                let text = format!("{} failed: {}", failed.endpoint().address(), narrate::chain(&cause));
+                explain.add("connect", text);
+            }
+        }
+        line.failures += 1;
+        if line.failures < MAX_CONNECT_FAILURES {
+            return Ok(());
+        }
+        self.flag = Flag::UPSTREAM_CONNECTION_FAILURE;
+        Err((Failure::Connect, self.error(Kind::NoEndpoint, "no connection".into(), Some(Box::new(cause)))))
     }
 
     /// Until when the call may wait for a connection, from when it first had to; and the limit (failfast).
@@ -401,6 +429,19 @@ impl Call {
             *pending = Some(permit);
         }
         Ok(())
+    }
+
+    /// What an attempt ended in.
+    pub(super) fn sent(&mut self, sent: Sent) -> Attempt {
+        match sent {
+            Ok(Ok(response)) => Attempt::Response(response),
+            Ok(Err(error)) => self.broken(error),
+            Err(Over::PerTry(limit)) => self.elapsed(limit),
+            Err(Over::Idle(still)) => {
+                self.flag = Flag::STREAM_IDLE_TIMEOUT;
+                Attempt::Failed(Failure::PerTryTimeout, self.stood_still(still))
+            }
+        }
     }
 
     /// An attempt failed in the transport.
@@ -447,9 +488,7 @@ impl Call {
         self.learn(Some(headers), &outcome);
         if let (Outcome::Response(head), Some(in_flight)) = (&outcome, &mut self.in_flight) {
             match head.grpc {
-                Some(code) => {
-                    in_flight.record(Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))))
-                }
+                Some(code) => in_flight.record(Verdict::of_grpc_status(code)),
                 None if grpc => {}
                 None => in_flight.record(Verdict::of_http(response.status())),
             }
@@ -472,23 +511,39 @@ impl Call {
     }
 }
 
+/// Where a call stands in the line for a connection.
+#[derive(Default)]
+pub(super) struct InLine {
+    /// Whose connection it waits for.
+    picked: Option<InFlight>,
+    acquiring: Option<BoxFuture<'static, Acquired>>,
+    pending: Option<Permit>,
+    /// Since when it waits.
+    patience: Option<Instant>,
+    /// Attempts to connect that failed.
+    failures: u32,
+}
+
+/// A stream, or why there is no connection; or it waited so long.
+type Acquired = Result<Result<Lease, Arc<ConnectError>>, Duration>;
+
+/// How what was sent was answered, if it was in time.
+pub(super) type Sent = Result<Result<Response<RecvBody>, TransportError>, Over>;
+
 /// What ended an attempt before it was answered.
-enum Over {
+pub(super) enum Over {
     PerTry(Duration),
     Idle(StoodStill),
 }
 
-/// `attempt` within its own limits.
-async fn limited<T>(
+/// `attempt`, which begins now, within its own limits.
+pub(super) async fn limited<T>(
     per_try: Option<Duration>,
     idle: Option<Arc<Idle>>,
     attempt: impl Future<Output = T>,
 ) -> Result<T, Over> {
     let idle = idle.as_deref();
-    if let Some(idle) = idle {
-        idle.moved(Instant::now());
-    }
-    let mut standing = idle.and_then(Idle::of_attempt);
+    let mut standing = idle.and_then(|idle| idle.of_attempt(Instant::now()));
     let mut attempt = pin!(attempt);
     let answered = poll_fn(|cx| match (attempt.as_mut().poll(cx), &mut standing, idle) {
         (Poll::Ready(sent), _, _) => Poll::Ready(Ok(sent)),

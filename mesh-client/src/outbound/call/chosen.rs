@@ -264,7 +264,7 @@ impl Chosen {
     }
 
     /// Counts a call that ends before its first attempt.
-    pub(super) fn count(&self, status: u16, grpc: u8, flag: Flag) {
+    pub(super) fn count(&self, status: u16, grpc: u32, flag: Flag) {
         let flags = flag | self.flags;
         let outcome = Outcome { status, grpc: self.grpc.then_some(grpc), flag: flags };
         let choice = self.choice();

@@ -1,21 +1,19 @@
 //! The end of a call: counted once, judged once, and everything it holds given back.
 
 use super::Call;
-use crate::headers::find;
 use crate::{
     Error,
     error::{BoxError, Kind, Place},
     outbound::{
         cluster::Outcome as Verdict,
+        retry::grpc_status,
         timeout::{Deadline, StoodStill},
     },
     telemetry::{access_log::ResponseFlags as Flag, metrics::Outcome},
     transport::{RecvBody, TransportError},
 };
-use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use std::net::SocketAddr;
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How a response ended.
 pub(crate) enum Finished<'a> {
@@ -110,7 +108,7 @@ impl Call {
     /// What a response that came whole says of its endpoint.
     fn verdict(&self) -> Verdict {
         match (self.chosen.grpc, self.grpc_status) {
-            (true, Some(code)) => Verdict::of_grpc(tonic::Code::from_i32(i32::from(code))),
+            (true, Some(code)) => Verdict::of_grpc_status(code),
             _ => Verdict::of_http(StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK)),
         }
     }
@@ -210,9 +208,4 @@ pub(super) fn broken(error: &TransportError) -> Flag {
         Kind::RequestBody | Kind::InvalidRequest => Flag::LOCAL_RESET,
         _ => Flag::UPSTREAM_CONNECTION_TERMINATION,
     }
-}
-
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    let value = find(headers, &GRPC_STATUS)?;
-    Some(value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2))
 }

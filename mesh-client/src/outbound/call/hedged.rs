@@ -1,22 +1,27 @@
 //! Several attempts of one call at the same time: the first good response wins, the others are cut off.
 //!
-//! Envoy's `hedge_on_per_try_timeout` and gRFC A6's hedging. Only a request that is complete when it begins is hedged (a unary call is):
-//! one body cannot be read by two attempts at different speeds without keeping all of it.
+//! Envoy's `hedge_on_per_try_timeout` and gRFC A6's hedging. A request that still goes on when it is hedged is read by all attempts, each
+//! at its own speed, as far as it is kept; beyond that the attempt that is ahead goes on alone.
+//!
+//! What becomes of the attempts that lose: one that was silent for the per-try timeout counts as a timeout against its endpoint, at that
+//! moment and whatever it answers later (Envoy's `onSoftPerTryTimeout`); one that is cut off before counts as nothing, except that peak
+//! EWMA knows now that it would have taken longer (as Linkerd's does of calls that are dropped).
 
 use super::{
     Call,
-    attempts::{Attempt, Resend, Tried, avoid},
+    attempts::{Attempt, InLine, Resend, Sent, Tried, avoid, limited},
 };
 use crate::{
     Error,
     error::BoxError,
     outbound::{
-        cluster::InFlight,
+        cluster::{Answered, Endpoint, InFlight, LiveCluster, Outcome as Verdict, Want},
         connect::Subchannel,
         narrate,
-        retry::{Decision, Failure, Outcome, Outgoing, Permit, Policy, Pushback, Situation},
+        retry::{Decision, Failure, Fan, Outcome, Outgoing, Permit, Policy, Pushback, Situation, is_behind},
+        timeout::Idle,
     },
-    transport::{RecvBody, TransportError},
+    transport::{Lease, RecvBody, TransportError},
 };
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -26,6 +31,7 @@ use mesh_xds::resource::Hedge;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -39,14 +45,31 @@ struct Leg {
     began: Instant,
     /// Its share of the budget.
     _permit: Option<Permit>,
-    sent: Result<Response<RecvBody>, TransportError>,
+    sent: Sent,
+}
+
+/// How long an attempt may take.
+struct Limits {
+    /// Until it is cut off.
+    per_try: Option<Duration>,
+    /// From then on it counts as a timeout, and goes on. At the very moment when the next one starts.
+    soft: Option<Instant>,
+    idle: Option<Arc<Idle>>,
+}
+
+/// An attempt under way, at a cluster whose policy compares latencies. When it is not waited for any longer, its endpoint is known to
+/// be as slow as it was so far.
+struct Unanswered {
+    live: Arc<LiveCluster>,
+    endpoint: Option<Arc<Endpoint>>,
+    began: Instant,
 }
 
 /// What happens next.
 #[allow(clippy::large_enum_variant, reason = "made and taken apart on the spot")]
 enum Step {
     Ended(Leg),
-    Leased(Result<crate::transport::Lease, (Failure, Error)>),
+    Leased(Result<Lease, (Failure, Error)>),
     Due(Due),
 }
 
@@ -60,15 +83,26 @@ enum Due {
 }
 
 /// The attempts of a hedged call, and when the next one starts.
-struct Race {
+struct Race<B> {
     legs: FuturesUnordered<BoxFuture<'static, Leg>>,
-    /// An attempt is on its way to a connection.
+    /// Of a request that goes on.
+    fan: Option<Fan<B>>,
+    /// An attempt is on its way to a connection,
     starting: bool,
+    /// and stands here in the line for it.
+    line: InLine,
     timer: Option<(Pin<Box<Sleep>>, Due)>,
     permit: Option<Permit>,
     tried: Tried,
     /// The server said so: no more attempts.
     stopped: bool,
+}
+
+impl<B> Race<B> {
+    /// Whether one more attempt can send the whole request.
+    fn is_replayable(&self) -> bool {
+        self.fan.as_ref().is_none_or(Fan::is_kept)
+    }
 }
 
 impl Call {
@@ -78,7 +112,7 @@ impl Call {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<BoxError>,
     {
-        self.hedge_delay().is_some() && resend.is_whole()
+        self.hedge_delay().is_some() && resend.is_replayable()
     }
 
     /// After what time without an answer another attempt starts.
@@ -94,40 +128,51 @@ impl Call {
         &mut self,
         policy: &Policy,
         resend: &Resend<B>,
-        first: Request<Outgoing<B>>,
+        mut first: Request<Outgoing<B>>,
     ) -> Result<Response<RecvBody>, Error>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         let delay = self.hedge_delay().unwrap_or(Duration::MAX);
-        let mut request = Some(first);
+        let on_timeout = matches!(self.chosen.forward().hedge, Some(Hedge::PerTryTimeout));
+        // An attempt that is hedged on its timeout goes on beyond it.
+        let per_try = policy.per_try_timeout().filter(|_| !on_timeout);
         let mut race = Race {
             legs: FuturesUnordered::new(),
+            fan: first.body_mut().fan(),
             starting: true,
+            line: InLine::default(),
             timer: None,
             permit: None,
             tried: Tried::new(),
             stopped: false,
         };
+        let mut request = Some(first);
         self.begins();
         loop {
             match self.step(policy, &mut race).await {
                 Step::Leased(Ok(lease)) => {
                     race.starting = false;
                     self.say_picked(&lease);
-                    let mut request = request.take().unwrap_or_else(|| resend.again());
-                    self.dress(&mut request, None, false);
+                    let number = self.attempts.number();
+                    let fan = race.fan.as_ref().map(|fan| (fan, number));
+                    let mut request = request.take().unwrap_or_else(|| resend.again(fan));
+                    self.dress(&mut request, per_try, false);
                     self.tell_attempt(&lease, request.headers_mut());
                     let in_flight = self.in_flight.take();
                     race.tried.extend(in_flight.as_ref().map(|in_flight| in_flight.endpoint().clone()));
-                    let (number, permit, sending) = (self.attempts.number(), race.permit.take(), lease.send(request));
-                    let began = Instant::now();
+                    let (permit, began) = (race.permit.take(), Instant::now());
+                    let due = began.checked_add(delay);
+                    let limits = Limits { per_try, soft: due.filter(|_| on_timeout), idle: self.idle.clone() };
+                    let unanswered = Unanswered::of(&self.leaf().live, in_flight.as_ref(), began);
+                    let answer = answered(lease.send(request), limits, in_flight, unanswered);
                     race.legs.push(Box::pin(async move {
-                        let sent = sending.await;
+                        let (sent, in_flight) = answer.await;
                         Leg { in_flight, number, began, _permit: permit, sent }
                     }));
-                    race.timer = (!race.stopped).then(|| (Box::pin(tokio::time::sleep(delay)), Due::Hedge));
+                    race.timer =
+                        due.filter(|_| !race.stopped).map(|due| (Box::pin(tokio::time::sleep_until(due)), Due::Hedge));
                 }
                 Step::Leased(Err((failure, error))) => {
                     race.starting = false;
@@ -142,36 +187,40 @@ impl Call {
                 }
                 Step::Ended(Leg { in_flight, number, began, sent, .. }) => {
                     self.attempt_began(began);
-                    // The endpoint that the next attempt waits for, meanwhile.
-                    let waiting = std::mem::replace(&mut self.in_flight, in_flight);
+                    self.in_flight = in_flight;
                     self.endpoint = self.in_flight.as_ref().map(|in_flight| in_flight.endpoint().address());
-                    let mut attempt = match sent {
-                        Ok(response) => Attempt::Response(response),
-                        Err(error) => self.broken(error),
-                    };
+                    let behind = matches!(&sent, Ok(Err(error)) if is_behind(error));
+                    if behind && (race.starting || !race.legs.is_empty()) {
+                        // The request is longer than what is kept, and another attempt goes on with it.
+                        self.in_flight = None;
+                        continue;
+                    }
+                    let mut attempt = self.sent(sent);
                     self.look_once(&mut attempt).await;
                     if let Some(last) = self.attempt_ended(policy, resend, &mut race, attempt, number) {
+                        if let Some(fan) = &race.fan {
+                            fan.settle(number);
+                        }
                         return last.result();
                     }
-                    self.in_flight = waiting;
+                    self.in_flight = None;
                 }
                 Step::Due(Due::Retry) => race.starting = true,
-                Step::Due(Due::Hedge) => self.hedge(policy, resend, &mut race),
+                Step::Due(Due::Hedge) => self.hedge(policy, &mut race),
             }
         }
     }
 
     /// Waits for an attempt to end, to find its connection, or to be due.
-    async fn step(&mut self, policy: &Policy, race: &mut Race) -> Step {
-        let Race { legs, starting, timer, tried, .. } = race;
+    async fn step<B>(&mut self, policy: &Policy, race: &mut Race<B>) -> Step {
+        let Race { legs, starting, line, timer, tried, .. } = race;
         let avoid = avoid(Some(policy), tried);
-        let mut lease = pin!(starting.then(|| self.lease(&avoid)));
         poll_fn(|cx| {
             if let Poll::Ready(Some(leg)) = legs.poll_next_unpin(cx) {
                 return Poll::Ready(Step::Ended(leg));
             }
-            if let Some(lease) = lease.as_mut().as_pin_mut() {
-                return lease.poll(cx).map(Step::Leased);
+            if *starting {
+                return self.poll_lease(line, &avoid, cx).map(Step::Leased);
             }
             let Some((sleep, due)) = timer else { return Poll::Pending };
             let due = *due;
@@ -183,16 +232,12 @@ impl Call {
     }
 
     /// Starts one more attempt, if the policy, the budget and the request allow one.
-    fn hedge<B>(&mut self, policy: &Policy, resend: &Resend<B>, race: &mut Race)
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<BoxError>,
-    {
+    fn hedge<B>(&mut self, policy: &Policy, race: &mut Race<B>) {
         if race.stopped {
             return;
         }
         let deadline = self.chosen.deadline.map(|deadline| deadline.at);
-        let situation = Situation { replayable: resend.is_whole(), now: Instant::now(), deadline, asked: None };
+        let situation = Situation { replayable: race.is_replayable(), now: Instant::now(), deadline, asked: None };
         let routing = &self.chosen.routing;
         let upstream = &routing.upstreams()[self.upstream];
         let budget = || routing.retry_permit(self.upstream, self.priority).map(Some);
@@ -215,7 +260,7 @@ impl Call {
         &mut self,
         policy: &Policy,
         resend: &Resend<B>,
-        race: &mut Race,
+        race: &mut Race<B>,
         attempt: Attempt,
         number: u32,
     ) -> Option<Attempt>
@@ -226,7 +271,8 @@ impl Call {
         let outcome = self.judge(&attempt);
         self.count(Some(policy), &outcome);
         let told = |call: &Self, attempt: &Attempt| call.tell_ended(number, attempt, &outcome);
-        let situation = self.situation(Some(policy), resend, &attempt, &outcome, number);
+        let mut situation = self.situation(Some(policy), resend, &attempt, &outcome, number);
+        situation.replayable &= race.is_replayable();
         let unprocessed = matches!(outcome, Outcome::Failure(Failure::NeverSent | Failure::Refused));
         let pushback = match &outcome {
             Outcome::Response(response) => response.pushback,
@@ -247,7 +293,7 @@ impl Call {
             match pushback {
                 Pushback::Stop => race.timer = None,
                 Pushback::After(delay) => race.timer = Some((Box::pin(tokio::time::sleep(delay)), Due::Hedge)),
-                Pushback::None if retriable && delayed && !race.starting => self.hedge(policy, resend, race),
+                Pushback::None if retriable && delayed && !race.starting => self.hedge(policy, race),
                 Pushback::None => {}
             }
             told(self, &attempt);
@@ -279,5 +325,62 @@ impl Call {
         told(self, &attempt);
         self.in_flight = None;
         None
+    }
+}
+
+/// Waits for the answer of one attempt, which begins now.
+async fn answered(
+    answer: impl Future<Output = Result<Response<RecvBody>, TransportError>>,
+    limits: Limits,
+    mut in_flight: Option<InFlight>,
+    unanswered: Option<Unanswered>,
+) -> (Sent, Option<InFlight>) {
+    let mut answer = pin!(limited(limits.per_try, limits.idle, answer));
+    let in_time = match limits.soft {
+        None => Ok(answer.as_mut().await),
+        Some(limit) => tokio::time::timeout_at(limit, answer.as_mut()).await,
+    };
+    let sent = match in_time {
+        Ok(sent) => sent,
+        Err(_) => {
+            if let Some(in_flight) = &mut in_flight {
+                in_flight.record(Verdict::LocalOrigin);
+            }
+            if let Some(unanswered) = &unanswered {
+                unanswered.timed_out();
+            }
+            answer.await
+        }
+    };
+    if let Some(unanswered) = unanswered {
+        unanswered.answered();
+    }
+    (sent, in_flight)
+}
+
+impl Unanswered {
+    /// `None` where latencies do not matter.
+    fn of(live: &Arc<LiveCluster>, in_flight: Option<&InFlight>, began: Instant) -> Option<Self> {
+        let endpoint = in_flight.filter(|_| live.wants(Want::Latency))?.endpoint().clone();
+        Some(Self { live: live.clone(), endpoint: Some(endpoint), began })
+    }
+
+    /// It counts as a failure from now on.
+    fn timed_out(&self) {
+        if let Some(endpoint) = &self.endpoint {
+            self.live.learn(endpoint, Answered { took: self.began.elapsed(), failed: true, hint: None });
+        }
+    }
+
+    fn answered(mut self) {
+        self.endpoint = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.endpoint.take() {
+            self.live.gave_up(&endpoint, self.began.elapsed());
+        }
     }
 }

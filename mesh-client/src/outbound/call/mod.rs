@@ -128,7 +128,7 @@ pub(crate) struct Call {
     flag: Flag,
     /// HTTP status of the response; 0 before there is one.
     status: u16,
-    grpc_status: Option<u8>,
+    grpc_status: Option<u32>,
 }
 
 /// Whatever carries a call through its response body.

@@ -155,7 +155,7 @@ impl Call {
 fn is_failure(response: &Response) -> bool {
     match response.grpc {
         Some(8) => true,
-        Some(code) => Verdict::of_grpc(tonic::Code::from_i32(i32::try_from(code).unwrap_or(2))).is_failure(),
+        Some(code) => Verdict::of_grpc_status(code).is_failure(),
         None => response.status == 429 || response.status >= 500,
     }
 }

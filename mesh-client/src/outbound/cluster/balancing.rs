@@ -1,7 +1,7 @@
 //! How a cluster balances: what its policy is built from, what requests see of it, and what it learns of their answers.
 
 use super::{Endpoint, Link, LiveCluster, Report, Unavailable, Writer, unavailable};
-use crate::outbound::pick::{Balancer, Count, OwnZone, PickInput, Picker, Recipe, Registry, Slices, Turn};
+use crate::outbound::pick::{Balancer, Count, Ewma, OwnZone, PickInput, Picker, Recipe, Registry, Slices, Turn};
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, Discovery, LbPolicy, WeightedRoundRobin};
 use std::{
     collections::HashMap,
@@ -140,11 +140,19 @@ impl<L: Link> LiveCluster<L> {
     /// An answer came, or did not.
     pub(crate) fn learn(&self, endpoint: &Endpoint<L>, answered: Answered) {
         if let LbPolicy::PeakEwma(config) = innermost(&self.view.load().cluster.lb_policy) {
+            let ewma = Ewma::new(config, self.begun);
             let took = match answered {
                 Answered { failed: false, took, .. } => took,
-                Answered { took, hint, .. } => took.max(config.penalty).max(hint.unwrap_or_default().min(MAX_HINT)),
+                Answered { took, hint, .. } => took.max(ewma.penalty).max(hint.unwrap_or_default().min(MAX_HINT)),
             };
-            endpoint.latency().observe(took, config, Instant::now());
+            endpoint.latency().observe(took, &ewma, Instant::now());
+        }
+    }
+
+    /// An answer was not waited for any longer than this (as in Linkerd, where a call that is dropped counts as slow as it was so far).
+    pub(crate) fn gave_up(&self, endpoint: &Endpoint<L>, after: Duration) {
+        if let LbPolicy::PeakEwma(config) = innermost(&self.view.load().cluster.lb_policy) {
+            endpoint.latency().at_least(after, &Ewma::new(config, self.begun), Instant::now());
         }
     }
 
@@ -166,7 +174,7 @@ impl<L: Link> LiveCluster<L> {
             seed,
             registry,
             own_zone,
-            ..Recipe::of(writer.cluster.lb_policy.clone())
+            ..Recipe::of(writer.cluster.lb_policy.clone(), self.begun)
         };
         let slices = Slices::new(writer.set.priorities(), &mut recipe);
         self.wants.set(&recipe);
@@ -270,8 +278,8 @@ impl<L: Link> View<L> {
 
 impl<L: Link> Cut<L> {
     /// Before there are endpoints.
-    pub(super) fn empty() -> Self {
-        let recipe = Recipe::of(LbPolicy::RoundRobin);
+    pub(super) fn empty(begun: Instant) -> Self {
+        let recipe = Recipe::of(LbPolicy::RoundRobin, begun);
         Self { recipe, slices: Slices::default(), sessions: Arc::default() }
     }
 

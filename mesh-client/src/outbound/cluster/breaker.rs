@@ -249,6 +249,7 @@ impl fmt::Display for Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_xds::resource::Thresholds;
     use std::sync::atomic::Ordering::SeqCst;
 
     const DEFAULT: RoutingPriority = RoutingPriority::Default;
@@ -259,7 +260,7 @@ mod tests {
     }
 
     fn limits(max_requests: u32) -> CircuitBreakers {
-        CircuitBreakers { max_requests, ..CircuitBreakers::default() }
+        CircuitBreakers { default: Thresholds { max_requests, ..Thresholds::default() }, ..CircuitBreakers::default() }
     }
 
     #[test]
@@ -282,14 +283,22 @@ mod tests {
 
     #[test]
     fn resources_are_counted_apart() {
-        let breaker = breaker(&CircuitBreakers { max_connections: 1, max_pending_requests: 1, ..limits(1) });
+        let breaker = breaker(&CircuitBreakers {
+            default: Thresholds {
+                max_connections: 1,
+                max_pending_requests: 1,
+                max_requests: 1,
+                ..Thresholds::default()
+            },
+            ..CircuitBreakers::default()
+        });
         let _held = Resource::ALL.map(|r| breaker.acquire(DEFAULT, r).unwrap_or_else(|e| panic!("{r}: {e}")));
         assert!(breaker.acquire(DEFAULT, Resource::Connections).is_err());
     }
 
     #[test]
     fn priorities_are_counted_apart() {
-        let high = mesh_xds::resource::Thresholds { max_requests: 1, ..Default::default() };
+        let high = Thresholds { max_requests: 1, ..Default::default() };
         let breaker = breaker(&CircuitBreakers { high, ..limits(1) });
         let _default = breaker.acquire(DEFAULT, Resource::Requests).unwrap();
         let _high = breaker.acquire(HIGH, Resource::Requests).unwrap();

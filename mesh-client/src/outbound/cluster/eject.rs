@@ -38,7 +38,10 @@ impl<L: Link> LiveCluster<L> {
         self.thresholds.set(config.as_deref());
         match (config, &writer.sweeper) {
             (Some(_), Some(sweeper)) => sweeper.wake.notify_one(),
-            (Some(_), None) => writer.sweeper = Some(Sweeper::start(&self.deps.runtime, self.me.clone())),
+            (Some(_), None) => {
+                writer.set.all().for_each(|endpoint| endpoint.watch());
+                writer.sweeper = Some(Sweeper::start(&self.deps.runtime, self.me.clone()));
+            }
             (None, _) => {
                 writer.sweeper = None;
                 for endpoint in writer.set.all() {
@@ -111,7 +114,7 @@ impl<L: Link> LiveCluster<L> {
         let Some(config) = writer.cluster.outlier_detection.clone() else { return };
         let endpoints: Vec<_> = writer.set.in_service().cloned().collect();
         let host = |endpoint: &Arc<Endpoint<L>>| {
-            let [tally, local] = endpoint.counters().take();
+            let [tally, local] = endpoint.take_tallies();
             Host { ejection: endpoint.ejection(), tally, local }
         };
         let mut hosts: Vec<Host> = endpoints.iter().map(host).collect();
@@ -182,7 +185,7 @@ impl<L: Link> LiveCluster<L> {
     }
 
     pub(super) fn welcome(&self, endpoint: &Endpoint<L>) {
-        endpoint.counters().forgive();
+        endpoint.forgive();
         let (cluster, address) = (&*self.name, endpoint.address());
         if endpoint.ejection().is_on_probation() {
             tracing::debug!(cluster, %address, "ejected endpoint is probed");

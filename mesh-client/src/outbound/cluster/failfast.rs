@@ -20,7 +20,7 @@ impl<L: Link> LiveCluster<L> {
         }
         let writer = self.writer();
         let hopeful = |state| matches!(state, Connectivity::Ready | Connectivity::Idle);
-        if writer.set.usable().any(|endpoint| hopeful(endpoint.link().connectivity())) {
+        if writer.set.usable().any(|endpoint| hopeful(endpoint.connectivity())) {
             self.stalled.store(false, Relaxed);
             return None;
         }

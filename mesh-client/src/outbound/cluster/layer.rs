@@ -4,7 +4,7 @@ use super::{Breaker, Overloaded, Permit, Resource};
 use crate::transport::BoxError;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use mesh_xds::resource::{CircuitBreakers, RoutingPriority};
+use mesh_xds::resource::{CircuitBreakers, RoutingPriority, Thresholds};
 use pin_project::pin_project;
 use std::{
     pin::Pin,
@@ -86,14 +86,15 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self::max_requests(CircuitBreakers::default().max_requests)
+        Self::max_requests(Thresholds::default().max_requests)
     }
 }
 
 impl CircuitBreakerLayer {
     /// A breaker with these limits, and nothing in flight.
     pub fn new(limits: Limits) -> Self {
-        let limits = CircuitBreakers { max_requests: limits.max_requests, ..CircuitBreakers::default() };
+        let default = Thresholds { max_requests: limits.max_requests, ..Thresholds::default() };
+        let limits = CircuitBreakers { default, ..CircuitBreakers::default() };
         Self { breaker: Breaker::new(&Arc::from(""), &limits) }
     }
 

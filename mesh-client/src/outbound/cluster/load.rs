@@ -55,7 +55,7 @@ impl LiveCluster {
         };
         for endpoint in self.writer().set.all() {
             load.attempts += endpoint.in_flight();
-            load.streams += endpoint.link().in_flight();
+            load.streams += endpoint.opened().map_or(0, |link| link.in_flight());
         }
         load
     }

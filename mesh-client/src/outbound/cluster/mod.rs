@@ -12,11 +12,13 @@ mod eject;
 mod endpoint;
 mod failfast;
 mod health;
+mod in_flight;
 mod layer;
 mod link;
 mod load;
 mod orca;
 pub(crate) mod outlier;
+mod placement;
 mod rotation;
 mod set;
 mod status;
@@ -27,13 +29,15 @@ pub(crate) use aggregate::{Rules as AggregateRules, choose as choose_leaf, leave
 pub(crate) use balancing::{Answered, Balancing, Want};
 pub use breaker::Overloaded;
 pub(crate) use breaker::{Breaker, Permit, Resource};
-pub(crate) use endpoint::{Endpoint, InFlight, Outcome, Placement};
+pub(crate) use endpoint::Endpoint;
 pub(crate) use health::{CheckTarget, Failed};
+pub(crate) use in_flight::{InFlight, Outcome};
 pub use layer::{CircuitBreaker, CircuitBreakerLayer, Limits, ResponseBody, ResponseFuture};
 pub(crate) use link::{Connectivity, ConnectorFactory, Link, LinkError};
 pub use load::ChannelLoad;
 pub(crate) use orca::{Ended, Report, WeightNumbers};
 pub(crate) use outlier::Cause;
+pub(crate) use placement::Placement;
 
 use crate::outbound::{
     connect::Subchannel,
@@ -44,6 +48,7 @@ use crate::outbound::{
 use arc_swap::ArcSwap;
 use balancing::{Cut, View, Wants};
 use eject::{Metrics, Sweeper};
+use endpoint::Common;
 use mesh_xds::resource::{Cluster, ClusterLoadAssignment, RoutingPriority};
 use outlier::Thresholds;
 use set::EndpointSet;
@@ -55,7 +60,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use watcher::Watcher;
 
 /// What a cluster needs from its surroundings.
@@ -83,6 +88,7 @@ pub(crate) struct LiveCluster<L: Link = Subchannel> {
     breaker: Arc<Breaker>,
     thresholds: Arc<Thresholds>,
     turn: Arc<Turn>,
+    begun: Instant,
     deps: ClusterDeps<L>,
     /// By priority.
     budgets: [Arc<RetryBudget>; 2],
@@ -165,6 +171,7 @@ impl<L: Link> LiveCluster<L> {
         let breaker = Breaker::new(&cluster.name, &cluster.circuit_breakers);
         let connector = (deps.connector)(&cluster, &breaker);
         let stale = Arc::new(Notify::new());
+        let begun = Instant::now();
         let live = Arc::new_cyclic(|me| Self {
             name: cluster.name.clone(),
             me: me.clone(),
@@ -173,7 +180,7 @@ impl<L: Link> LiveCluster<L> {
             writer: Mutex::new(Writer {
                 cluster: cluster.clone(),
                 set: EndpointSet::empty(),
-                cut: Cut::empty(),
+                cut: Cut::empty(begun),
                 ejected: 0,
                 wanted: Arc::default(),
                 checks: health::Sessions::default(),
@@ -181,10 +188,11 @@ impl<L: Link> LiveCluster<L> {
                 sweeper: None,
                 connector,
             }),
-            budgets: RoutingPriority::ALL.map(|p| Arc::new(RetryBudget::of(&cluster.circuit_breakers.at(p)))),
+            budgets: RoutingPriority::ALL.map(|p| Arc::new(RetryBudget::of(cluster.circuit_breakers.at(p)))),
             breaker,
             thresholds: Arc::default(),
             turn: Arc::new(Turn::anywhere()),
+            begun,
             deps,
             stale,
             drops: AtomicBool::new(false),
@@ -213,7 +221,7 @@ impl<L: Link> LiveCluster<L> {
         if !same_cluster {
             self.breaker.set_limits(&cluster.circuit_breakers);
             for (priority, budget) in RoutingPriority::ALL.into_iter().zip(&self.budgets) {
-                budget.update(&cluster.circuit_breakers.at(priority));
+                budget.update(cluster.circuit_breakers.at(priority));
             }
             let before = std::mem::replace(&mut writer.cluster, cluster);
             self.set_outlier_detection(&mut writer);
@@ -288,11 +296,10 @@ impl<L: Link> LiveCluster<L> {
     }
 
     fn set_endpoints(&self, writer: &mut Writer<L>, assignment: Arc<ClusterLoadAssignment>) {
-        let connector = writer.connector.clone();
         let effective = self.with_proven(writer, &assignment);
         writer.wanted = assignment;
-        let (set, removed) =
-            writer.set.next(effective, |address, placement| self.endpoint(address, placement, &connector));
+        let make = self.maker(writer);
+        let (set, removed) = writer.set.next(effective, make);
         writer.set = set;
         for endpoint in &removed {
             endpoint.retire();
@@ -303,10 +310,10 @@ impl<L: Link> LiveCluster<L> {
     /// New links for all endpoints; the old ones end with their requests.
     fn reconnect(&self, writer: &mut Writer<L>) {
         writer.connector = (self.deps.connector)(&writer.cluster, &self.breaker);
-        let connector = writer.connector.clone();
-        writer.watcher = Watcher::start::<L>(&self.deps.runtime, self.me.clone(), &connector, &self.stale);
+        writer.watcher = Watcher::start::<L>(&self.deps.runtime, self.me.clone(), &writer.connector, &self.stale);
+        let make = self.maker(writer);
         let next = writer.set.replaced(|old| {
-            let new = self.endpoint(old.address(), (*old.placement()).clone(), &connector);
+            let new = make(old.address(), old.placement());
             new.set_ejection(old.ejection());
             new.set_health(old.health(), None);
             new
@@ -316,9 +323,16 @@ impl<L: Link> LiveCluster<L> {
         }
     }
 
-    fn endpoint(&self, address: SocketAddr, placement: Placement, connector: &Arc<L::Connector>) -> Arc<Endpoint<L>> {
-        let link = L::open(address, connector);
-        Endpoint::new(address, link, placement, self.thresholds.clone(), self.me.clone())
+    /// Makes endpoints of the transport and the outlier detection in force.
+    fn maker(&self, writer: &Writer<L>) -> impl Fn(SocketAddr, Arc<Placement>) -> Arc<Endpoint<L>> + use<L> {
+        let common = Arc::new(Common {
+            cluster: self.me.clone(),
+            begun: self.begun,
+            connector: writer.connector.clone(),
+            thresholds: self.thresholds.clone(),
+        });
+        let (watched, now) = (writer.cluster.outlier_detection.is_some(), Instant::now());
+        move |address, placement| Endpoint::new(address, placement, common.clone(), watched, now)
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer<L>> {

@@ -1,6 +1,6 @@
 //! The endpoints of a cluster, carried over from one assignment to the next by address.
 
-use super::{Endpoint, Link, Placement};
+use super::{Endpoint, Link, Placement, placement::Placements};
 use crate::outbound::pick::{Class, Group, Turn};
 use mesh_xds::resource::{self, ClusterLoadAssignment, HealthStatus, Locality};
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
@@ -61,7 +61,7 @@ impl<L: Link> EndpointSet<L> {
     pub(super) fn next(
         &self,
         assignment: Arc<ClusterLoadAssignment>,
-        mut make: impl FnMut(SocketAddr, Placement) -> Arc<Endpoint<L>>,
+        mut make: impl FnMut(SocketAddr, Arc<Placement>) -> Arc<Endpoint<L>>,
     ) -> (Self, Vec<Arc<Endpoint<L>>>) {
         let mut orphans: HashMap<SocketAddr, Arc<Endpoint<L>>> = HashMap::new();
         let plans: Vec<Vec<Plan<'_, L>>> = (assignment.priorities.iter().enumerate())
@@ -73,13 +73,16 @@ impl<L: Link> EndpointSet<L> {
         self.disown(&plans, &mut orphans);
 
         let mut usable = 0;
+        let mut placements = Placements::default();
         let mut priorities = Vec::with_capacity(plans.len());
         for (priority, plans) in (0..).zip(&plans) {
             let mut groups = Vec::with_capacity(plans.len());
             for plan in plans {
-                let group = plan.build(|endpoint| {
-                    let placement = Placement::new(endpoint, &plan.locality.id, priority);
-                    match orphans.remove(&endpoint.address) {
+                let group = plan.build(&mut placements, |placements, endpoint| {
+                    let placement = placements.of(endpoint, &plan.locality.id, priority);
+                    // Of a cluster that begins nobody is to be hashed.
+                    let orphan = if orphans.is_empty() { None } else { orphans.remove(&endpoint.address) };
+                    match orphan {
                         Some(live) => {
                             live.set_placement(placement);
                             live
@@ -137,7 +140,11 @@ impl<'a, L: Link> Plan<'a, L> {
         Self { locality, before, prefix, suffix }
     }
 
-    fn build(&self, mut find: impl FnMut(&resource::Endpoint) -> Arc<Endpoint<L>>) -> Arc<Group<Endpoint<L>>> {
+    fn build(
+        &self,
+        placements: &mut Placements,
+        mut find: impl FnMut(&mut Placements, &resource::Endpoint) -> Arc<Endpoint<L>>,
+    ) -> Arc<Group<Endpoint<L>>> {
         let new = &self.locality.endpoints;
         let weight = self.locality.weight;
         if let Some((old, group)) = self.before
@@ -159,11 +166,12 @@ impl<'a, L: Link> Plan<'a, L> {
             members.push(match stays {
                 Some((said, live)) => {
                     if said != endpoint {
-                        live.set_placement(live.placement().with(endpoint));
+                        let before = live.placement();
+                        live.set_placement(placements.of(endpoint, &before.locality, before.priority));
                     }
                     live.clone()
                 }
-                None => find(endpoint),
+                None => find(placements, endpoint),
             });
         }
         let weights = new.iter().map(|e| e.weight.max(1)).collect();
@@ -178,25 +186,6 @@ fn class(health: HealthStatus) -> Class {
         HealthStatus::Unknown | HealthStatus::Healthy => Class::Usable,
         HealthStatus::Degraded => Class::Degraded,
         HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => Class::Unusable,
-    }
-}
-
-impl Placement {
-    fn new(endpoint: &resource::Endpoint, locality: &Arc<resource::LocalityId>, priority: u32) -> Self {
-        Self {
-            locality: locality.clone(),
-            priority,
-            weight: endpoint.weight,
-            health: endpoint.health,
-            health_check: endpoint.health_check.clone(),
-            hostname: endpoint.hostname.clone(),
-            metadata: endpoint.metadata.clone(),
-        }
-    }
-
-    /// The same place, said anew.
-    fn with(&self, endpoint: &resource::Endpoint) -> Self {
-        Self::new(endpoint, &self.locality, self.priority)
     }
 }
 

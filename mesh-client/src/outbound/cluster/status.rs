@@ -70,7 +70,7 @@ impl<L: Link> LiveCluster<L> {
                 priority: placement.priority,
                 weight: placement.weight,
                 health: placement.health,
-                state: endpoint.link().connectivity(),
+                state: endpoint.connectivity(),
                 ejected_for: until.map(|until| until.saturating_duration_since(now)),
                 cause: endpoint.ejection().cause(),
                 failing: endpoint.is_failing().then(|| endpoint.ailment().unwrap_or_default()),

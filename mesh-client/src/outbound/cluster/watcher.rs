@@ -42,13 +42,13 @@ impl<L: Link> LiveCluster<L> {
     fn foresee(&self, ratio: f64) {
         let writer = self.writer();
         for _ in 0..AT_ONCE {
-            let demand: Demand = writer.set.usable().map(|endpoint| endpoint.link().demand()).sum();
+            let demand: Demand = writer.set.usable().map(|endpoint| endpoint.demand()).sum();
             if !demand.exceeds(ratio) {
                 return;
             }
             let able = writer.set.usable().filter(|endpoint| endpoint.standing(false) != Standing::Unavailable);
             let next = able.min_by_key(|endpoint| {
-                let Demand { waiting, active, room } = endpoint.link().demand();
+                let Demand { waiting, active, room } = endpoint.demand();
                 waiting + active + room
             });
             let Some(next) = next else { return };

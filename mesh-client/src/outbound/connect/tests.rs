@@ -11,7 +11,7 @@ use crate::{
 use futures::{FutureExt, future::BoxFuture};
 use mesh_xds::{
     ads::BoxedIo,
-    resource::{CircuitBreakers, RoutingPriority},
+    resource::{CircuitBreakers, RoutingPriority, Thresholds},
 };
 use std::{
     net::SocketAddr,
@@ -280,7 +280,8 @@ async fn http1_uses_a_connection_per_request_and_uses_it_again() {
 #[tokio::test]
 async fn connections_count_against_max_connections_and_come_back() {
     let server = Server::start(Protocol::Http1, 0).await;
-    let limits = CircuitBreakers { max_connections: 2, ..Default::default() };
+    let default = Thresholds { max_connections: 2, ..Default::default() };
+    let limits = CircuitBreakers { default, ..Default::default() };
     let breaker = Breaker::new(&"c".into(), &limits);
     let settings = ConnectorSettings { protocol: Protocol::Http1, max_connections_per_host: 100, ..Default::default() };
     let connector = connector(settings, Some(Arc::clone(&breaker)));
@@ -305,7 +306,8 @@ async fn connections_count_against_max_connections_and_come_back() {
 #[tokio::test]
 async fn an_endpoint_always_gets_one_connection() {
     let server = Server::start(Protocol::Http2, 100).await;
-    let breaker = Breaker::new(&"c".into(), &CircuitBreakers { max_connections: 0, ..Default::default() });
+    let default = Thresholds { max_connections: 0, ..Default::default() };
+    let breaker = Breaker::new(&"c".into(), &CircuitBreakers { default, ..Default::default() });
     let connector = connector(ConnectorSettings::default(), Some(breaker));
     let subchannel = Subchannel::new(server.address, connector);
     assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");

@@ -3,6 +3,7 @@
 use super::{
     Filter, FilterRequest, FilterResponse, Reply, Step, Verdict, Watch,
     descriptor::Descriptors,
+    draw,
     local_rate_limit::{LIMIT, LIMITED, REMAINING, RESET},
     plain_facts,
     service::Service,
@@ -13,7 +14,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use mesh_xds::{
-    resource::{FractionalPercent, GlobalRateLimitConfig},
+    resource::GlobalRateLimitConfig,
     rls::{Answer, Limit, Question, ask},
 };
 use std::{borrow::Cow, fmt::Write as _, sync::Arc};
@@ -116,10 +117,6 @@ impl GlobalRateLimit {
             .apply(headers, |headers, text| text.value(&Facts { response: Some((status, headers)), ..facts }));
         reply
     }
-}
-
-fn draw(share: FractionalPercent) -> bool {
-    share == FractionalPercent::HUNDRED || share.admits(fastrand::u32(..FractionalPercent::HUNDRED.0))
 }
 
 fn append(headers: &mut HeaderMap, added: Vec<(HeaderName, HeaderValue)>) {

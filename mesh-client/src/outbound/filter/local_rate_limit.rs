@@ -1,7 +1,7 @@
 //! Local rate limit: token buckets in this process (Envoy's `local_ratelimit` filter).
 
 use super::{
-    Filter, FilterRequest, FilterResponse, Reply, Step, Verdict, Watch, bucket::Bucket, descriptor::Descriptors,
+    Filter, FilterRequest, FilterResponse, Reply, Step, Verdict, Watch, bucket::Bucket, descriptor::Descriptors, draw,
     plain_facts,
 };
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use mesh_xds::{
-    resource::{FractionalPercent, LocalDescriptor, LocalRateLimitConfig},
+    resource::{LocalDescriptor, LocalRateLimitConfig},
     rls::Descriptor,
 };
 use std::{
@@ -186,9 +186,6 @@ fn seconds(time: Duration) -> u64 {
 
 impl Filter for LocalRateLimit {
     fn request<'a>(&'a self, request: &'a mut FilterRequest<'_>) -> Step<'a> {
-        let draw = |share: FractionalPercent| {
-            share == FractionalPercent::HUNDRED || share.admits(fastrand::u32(..FractionalPercent::HUNDRED.0))
-        };
         if !draw(self.config.enabled) {
             return Step::Now(Verdict::Pass);
         }

@@ -38,7 +38,13 @@ pub use reply::Reply;
 pub(crate) use service::Surroundings;
 
 use crate::outbound::route::Facts;
+use mesh_xds::resource::FractionalPercent;
 use std::time::SystemTime;
+
+/// Whether this request is one of that share.
+fn draw(share: FractionalPercent) -> bool {
+    share == FractionalPercent::HUNDRED || share.admits(fastrand::u32(..FractionalPercent::HUNDRED.0))
+}
 
 /// What a filter knows for the `%VARS%` of header edits, without the request.
 fn plain_facts<'c>(request: &FilterRequest<'c>) -> Facts<'c> {

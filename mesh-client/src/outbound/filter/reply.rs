@@ -58,8 +58,8 @@ impl Reply {
     }
 
     /// HTTP status, gRPC status and flag, for metrics.
-    pub(crate) fn outcome(&self, grpc: bool) -> (u16, u8, Flag) {
-        (if grpc { 200 } else { self.status.as_u16() }, u8::try_from(self.grpc).unwrap_or(2), self.flag)
+    pub(crate) fn outcome(&self, grpc: bool) -> (u16, u32, Flag) {
+        (if grpc { 200 } else { self.status.as_u16() }, self.grpc, self.flag)
     }
 
     /// In words.

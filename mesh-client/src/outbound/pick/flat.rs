@@ -1,7 +1,7 @@
 //! Policies that know all endpoints of a priority by their place in one list: hashing, pick first, and the program's own.
 
 use super::{
-    Candidate, Group, PickInput, Recipe, Standing,
+    Candidate, Group, PickInput, Recipe, Standing, best,
     bounded::Bound,
     custom::{Custom, Endpoints},
     locality::Selection,
@@ -176,17 +176,7 @@ impl<C: Candidate> Flat<C> {
     fn look_at_all(&self, hash: u64, panic: bool, excluded: &impl Fn(&Arc<C>) -> bool) -> Option<&Arc<C>> {
         let n = self.members.len();
         let start = super::shares::index(hash % (n.max(1) as u64));
-        let mut best: Option<((bool, Standing), &Arc<C>)> = None;
-        for member in self.members[start..].iter().chain(&self.members[..start]) {
-            let rank = (!excluded(member), member.standing(panic));
-            if rank == (true, Standing::Available) {
-                return Some(member);
-            }
-            if rank.1 > Standing::Unavailable && best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                best = Some((rank, member));
-            }
-        }
-        best.map(|(_, member)| member)
+        best(self.members[start..].iter().chain(&self.members[..start]), panic, excluded)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Load balancing as a tower layer, over services that come and go: no mesh needed.
 
-use super::{Balancer, Candidate, Class, EndpointInfo, Group, Latency, PickInput, Recipe, Slices, Standing, Turn};
+use super::{
+    Balancer, Candidate, Class, EndpointInfo, Ewma, Group, Latency, PickInput, Recipe, Slices, Standing, Turn,
+};
 use crate::{
     outbound::{
         cluster::{
@@ -16,7 +18,7 @@ use arc_swap::ArcSwap;
 use futures::Stream;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, OutlierDetection, PeakEwma, WeightedRoundRobin};
+use mesh_xds::resource::{LbPolicy, LocalityId, MetadataValue, OutlierDetection, WeightedRoundRobin};
 use pin_project::pin_project;
 use std::{
     collections::BTreeMap,
@@ -109,6 +111,7 @@ struct Shared<D: Discover> {
     source: Mutex<Source<D>>,
     view: ArcSwap<Balancer<Member<D::Service>>>,
     turn: Arc<Turn>,
+    begun: Instant,
     waiting: Arc<Waiting>,
 }
 
@@ -161,7 +164,7 @@ where
     #[pin]
     state: State<S, B, S::Future>,
     /// Of peak EWMA.
-    latency: Option<PeakEwma>,
+    latency: Option<Ewma>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "boxing it would cost an allocation per call")]
@@ -238,6 +241,7 @@ impl<D: Discover> Layer<D> for LoadBalanceLayer {
             source,
             view: ArcSwap::from_pointee(Balancer::default()),
             turn: Arc::new(Turn::anywhere()),
+            begun: Instant::now(),
             waiting: Arc::default(),
         };
         Balance { shared: Arc::new(shared) }
@@ -291,7 +295,7 @@ impl<D: Discover> Shared<D> {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(Some(Ok(change))) => {
                     changed = true;
-                    source.apply(change, self.outliers.as_ref());
+                    source.apply(change, self.begun, self.outliers.as_ref());
                 }
             }
         }
@@ -309,7 +313,7 @@ impl<D: Discover> Shared<D> {
         let members: Vec<_> = source.members.iter().map(|(_, member)| member.clone()).collect();
         let (weights, classes) = (vec![1; members.len()], vec![Class::Usable; members.len()]);
         let group = Arc::new(Group::new(members, weights, classes, 1, Turn::anywhere()));
-        let mut recipe = Recipe { profile: Profile::Envoy, ..Recipe::of(self.policy.clone()) };
+        let mut recipe = Recipe { profile: Profile::Envoy, ..Recipe::of(self.policy.clone(), self.begun) };
         let slices = Slices::new(&[vec![group]], &mut recipe);
         let balancer = Balancer::new(&slices, &recipe, &self.turn, Some(&self.view.load()), Instant::now());
         self.view.store(Arc::new(balancer));
@@ -323,20 +327,20 @@ impl<D: Discover> Shared<D> {
 }
 
 impl<D: Discover> Source<D> {
-    fn apply(&mut self, change: Change<D::Key, D::Service>, outliers: Option<&Outliers>) {
+    fn apply(&mut self, change: Change<D::Key, D::Service>, begun: Instant, outliers: Option<&Outliers>) {
         let (key, service) = match change {
             Change::Insert(key, service) => (key, Some(service)),
             Change::Remove(key) => (key, None),
         };
         self.members.retain(|(known, _)| *known != key);
         if let Some(service) = service {
-            let text = key.to_string();
+            let (text, now) = (key.to_string(), Instant::now());
             let member = Member {
                 service,
                 key: text,
-                joined: Instant::now(),
+                joined: now,
                 load: AtomicU32::new(0),
-                latency: Latency::new(Instant::now()),
+                latency: Latency::new(begun, now),
                 thresholds: outliers.map(|outliers| outliers.thresholds.clone()),
                 counters: Counters::default(),
                 offences: AtomicU8::new(0),
@@ -459,7 +463,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let hash = request.extensions().get::<RequestHash>().map(|hash| hash.0);
         let latency = match &self.shared.policy {
-            LbPolicy::PeakEwma(config) => Some(*config),
+            LbPolicy::PeakEwma(config) => Some(Ewma::new(config, self.shared.begun)),
             _ => None,
         };
         let state = match self.shared.pick(hash) {
@@ -497,10 +501,10 @@ where
                 StateProjection::Called { response, counted, began } => {
                     let result = ready!(response.poll(cx));
                     let counted = counted.take();
-                    if let (Some(config), Some(Counted(member))) = (&this.latency, &counted) {
+                    if let (Some(ewma), Some(Counted(member))) = (&this.latency, &counted) {
                         let failed = result.as_ref().map_or(true, says_failure);
-                        let took = began.elapsed().max(if failed { config.penalty } else { Duration::ZERO });
-                        member.latency.observe(took, config, Instant::now());
+                        let took = began.elapsed().max(if failed { ewma.penalty } else { Duration::ZERO });
+                        member.latency.observe(took, ewma, Instant::now());
                     }
                     return Poll::Ready(match result {
                         Ok(response) => {
@@ -599,8 +603,8 @@ impl<S> Candidate for Member<S> {
         self.joined
     }
 
-    fn cost(&self, config: &PeakEwma, now: Instant) -> f64 {
-        self.latency.cost(self.load(), config, now)
+    fn cost(&self, ewma: &Ewma, now: u64) -> u32 {
+        self.latency.cost(self.load(), ewma, now)
     }
 
     fn reported_weight(&self, _: &WeightedRoundRobin, _: Instant) -> Option<f64> {

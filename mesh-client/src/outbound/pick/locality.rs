@@ -1,6 +1,6 @@
 //! The endpoints of a locality, and those of them that a picker uses.
 
-use super::{Candidate, Shares, Standing, Turn, weighing::Weighing};
+use super::{Candidate, Shares, Standing, Turn, shares::index, weighing::Weighing};
 use std::{fmt, sync::Arc};
 
 /// The endpoints of one locality of one priority, shared by successive pickers.
@@ -191,9 +191,26 @@ impl<C> Usable<C> {
         }
     }
 
+    /// Two such draws, for little more than the price of one where weights are alike.
+    #[inline]
+    pub(super) fn draw_two(&self, rng: &mut fastrand::Rng) -> (usize, usize) {
+        match &self.shares {
+            None => two_of(self.len(), rng),
+            Some(shares) => (shares.draw(rng), shares.draw(rng)),
+        }
+    }
+
     fn position(&self, i: usize) -> usize {
         self.chosen.as_ref().map_or(i, |chosen| chosen[i] as usize)
     }
+}
+
+/// Two places among `n`, from the halves of one random word: as even as 2^32 can be parted by `n`.
+#[inline]
+fn two_of(n: usize, rng: &mut fastrand::Rng) -> (usize, usize) {
+    let word = rng.u64(..);
+    let part = |half: u64| index((half * n as u64) >> 32);
+    (part(word >> 32), part(word & u64::from(u32::MAX)))
 }
 
 impl<C> fmt::Debug for Group<C> {

@@ -32,14 +32,14 @@ pub use layer::{
     Balance, Change, Discover, LoadBalanceLayer, NoServices, RequestHash, ResponseBody, ResponseFuture, ServiceList,
 };
 pub(crate) use locality::{Class, Group};
-pub(crate) use peak_ewma::Latency;
+pub(crate) use peak_ewma::{Ewma, Latency};
 pub(crate) use priority::{Count, left_behind, spilled};
 pub(crate) use subset::MetadataKey;
 
 use crate::outbound::route::Profile;
 use flat::Flat;
 use locality::{Selection, Usable};
-use mesh_xds::resource::{LbPolicy, LbSettings, LocalityId, MetadataValue, PeakEwma, SlowStart, WeightedRoundRobin};
+use mesh_xds::resource::{LbPolicy, LbSettings, LocalityId, MetadataValue, SlowStart, WeightedRoundRobin};
 use shares::Shares;
 use spread::Spread;
 use std::{
@@ -71,8 +71,8 @@ pub(crate) trait Candidate {
     /// Since when it is in the cluster.
     fn joined(&self) -> Instant;
 
-    /// What a request costs there (peak EWMA).
-    fn cost(&self, config: &PeakEwma, now: Instant) -> f64;
+    /// What a request costs there (peak EWMA) at this tick, as a logarithm.
+    fn cost(&self, ewma: &Ewma, now: u64) -> u32;
 
     /// The weight that its load reports give it (gRFC A58); `None`: none, too young or too old.
     fn reported_weight(&self, config: &WeightedRoundRobin, now: Instant) -> Option<f64>;
@@ -139,6 +139,8 @@ pub(crate) struct Recipe {
     pub(crate) ring_cap: u64,
     /// The client's own: of subsets and shuffles.
     pub(crate) seed: u64,
+    /// When the cluster began: latencies are told from then on.
+    pub(crate) begun: Instant,
     /// The program's policies.
     pub(crate) registry: Registry,
     /// Where this client is, when it is known.
@@ -192,8 +194,8 @@ enum Choice<C> {
 pub(crate) struct Turn(AtomicU64);
 
 impl Recipe {
-    /// Of a policy, with every default.
-    pub(crate) fn of(policy: LbPolicy) -> Self {
+    /// Of a policy, with every default. `begun`: when the cluster began.
+    pub(crate) fn of(policy: LbPolicy, begun: Instant) -> Self {
         Self {
             policy,
             settings: LbSettings::default(),
@@ -201,6 +203,7 @@ impl Recipe {
             overprovisioning_factor: None,
             ring_cap: u64::MAX,
             seed: 0,
+            begun,
             registry: Registry::default(),
             own_zone: None,
         }
@@ -392,6 +395,25 @@ impl<'a> PickInput<'a> {
     fn request(&self, hash: u64) -> PickRequest<'a> {
         PickRequest { hash, headers: self.headers }
     }
+}
+
+/// The best of all: available, else connecting, else excluded; of equals the first.
+fn best<'a, C: Candidate>(
+    all: impl Iterator<Item = &'a Arc<C>>,
+    panic: bool,
+    excluded: &impl Fn(&Arc<C>) -> bool,
+) -> Option<&'a Arc<C>> {
+    let mut best: Option<((bool, Standing), &Arc<C>)> = None;
+    for candidate in all {
+        let rank = (!excluded(candidate), candidate.standing(panic));
+        if rank == (true, Standing::Available) {
+            return Some(candidate);
+        }
+        if rank.1 > Standing::Unavailable && best.as_ref().is_none_or(|(other, _)| rank > *other) {
+            best = Some((rank, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
 }
 
 /// A candidate, judged.

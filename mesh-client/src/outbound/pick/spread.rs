@@ -1,16 +1,17 @@
 //! Policies that choose a locality by weight, then an endpoint in it: round robin, random, least request, peak EWMA, weighted round robin.
 
 use super::{
-    Candidate, Drawn, Group, PickInput, Recipe, Shares, Standing, Turn, least_request,
+    Candidate, Drawn, Group, PickInput, Recipe, Shares, Standing, Turn, best, least_request,
     locality::{Selection, Usable},
-    peak_ewma, random, round_robin,
+    peak_ewma::{self, Ewma},
+    random, round_robin,
     shares::index,
     stride::{self, Stride},
     weighing::Weighing,
     zone,
 };
 use crate::outbound::route::Profile;
-use mesh_xds::resource::{LbPolicy, LocalityLb, PeakEwma};
+use mesh_xds::resource::{LbPolicy, LocalityLb};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -32,7 +33,7 @@ enum Policy {
     Random,
     LeastRequest(u32),
     LeastRequestBy(least_request::Rules),
-    PeakEwma(PeakEwma),
+    PeakEwma(Ewma),
     Weighted,
 }
 
@@ -66,7 +67,7 @@ impl<C: Candidate> Spread<C> {
                 bias: *bias,
                 full_scan: *full_scan,
             }),
-            LbPolicy::PeakEwma(config) => Policy::PeakEwma(*config),
+            LbPolicy::PeakEwma(config) => Policy::PeakEwma(Ewma::new(config, recipe.begun)),
             LbPolicy::WeightedRoundRobin(_) => Policy::Weighted,
             // What is not here is in `flat`; a policy that nobody registered never comes so far.
             _ => Policy::Random,
@@ -155,7 +156,7 @@ impl<C: Candidate> Spread<C> {
                 let fit = |candidate: &Arc<C>| candidate.standing(panic) == Standing::Available && !excluded(candidate);
                 least_request::draw_by(locality, rules, fit, rng)
             }
-            Policy::PeakEwma(config) => peak_ewma::draw(locality, &config, input.now, rng),
+            Policy::PeakEwma(ewma) => peak_ewma::draw(locality, &ewma, input.now, rng),
             Policy::Weighted => match &self.strides[at] {
                 Some(stride) => stride::draw(locality, stride),
                 None => round_robin::draw(locality),
@@ -183,20 +184,10 @@ impl<C: Candidate> Spread<C> {
         rng: &mut fastrand::Rng,
     ) -> Option<&Arc<C>> {
         let start = rng.usize(..self.localities.len());
-        let mut best: Option<((bool, Standing), &Arc<C>)> = None;
-        for locality in self.localities[start..].iter().chain(&self.localities[..start]) {
+        let all = self.localities[start..].iter().chain(&self.localities[..start]).flat_map(|locality| {
             let start = rng.usize(..locality.len());
-            for i in (start..locality.len()).chain(0..start) {
-                let candidate = locality.member(i);
-                let rank = (!excluded(candidate), candidate.standing(panic));
-                if rank == (true, Standing::Available) {
-                    return Some(candidate);
-                }
-                if rank.1 > Standing::Unavailable && best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                    best = Some((rank, candidate));
-                }
-            }
-        }
-        best.map(|(_, candidate)| candidate)
+            (start..locality.len()).chain(0..start).map(|i| locality.member(i))
+        });
+        best(all, panic, excluded)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     atomic::{AtomicU64, Ordering},
     outbound::{route::Profile, slots::Slots},
 };
-use mesh_xds::resource::CircuitBreakers;
+use mesh_xds::resource::Thresholds;
 use ratio::Ratio;
 use std::{sync::Arc, time::Duration};
 use throttle::Throttle;
@@ -86,8 +86,8 @@ impl RetryBudget {
     }
 
     /// The budget of a cluster: `retry_budget`, else `max_retries`, which binds only calls of the Envoy profile.
-    pub(crate) fn of(breakers: &CircuitBreakers) -> Self {
-        Self::share(Limit::of(breakers))
+    pub(crate) fn of(thresholds: &Thresholds) -> Self {
+        Self::share(Limit::of(thresholds))
     }
 
     fn share(limit: Limit) -> Self {
@@ -106,9 +106,9 @@ impl RetryBudget {
     }
 
     /// Takes over a changed configuration of a cluster; what is in flight stays counted.
-    pub(crate) fn update(&self, breakers: &CircuitBreakers) {
+    pub(crate) fn update(&self, thresholds: &Thresholds) {
         if let Kind::Share(share) = &self.kind {
-            share.limit.store(Limit::of(breakers).pack(), Ordering::Relaxed);
+            share.limit.store(Limit::of(thresholds).pack(), Ordering::Relaxed);
         }
     }
 
@@ -181,10 +181,10 @@ impl Drop for Permit {
 }
 
 impl Limit {
-    fn of(breakers: &CircuitBreakers) -> Self {
-        match breakers.retry_budget {
+    fn of(thresholds: &Thresholds) -> Self {
+        match thresholds.retry_budget {
             Some(budget) => Self::percent(budget.percent, budget.min_concurrency),
-            None => Self { share: 0, min: breakers.max_retries, envoy_only: true },
+            None => Self { share: 0, min: thresholds.max_retries, envoy_only: true },
         }
     }
 

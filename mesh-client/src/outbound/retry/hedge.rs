@@ -1,6 +1,9 @@
 //! Hedging as a tower layer, for any client: no mesh needed.
 
-use super::{Attempts, Failure, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Shared, Situation};
+use super::{
+    Attempts, Failure, Fan, Kept, Outcome, Outgoing, Permit, Policy, Pushback, RetryBudget, Shared, Situation,
+    is_behind,
+};
 use crate::{
     outbound::{route::RequestHead, timeout::is_grpc},
     transport::BoxError,
@@ -23,8 +26,9 @@ use tower_service::Service;
 ///
 /// An answer is good unless the [`Policy`] would retry it; such a one lets the next attempt start at once, or after the server's
 /// `grpc-retry-pushback-ms`. There are at most the policy's `max_retries` attempts beside the first, each paid for from the budget. The
-/// attempts that lose are dropped; one that gets no answer at all is left to those beside it, if there are any. Only requests whose body
-/// is complete when they are first polled, and fits the cap, are sent more than once, and only those that the policy is for.
+/// attempts that lose are dropped; one that gets no answer at all is left to those beside it, if there are any. Only requests that the
+/// policy is for are sent more than once, and only while all of their body so far is kept: all attempts read one that goes on, each at
+/// its own speed, and beyond the cap the one that is ahead goes on alone.
 ///
 /// ```
 /// use mesh_client::retry::{HedgeBody, HedgeLayer, Policy, RetryBudget};
@@ -70,7 +74,7 @@ where
     /// Before it is first polled.
     begin: Option<(S, Request<B>)>,
     /// From then on, if there may be further attempts.
-    again: Option<(S, Parts, Kept<B>)>,
+    again: Option<Again<S, B>>,
     legs: Vec<Leg<S, S::Future>>,
     /// Of the last attempt that ended: what the caller gets if no other one comes.
     last: Option<Result<S::Response, BoxError>>,
@@ -82,6 +86,15 @@ where
     grpc: bool,
     delay: Duration,
     shared: Arc<Shared>,
+}
+
+/// What further attempts are made of.
+struct Again<S, B> {
+    service: S,
+    parts: Parts,
+    kept: Kept<B>,
+    /// Of a body that goes on.
+    fan: Option<Fan<B>>,
 }
 
 /// One attempt.
@@ -168,13 +181,14 @@ where
     /// Sends the first attempt.
     fn begin(&mut self, mut service: S, request: Request<B>, cx: &mut Context<'_>) -> Result<(), BoxError> {
         let (parts, body) = request.into_parts();
-        let (kept, first) = Kept::new(body, self.shared.replay_cap, cx)?;
+        let (kept, mut first) = Kept::new(body, self.shared.replay_cap, cx)?;
         let applies = self.shared.policy.applies(&RequestHead::new(&parts.method, &parts.uri, &parts.headers));
-        let further = applies && matches!(kept, Kept::Whole(_));
-        let clone = further.then(|| (service.clone(), parts.clone(), kept));
+        if applies && kept.is_replayable() {
+            let (service, parts, fan) = (service.clone(), parts.clone(), first.fan());
+            self.again = Some(Again { service, parts, kept, fan });
+        }
         let response = service.call(Request::from_parts(parts, HedgeBody(first)));
         self.legs.push(Leg { waiting: None, response: Some(Box::pin(response)), number: 1, _permit: None });
-        self.again = clone;
         self.wait(self.delay);
         Ok(())
     }
@@ -187,8 +201,9 @@ where
     /// Starts one more attempt, if policy and budget allow one.
     fn hedge(&mut self) {
         self.next = None;
-        let Some((service, _, _)) = self.again.as_ref().filter(|_| !self.stopped) else { return };
-        let situation = Situation { replayable: true, now: Instant::now(), deadline: None, asked: None };
+        let Some(Again { service, fan, .. }) = self.again.as_ref().filter(|_| !self.stopped) else { return };
+        let replayable = fan.as_ref().is_none_or(Fan::is_kept);
+        let situation = Situation { replayable, now: Instant::now(), deadline: None, asked: None };
         if let Ok(permit) = self.attempts.hedge(&self.shared.policy, situation, || self.shared.permit()) {
             let (waiting, number) = (Some(service.clone()), self.attempts.number());
             self.legs.push(Leg { waiting, response: None, number, _permit: permit });
@@ -209,10 +224,11 @@ where
                     }
                     Poll::Ready(Ok(())) => {}
                 }
-                let Some((_, parts, kept)) = &self.again else { continue };
+                let Some(Again { parts, kept, fan, .. }) = &self.again else { continue };
+                let body = fan.as_ref().map_or_else(|| kept.again(), |fan| Outgoing::Fan(fan.body(leg.number)));
                 let mut parts = parts.clone();
                 self.attempts.write_header(&mut parts.headers, self.shared.policy.profile());
-                leg.response = Some(Box::pin(service.call(Request::from_parts(parts, HedgeBody(kept.again())))));
+                leg.response = Some(Box::pin(service.call(Request::from_parts(parts, HedgeBody(body)))));
                 leg.waiting = None;
             }
             if let Some(response) = &mut leg.response
@@ -227,6 +243,9 @@ where
 
     /// An attempt ended: whether the caller gets its result, or others are awaited.
     fn ended(&mut self, number: u32, result: &Result<Response<R>, BoxError>) -> bool {
+        if !self.legs.is_empty() && result.as_ref().is_err_and(|error| is_behind(&**error)) {
+            return false;
+        }
         let policy = &self.shared.policy;
         let (outcome, asked) = self.shared.judge(result, self.grpc, number);
         if !asked.unwrap_or_else(|| policy.retries(&outcome)) {
@@ -271,6 +290,9 @@ where
         loop {
             if let Some((number, result)) = this.poll_legs(cx) {
                 if this.ended(number, &result) {
+                    if let Some(Again { fan: Some(fan), .. }) = &this.again {
+                        fan.settle(number);
+                    }
                     return Poll::Ready(result);
                 }
                 this.last = Some(result);

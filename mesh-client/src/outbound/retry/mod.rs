@@ -3,6 +3,7 @@
 mod attempts;
 mod budget;
 mod classify;
+mod fan;
 mod hedge;
 mod hook;
 mod layer;
@@ -17,6 +18,7 @@ pub use budget::{Permit, RetryBudget};
 pub(crate) use classify::{
     Failure, Outcome, Pushback, Response, grpc_from_http, grpc_from_reset, grpc_status, http_from_grpc,
 };
+pub(crate) use fan::{Fan, FanBody, is_behind};
 pub use hedge::{Hedge, HedgeBody, HedgeFuture, HedgeLayer};
 pub(crate) use hook::HookRef;
 pub use hook::{Hook, HookOutcome, HookVerdict};

@@ -1,7 +1,7 @@
 //! The request body of a call, for as many attempts as it takes. One that is complete at once, as that of a unary call is,
 //! is a few shared frames and costs nothing; one that goes on later is kept by [`Replay`].
 
-use super::{Replay, ReplayBody};
+use super::{Fan, FanBody, Replay, ReplayBody};
 use crate::transport::BoxError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -26,6 +26,8 @@ pub(crate) enum Outgoing<B> {
     Whole(Whole),
     /// Boxed to keep the future of a unary call small.
     Live(Box<ReplayBody<B>>),
+    /// One of several at the same time.
+    Fan(FanBody<B>),
 }
 
 /// A complete body without trailers.
@@ -100,6 +102,16 @@ where
     }
 }
 
+impl<B> Outgoing<B> {
+    /// Lets further attempts send the body while this one, the first, does. `None`: it is whole, or not all of it is kept.
+    pub(crate) fn fan(&mut self) -> Option<Fan<B>> {
+        let Self::Live(body) = self else { return None };
+        let fan = body.fan()?;
+        *self = Self::Fan(fan.body(1));
+        Some(fan)
+    }
+}
+
 impl<B> Body for Outgoing<B>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -111,6 +123,7 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
             Self::Live(body) => Pin::new(body).poll_frame(cx),
+            Self::Fan(body) => Pin::new(body).poll_frame(cx),
             Self::Whole(whole) => {
                 let frame = whole.frames.get_mut(whole.at as usize).map(std::mem::take);
                 whole.at += 1;
@@ -122,6 +135,7 @@ where
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Live(body) => body.is_end_stream(),
+            Self::Fan(body) => body.is_end_stream(),
             Self::Whole(whole) => whole.at as usize >= whole.frames.len(),
         }
     }
@@ -129,6 +143,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Live(body) => body.size_hint(),
+            Self::Fan(body) => body.size_hint(),
             Self::Whole(Whole { sized: false, .. }) => SizeHint::default(),
             Self::Whole(whole) => {
                 SizeHint::with_exact(whole.frames.iter().skip(whole.at as usize).map(|data| data.len() as u64).sum())

@@ -1,10 +1,14 @@
 //! A request body that can be sent again: shares its bytes, copies nothing, keeps up to a cap.
 
-use super::outgoing::Frames;
+use super::{
+    fan::{Fan, MAX_FRAMES, Source},
+    outgoing::Frames,
+};
 use crate::transport::BoxError;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use smallvec::SmallVec;
 use std::{
     fmt,
     pin::Pin,
@@ -17,9 +21,6 @@ use std::{
 
 /// What is kept for a replay by default: 64 KiB of data.
 pub const DEFAULT_REPLAY_CAP: usize = 64 * 1024;
-
-/// More frames than this are not kept, however short they are.
-const MAX_FRAMES: usize = 1024;
 
 /// Keeps one request's body for further attempts. Dropping it means that there will be none: the body then stops keeping
 /// what it sends.
@@ -149,6 +150,16 @@ impl<B> Shared<B> {
 }
 
 impl<B> ReplayBody<B> {
+    /// The same body, for several attempts at the same time, if nothing was sent of it yet and all of it is kept so far.
+    pub(super) fn fan(&mut self) -> Option<Fan<B>> {
+        if !self.fresh || !self.shared.keep.load(Ordering::Acquire) {
+            return None;
+        }
+        let State { inner, frames, kept, cap, failed, trailers, .. } = self.state.take()?;
+        let frames = frames.into_vec();
+        Some(Fan::new(Source { inner, frames, kept, cap, trailers, failed, alone: None, waiting: SmallVec::new() }))
+    }
+
     fn is_superseded(&self) -> bool {
         self.shared.attempt.load(Ordering::Acquire) != self.attempt
     }
@@ -293,13 +304,18 @@ where
     fn size_hint(&self) -> SizeHint {
         let Some(state) = &self.state else { return SizeHint::default() };
         let kept: u64 = state.frames.iter().skip(self.at).map(|data| data.len() as u64).sum();
-        let mut hint = state.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(kept));
-        }
-        hint.set_lower(hint.lower().saturating_add(kept));
-        hint
+        with_kept(kept, state.inner.as_ref())
     }
+}
+
+/// Of what is kept and the rest, which is empty when it ended.
+pub(super) fn with_kept<B: Body>(kept: u64, rest: Option<&B>) -> SizeHint {
+    let mut hint = rest.map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+    if let Some(upper) = hint.upper() {
+        hint.set_upper(upper.saturating_add(kept));
+    }
+    hint.set_lower(hint.lower().saturating_add(kept));
+    hint
 }
 
 impl<B> fmt::Debug for Replay<B> {

@@ -35,6 +35,8 @@ pub(crate) struct StoodStill {
 #[derive(Debug)]
 pub(crate) struct IdleTimer {
     limit: StoodStill,
+    /// The stream, or the attempt, began then.
+    since: Instant,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -50,9 +52,9 @@ impl Idle {
         self.moved.fetch_max(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// When the stream will have stood still for `limit`, if nothing moves.
-    fn ends(&self, limit: Duration) -> Instant {
-        self.began + Duration::from_nanos(self.moved.load(Relaxed)) + limit.min(FAR)
+    /// When what began at `since` will have stood still for `limit`, if nothing moves.
+    fn ends(&self, limit: Duration, since: Instant) -> Instant {
+        (self.began + Duration::from_nanos(self.moved.load(Relaxed))).max(since) + limit.min(FAR)
     }
 
     /// The limit of the whole stream.
@@ -60,9 +62,9 @@ impl Idle {
         self.stream.map(|limit| self.timer(StoodStill { limit, per_try: false }))
     }
 
-    /// The limit of an attempt whose response has not begun.
-    pub(crate) fn of_attempt(&self) -> Option<IdleTimer> {
-        self.per_try.map(|limit| self.timer(StoodStill { limit, per_try: true }))
+    /// The limit of an attempt that begins now, until its response does.
+    pub(crate) fn of_attempt(&self, now: Instant) -> Option<IdleTimer> {
+        self.per_try.map(|limit| self.timer_since(StoodStill { limit, per_try: true }, now))
     }
 
     /// The shorter of both: what holds for the body of the response.
@@ -73,7 +75,11 @@ impl Idle {
     }
 
     fn timer(&self, limit: StoodStill) -> IdleTimer {
-        IdleTimer { limit, sleep: Box::pin(sleep_until(self.ends(limit.limit))) }
+        self.timer_since(limit, self.began)
+    }
+
+    fn timer_since(&self, limit: StoodStill, since: Instant) -> IdleTimer {
+        IdleTimer { limit, since, sleep: Box::pin(sleep_until(self.ends(limit.limit, since))) }
     }
 }
 
@@ -84,7 +90,7 @@ impl IdleTimer {
             if self.sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            let ends = idle.ends(self.limit.limit);
+            let ends = idle.ends(self.limit.limit, self.since);
             if ends <= Instant::now() {
                 return Poll::Ready(self.limit);
             }
@@ -128,7 +134,7 @@ mod tests {
     async fn without_a_limit_there_is_nothing_to_watch() {
         assert!(Idle::new(None, None, Instant::now()).is_none());
         let idle = Idle::new(Some(S(1)), None, Instant::now()).unwrap();
-        assert!(idle.of_attempt().is_none());
+        assert!(idle.of_attempt(Instant::now()).is_none());
         assert_eq!(idle.of_body().unwrap().limit, StoodStill { limit: S(1), per_try: false });
     }
 }

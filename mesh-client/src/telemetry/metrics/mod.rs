@@ -24,7 +24,7 @@ pub(crate) struct Outcome {
     /// HTTP status; 0 when there was no response.
     pub(crate) status: u16,
     /// gRPC code of a gRPC response.
-    pub(crate) grpc: Option<u8>,
+    pub(crate) grpc: Option<u32>,
     /// Why, when it was not the backend's answer.
     pub(crate) flag: ResponseFlags,
 }

@@ -11,6 +11,7 @@ use hyper_util::{
 };
 use mesh_client::{BoxError, Mesh};
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -166,6 +167,15 @@ impl Way {
             }
         };
         tokio::time::timeout(GUARD, call).await.expect("hangs")
+    }
+
+    /// Who answered so many requests; errors by their text.
+    pub(crate) async fn spread(self, mesh: &Mesh, count: usize) -> BTreeMap<String, usize> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..count {
+            *seen.entry(self.backend(mesh, get("/x")).await).or_insert(0) += 1;
+        }
+        seen
     }
 
     /// The backend that answers a request, or the error.

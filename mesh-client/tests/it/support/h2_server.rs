@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -67,6 +67,17 @@ impl H2Server {
         let mut settings = Builder::new();
         settings.max_concurrent_streams(streams);
         Self::with(settings, handle).await
+    }
+
+    /// Keeps every request until it is let go; connections allow so many streams at once.
+    pub(crate) async fn holding(streams: u32) -> (Self, Arc<Mutex<Vec<Served>>>) {
+        let held = Arc::<Mutex<Vec<Served>>>::default();
+        let keep = held.clone();
+        let server = Self::limited(streams, move |served| {
+            keep.lock().unwrap().push(served);
+            Then::GoOn
+        });
+        (server.await, held)
     }
 
     async fn with(settings: Builder, handle: impl Fn(Served) -> Then + Send + Sync + 'static) -> Self {

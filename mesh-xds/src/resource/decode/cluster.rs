@@ -129,9 +129,7 @@ impl Decoder<'_> {
             }
         }
         let [default, high] = said;
-        let mut breakers =
-            CircuitBreakers { high: default, ..CircuitBreakers::default() }.at(resource::RoutingPriority::High);
-        breakers.high = high;
+        let mut breakers = CircuitBreakers { default, high, max_connections_per_host: None };
         let default = RoutingPriority::Default as i32;
         if let Some((index, thresholds)) =
             proto.per_host_thresholds.iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)

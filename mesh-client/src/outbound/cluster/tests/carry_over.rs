@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{CircuitBreakers, HealthCheck, HealthStatus};
+use mesh_xds::resource::{CircuitBreakers, HealthCheck, HealthStatus, Thresholds};
 use std::collections::BTreeSet;
 
 #[tokio::test]
@@ -25,6 +25,18 @@ async fn an_endpoint_keeps_its_link_when_it_moves_to_another_locality_and_priori
     assert_eq!((&*moved.placement().locality.zone, moved.placement().priority), ("b", 1));
     assert_eq!((&*bed.endpoint(3).placement().locality.zone, bed.endpoint(3).placement().priority), ("c", 0));
     assert_eq!(bed.opened().len(), 3);
+}
+
+#[tokio::test]
+async fn a_link_is_made_by_the_first_request_and_none_outlives_its_endpoint() {
+    let bed = Bed::of(2);
+    let config = bed.cluster.writer().cluster.clone();
+    bed.cluster.update(config.clone(), Arc::new(assignment(4)));
+    let late = bed.endpoint(4);
+    assert!(late.opened().is_none() && bed.endpoint(1).opened().is_some());
+    bed.cluster.update(config, Arc::new(assignment(3)));
+    assert!(late.link().drained.load(SeqCst), "a request that was picked for it before it left");
+    assert!(!bed.link(3).drained.load(SeqCst));
 }
 
 /// Any sequence of assignments, against a model that knows addresses only.
@@ -109,7 +121,8 @@ async fn an_endpoint_marked_as_draining_or_unhealthy_gets_no_requests_and_keeps_
 async fn a_change_of_the_transport_makes_new_links_and_a_change_of_limits_does_not() {
     let mut bed = Bed::of(2);
     let endpoints = bed.cluster.view.load().assignment.clone();
-    let limits = CircuitBreakers { max_requests: 1, ..CircuitBreakers::default() };
+    let default = Thresholds { max_requests: 1, ..Thresholds::default() };
+    let limits = CircuitBreakers { default, ..CircuitBreakers::default() };
     bed.cluster.update(Arc::new(Cluster { circuit_breakers: limits, ..cluster() }), endpoints.clone());
     assert_eq!(bed.opened().len(), 2);
     bed.cluster.begin_request(RoutingPriority::Default).unwrap();

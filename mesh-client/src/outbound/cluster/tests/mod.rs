@@ -116,7 +116,9 @@ impl Bed {
         let runtime = tokio::runtime::Handle::current();
         let deps = ClusterDeps { connector, runtime, profile: Profile::Grpc, balancing: Arc::default(), weights: None };
         let cluster = LiveCluster::new(Arc::new(cluster), Arc::new(endpoints), deps);
-        Self { cluster, connectors, rng: fastrand::Rng::with_seed(11) }
+        let bed = Self { cluster, connectors, rng: fastrand::Rng::with_seed(11) };
+        bed.open_all();
+        bed
     }
 
     fn of(n: u16) -> Self {
@@ -126,10 +128,19 @@ impl Bed {
     fn update(&self, endpoints: ClusterLoadAssignment) {
         let config = self.cluster.writer().cluster.clone();
         self.cluster.update(config, Arc::new(endpoints));
+        self.open_all();
+    }
+
+    /// A request has come to every endpoint.
+    fn open_all(&self) {
+        self.endpoints().iter().for_each(|endpoint| {
+            endpoint.link();
+        });
     }
 
     /// Every link, in the order of opening.
     fn opened(&self) -> Vec<Arc<FakeLink>> {
+        self.open_all();
         let connectors = self.connectors.lock().unwrap();
         connectors.iter().flat_map(|connector| connector.opened.lock().unwrap().clone()).collect()
     }
@@ -170,7 +181,7 @@ impl Bed {
 }
 
 fn plain() -> PickInput<'static> {
-    PickInput::plain(tokio::time::Instant::now())
+    PickInput::plain(Instant::now())
 }
 
 fn cluster() -> Cluster {

@@ -137,7 +137,7 @@ async fn requests_count_against_their_endpoint_until_their_guard_is_dropped() {
     let bed = Bed::of(1);
     let endpoint = bed.endpoint(1);
     let guards: Vec<_> = (0..3).map(|_| endpoint.start()).collect();
-    assert_eq!(bed.cluster.status(tokio::time::Instant::now()).endpoints[0].in_flight, 3);
+    assert_eq!(bed.cluster.status(Instant::now()).endpoints[0].in_flight, 3);
     drop(guards);
     assert_eq!(endpoint.in_flight(), 0);
 }
@@ -151,7 +151,7 @@ async fn the_status_says_what_matters_in_words() {
     settle().await;
     bed.cluster.begin_request(RoutingPriority::Default).unwrap();
     let _in_flight = bed.endpoint(2).start();
-    let status = bed.cluster.status(tokio::time::Instant::now());
+    let status = bed.cluster.status(Instant::now());
     assert_eq!(
         status.to_string(),
         "priority 1, max_connections 0 of 1024, max_pending_requests 0 of 1024, max_requests 1 of 1024, 0 retries in flight"

@@ -160,7 +160,7 @@ async fn fast_failures_are_dear() {
     for status in [500, 429, 0] {
         calls.store(0, Relaxed);
         let services = ServiceList::new([service(status), service(200)]);
-        let client = LoadBalanceLayer::new(LbPolicy::PeakEwma(PeakEwma::default())).layer(services);
+        let client = LoadBalanceLayer::new(LbPolicy::PeakEwma(mesh_xds::resource::PeakEwma::default())).layer(services);
         for _ in 0..20 {
             drop(client.clone().oneshot(request()).await);
         }

@@ -33,7 +33,7 @@ fn nonsense_percentages_are_clamped() {
 
 #[test]
 fn a_changed_limit_holds_for_new_retries_and_keeps_the_count() {
-    let breakers = |max_retries| CircuitBreakers { max_retries, ..CircuitBreakers::default() };
+    let breakers = |max_retries| Thresholds { max_retries, ..Thresholds::default() };
     let budget = Arc::new(RetryBudget::of(&breakers(4)));
     let mut held = take(&budget, 0);
     assert_eq!(held.len(), 4);
@@ -47,12 +47,12 @@ fn a_changed_limit_holds_for_new_retries_and_keeps_the_count() {
 #[test]
 fn max_retries_binds_only_envoy_and_a_budget_binds_both() {
     let acquire =
-        |breakers: &CircuitBreakers, profile| Arc::new(RetryBudget::of(breakers)).try_acquire_as(profile, 0).is_some();
-    let none = CircuitBreakers { max_retries: 0, ..CircuitBreakers::default() };
+        |breakers: &Thresholds, profile| Arc::new(RetryBudget::of(breakers)).try_acquire_as(profile, 0).is_some();
+    let none = Thresholds { max_retries: 0, ..Thresholds::default() };
     assert!(acquire(&none, Profile::Grpc));
     assert!(!acquire(&none, Profile::Envoy));
     let retry_budget = Some(Configured { percent: 20.0, min_concurrency: 0 });
-    let budget = CircuitBreakers { retry_budget, ..none };
+    let budget = Thresholds { retry_budget, ..none };
     assert!(!acquire(&budget, Profile::Grpc));
     assert!(!acquire(&budget, Profile::Envoy));
 }

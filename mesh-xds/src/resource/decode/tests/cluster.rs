@@ -282,12 +282,12 @@ fn thresholds_are_read_by_priority() {
             Some(CircuitBreakers { thresholds: vec![high, default], per_host_thresholds: vec![per_host] });
     });
     let breakers = accepted(&proto).0.circuit_breakers;
-    let limits = (breakers.max_connections, breakers.max_pending_requests, breakers.max_requests, breakers.max_retries);
-    assert_eq!(limits, (2, 3, 0, 5));
+    let of = breakers.default;
+    assert_eq!((of.max_connections, of.max_pending_requests, of.max_requests, of.max_retries), (2, 3, 0, 5));
     assert_eq!(breakers.max_connections_per_host, Some(100));
     let of_high = crate::resource::Thresholds { max_requests: 1, ..Default::default() };
-    assert_eq!((breakers.high, breakers.at(crate::resource::RoutingPriority::High).max_requests), (of_high, 1));
-    let budget = breakers.retry_budget.unwrap();
+    assert_eq!(breakers.at(crate::resource::RoutingPriority::High), &of_high);
+    let budget = of.retry_budget.unwrap();
     assert!((budget.percent - 20.0).abs() < f64::EPSILON && budget.min_concurrency == 3);
 }
 
