@@ -1,6 +1,7 @@
-//! gRPC's C-core as a client, by the script `ccore/client.py`.
+//! gRPC's C-core as a client and as a server, by the scripts in `ccore/`.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,10 +9,55 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::{Outcome, folder, peer};
+use crate::process::{ASK, READY};
+use crate::{Outcome, Process, folder, peer};
 
 /// How long one run of the client may take, over all its calls.
 const RUN: Duration = Duration::from_secs(120);
+
+/// A greeter on C-core.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    addr: SocketAddr,
+}
+
+impl Server {
+    /// Starts it on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// It is not installed, or did not get ready.
+    pub async fn start() -> Result<Self> {
+        let mut command = Command::new(peer("venv/bin/python3")?);
+        command.arg(folder().join("ccore/server.py"));
+        let mut process = Process::start("the C-core server", tempfile::tempdir()?, &mut command)?;
+        let ready = async {
+            loop {
+                if let Some((port, _)) = process.output()?.split_once('\n') {
+                    return Ok::<u16, anyhow::Error>(port.parse()?);
+                }
+                process.running()?;
+                tokio::time::sleep(ASK).await;
+            }
+        };
+        let port = tokio::time::timeout(READY, ready).await;
+        let port = port.with_context(|| format!("the C-core server was not ready after {READY:?}"))??;
+        Ok(Self { process, addr: (Ipv4Addr::LOCALHOST, port).into() })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Checks that it still runs.
+    ///
+    /// # Errors
+    /// It ended; the message has the end of its output.
+    pub fn running(&mut self) -> Result<()> {
+        self.process.running()
+    }
+}
 
 /// Makes `requests` greeter calls one after another to `target`, with these headers on each.
 ///

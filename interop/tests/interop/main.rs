@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 
 mod common;
+mod http2;
 mod istiod;
 mod mesh_control;
 mod ring;

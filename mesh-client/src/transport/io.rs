@@ -38,16 +38,18 @@ impl Activity {
 /// A byte stream of any type.
 pub(super) struct Io {
     stream: Box<dyn Stream>,
+    /// A write that failed may have sent a part before, in records of its own.
+    tls: bool,
     activity: Arc<Activity>,
 }
 
 impl Io {
-    pub(super) fn new(stream: impl Stream, activity: Arc<Activity>) -> Self {
-        Self { stream: Box::new(stream), activity }
+    pub(super) fn new(stream: impl Stream, tls: bool, activity: Arc<Activity>) -> Self {
+        Self { stream: Box::new(stream), tls, activity }
     }
 
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
-        if matches!(result, Poll::Ready(Ok(1..))) {
+        if matches!(result, Poll::Ready(Ok(1..))) || self.tls && matches!(result, Poll::Ready(Err(_))) {
             let count = self.activity.writes.load(Ordering::Relaxed);
             self.activity.writes.store(count.wrapping_add(1), Ordering::Release);
         }

@@ -96,11 +96,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back_never_shorter_and_less_than_a_millionth_longer(nanos in 0u64..u64::MAX) {
+        fn what_is_written_reads_back_never_shorter_and_hardly_longer(nanos in 0u64..u64::MAX) {
             let meant = Duration::from_nanos(nanos);
             let read = parse_grpc_timeout(&encode_grpc_timeout(meant)).unwrap();
             prop_assert!(read >= meant);
-            prop_assert!(read - meant <= meant / 1_000_000 + Duration::from_nanos(1));
+            // Eight digits of a unit that is up to a thousand times the next smaller one.
+            prop_assert!(read - meant <= meant / 100_000 + Duration::from_nanos(1));
         }
     }
 }

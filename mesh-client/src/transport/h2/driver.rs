@@ -114,6 +114,9 @@ impl Engine {
         let Some(wire) = slot else { return true };
         let Poll::Ready(fault) = wire.poll(&self.link, &mut Context::from_waker(&self.waker)) else { return false };
         tracing::debug!(%fault, "connection ended");
+        if let Some(&reason) = self.link.goaway.get() {
+            self.ends(Fate::GoAway(reason));
+        }
         self.ends(fault.fate());
         wire.fail(&self.link, &fault);
         *slot = None;

@@ -22,6 +22,8 @@ pub(in crate::transport) enum Fault {
     Broken(Reason, &'static str),
     /// We reset the stream.
     Cancelled,
+    /// The peer does not read what waits for it.
+    Full,
 }
 
 impl Fault {
@@ -32,6 +34,7 @@ impl Fault {
             Self::Closed | Self::Eof => cause.unwrap_or(Kind::Closed),
             Self::Io(_) => cause.unwrap_or(Kind::Io),
             Self::GoAway(..) => cause.unwrap_or(Kind::GoAway),
+            Self::Full => Kind::NotSent,
             Self::Reset(Reason::REFUSED_STREAM) => Kind::RefusedStream,
             Self::Reset(reason) => Kind::Reset(*reason),
             Self::Malformed(..) | Self::Broken(..) | Self::Cancelled => Kind::Protocol,
@@ -75,6 +78,7 @@ impl fmt::Display for Fault {
             Self::Reset(reason) => write!(f, "RST_STREAM: {reason}"),
             Self::Malformed(reason, what) | Self::Broken(reason, what) => write!(f, "{what}: {reason}"),
             Self::Cancelled => f.write_str("reset by us"),
+            Self::Full => f.write_str("the peer reads nothing"),
         }
     }
 }

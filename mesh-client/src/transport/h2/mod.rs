@@ -59,7 +59,7 @@ pub(super) async fn handshake(
         config.max_header_list_size,
     );
     let reader = Reader::new(config.connection_window, config.max_header_list_size);
-    let mut wire = Wire::new(Io::new(io, Arc::clone(&activity)), reader);
+    let mut wire = Wire::new(Io::new(io, origin.tls, Arc::clone(&activity)), reader);
     poll_fn(|cx| match wire.poll(&link, cx) {
         Poll::Ready(fault) => Poll::Ready(Err(fault.into_error(None))),
         Poll::Pending if wire.is_settled() => Poll::Ready(Ok(())),
@@ -129,6 +129,7 @@ where
                     match sending.poll(client.link(), cx) {
                         Poll::Ready(Ok(())) => *upload = None,
                         Poll::Ready(Err(error)) => {
+                            client.link().abandon(stream);
                             this.stage = Stage::Done;
                             return Poll::Ready(Err(TransportError::new(Kind::RequestBody).with_source(error)));
                         }
@@ -201,7 +202,11 @@ where
         return Ok(Stage::Open { stream, upload: None });
     }
     let upload = match upload.poll(client.link(), cx) {
-        Poll::Ready(result) => result.map(|()| None).map_err(body_failed)?,
+        Poll::Ready(Ok(())) => None,
+        Poll::Ready(Err(error)) => {
+            client.link().abandon(&stream);
+            return Err(body_failed(error));
+        }
         Poll::Pending => Some(Box::new(upload)),
     };
     Ok(Stage::Open { stream, upload })

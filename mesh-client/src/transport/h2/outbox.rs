@@ -22,6 +22,10 @@ use std::{
 
 /// Bytes that wait for the socket, above which request bodies wait too.
 const FULL: usize = 256 << 10;
+/// Bytes that wait for the socket, above which no stream is opened: the peer does not read.
+const OVERFULL: usize = 4 * FULL;
+/// Streams that wait for the connection's window, below which nobody looks whether they are alive.
+const FEW: usize = 64;
 /// The largest payload we send, whatever the peer takes: others wait behind it.
 const MAX_PAYLOAD: usize = 64 << 10;
 
@@ -31,8 +35,9 @@ pub(in crate::transport) struct Link {
     pub(super) alarm: Arc<Alarm>,
     /// Bytes of data that were read and not yet given back to the connection's window.
     read: AtomicU32,
-    /// From this many on they are.
-    give_back: u32,
+    /// From this many on they are: half of the window, or what is left of it when others do not read theirs.
+    give_back: AtomicU32,
+    half_window: u32,
     /// The window of each stream.
     window: u32,
     /// The peer's MAX_CONCURRENT_STREAMS.
@@ -112,7 +117,8 @@ impl Link {
             }),
             alarm,
             read: AtomicU32::new(0),
-            give_back: connection_window / 2,
+            give_back: AtomicU32::new(connection_window / 2),
+            half_window: connection_window / 2,
             window,
             limit: AtomicU32::new(u32::MAX),
             goaway: OnceLock::new(),
@@ -140,6 +146,9 @@ impl Link {
         let outbox = &mut *guard;
         if let Some(fault) = &outbox.ended {
             return Err(fault.clone());
+        }
+        if outbox.queue.len() > OVERFULL {
+            return Err(Fault::Full);
         }
         let refused = if outbox.next > frame::MAX { Some(&Reason::NO_ERROR) } else { self.goaway.get() };
         if let Some(reason) = refused {
@@ -177,10 +186,15 @@ impl Link {
             return Sent::All;
         }
         state.wait_to_send(cx.waker());
-        if state.send_window > 0 && !std::mem::replace(&mut state.waiting, true) {
+        let waits = state.send_window > 0 && !std::mem::replace(&mut state.waiting, true);
+        drop(state);
+        if waits {
+            // Those that ended meanwhile, from time to time: the window may never open again.
+            if outbox.waiting.len() >= FEW && outbox.waiting.len().is_power_of_two() {
+                outbox.waiting.retain(|other| !other.lock().sent);
+            }
             outbox.waiting.push(Arc::clone(stream));
         }
-        drop(state);
         if chunk.len() < before {
             self.signal(guard);
         }
@@ -215,9 +229,6 @@ impl Link {
         let unread = if state.received { 0 } else { state.discard() };
         state.fail(fault);
         let (reader, writer) = (state.take_reader(), state.take_writer());
-        if std::mem::take(&mut state.waiting) {
-            guard.waiting.retain(|other| other.id != stream.id);
-        }
         drop(state);
         frame::reset(&mut guard.queue.buf, stream.id, reason);
         guard.closed.push(stream.id);
@@ -247,13 +258,12 @@ impl Link {
 
     /// Nobody reads the response any more.
     pub(in crate::transport) fn abandon(&self, stream: &Stream) {
-        let mut state = stream.lock();
-        if !state.received {
-            drop(state);
-            return self.reset(stream, Reason::CANCEL, Fault::Cancelled);
+        let received = stream.lock().received;
+        if !received {
+            self.reset(stream, Reason::CANCEL, Fault::Cancelled);
         }
-        let unread = state.discard();
-        drop(state);
+        // The end may have come between the two.
+        let unread = stream.lock().discard();
         self.took(unread);
     }
 
@@ -263,19 +273,21 @@ impl Link {
             return;
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let before = self.read.fetch_add(bytes, Ordering::Relaxed);
-        if before < self.give_back && before.saturating_add(bytes) >= self.give_back {
+        let before = self.read.fetch_add(bytes, Ordering::SeqCst);
+        if before.saturating_add(bytes) >= self.give_back.load(Ordering::SeqCst) {
             self.alarm.ring();
         }
     }
 
-    /// What the connection's window is to grow by.
-    pub(super) fn give_back(&self) -> Option<u32> {
-        (self.read.load(Ordering::Relaxed) >= self.give_back).then(|| self.read.swap(0, Ordering::Relaxed))
+    /// What the connection's window, of which so much is left, is to grow by.
+    pub(super) fn give_back(&self, left: i64) -> Option<u32> {
+        let enough = u32::try_from(left).unwrap_or(0).clamp(1, self.half_window);
+        self.give_back.store(enough, Ordering::SeqCst);
+        (self.read.load(Ordering::SeqCst) >= enough).then(|| self.read.swap(0, Ordering::SeqCst))
     }
 
     /// Tells the peer that it may send so much more on a stream.
-    fn widen(&self, stream: u32, more: u32) {
+    pub(super) fn widen(&self, stream: u32, more: u32) {
         let mut outbox = self.lock();
         frame::window_update(&mut outbox.queue.buf, stream, more);
         self.signal(outbox);
@@ -363,7 +375,9 @@ impl Outbox {
             self.encoder.pseudo(names::SCHEME, uri.scheme_str().unwrap_or("http").as_bytes(), out);
         }
         if let Some(authority) = uri.authority() {
-            self.encoder.pseudo(names::AUTHORITY, authority.as_str().as_bytes(), out);
+            // User information never goes on the wire (RFC 9113 section 8.3.1).
+            let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+            self.encoder.pseudo(names::AUTHORITY, host.as_bytes(), out);
         }
         if head.method() != Method::CONNECT {
             let path = uri.path_and_query().map_or("/", |path| path.as_str());

@@ -65,6 +65,8 @@ impl Hasher for ById {
     }
 }
 
+const TOO_LARGE: Fault = Fault::Broken(Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1");
+
 fn broken(what: &'static str) -> Fault {
     Fault::Broken(Reason::PROTOCOL_ERROR, what)
 }
@@ -100,6 +102,11 @@ impl Reader {
 
     pub(super) fn is_idle(&self) -> bool {
         self.streams.is_empty()
+    }
+
+    /// Bytes of data that the peer may send on the connection.
+    pub(super) fn window(&self) -> i64 {
+        self.window
     }
 
     /// The connection's window was opened so much more.
@@ -205,6 +212,8 @@ impl Reader {
         let mut state = stream.lock();
         let length = payload.len();
         let result = state.on_data(payload, counted, end);
+        // Padding is never read: it is as good as given back.
+        let more = state.took(whole - length);
         let waker = if length > 0 || end { state.take_reader() } else { None };
         let closed = state.is_closed();
         drop(state);
@@ -213,6 +222,9 @@ impl Reader {
             self.breach(head.stream, breach, link);
         } else {
             link.took(whole - length);
+            if let Some(more) = more {
+                link.widen(head.stream, more);
+            }
             if closed {
                 self.streams.remove(&head.stream);
             }
@@ -294,28 +306,15 @@ impl Reader {
         }
         let (settings, []) = payload.as_chunks::<6>() else { return Err(size_error("SETTINGS")) };
         let mut outbox = link.lock();
-        let mut wakers = Vec::new();
+        let mut window = outbox.stream_window;
         for &[a, b, v, w, x, y] in settings {
             let value = u32::from_be_bytes([v, w, x, y]);
             match u16::from_be_bytes([a, b]) {
                 frame::HEADER_TABLE_SIZE => outbox.encoder.resize(usize::try_from(value).unwrap_or(usize::MAX)),
                 frame::ENABLE_PUSH if value != 0 => return Err(broken("SETTINGS_ENABLE_PUSH of a server")),
                 frame::MAX_CONCURRENT_STREAMS => link.limit.store(value, Ordering::SeqCst),
-                frame::INITIAL_WINDOW_SIZE => {
-                    const TOO_LARGE: Fault = Fault::Broken(Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1");
-                    if value > frame::MAX {
-                        return Err(TOO_LARGE);
-                    }
-                    let change = i64::from(value) - outbox.stream_window;
-                    outbox.stream_window += change;
-                    for stream in self.streams.values().chain(&outbox.opened) {
-                        let mut state = stream.lock();
-                        state.on_window(change).map_err(|_| TOO_LARGE)?;
-                        if change > 0 {
-                            wakers.extend(state.take_writer());
-                        }
-                    }
-                }
+                frame::INITIAL_WINDOW_SIZE if value > frame::MAX => return Err(TOO_LARGE),
+                frame::INITIAL_WINDOW_SIZE => window = i64::from(value),
                 frame::MAX_FRAME_SIZE => {
                     if !(16_384..1 << 24).contains(&value) {
                         return Err(broken("SETTINGS_MAX_FRAME_SIZE out of its bounds"));
@@ -329,11 +328,23 @@ impl Reader {
             // Nothing said about streams: as many as there are numbers.
             let _ = link.limit.compare_exchange(u32::MAX, frame::MAX, Ordering::SeqCst, Ordering::SeqCst);
         }
+        // The last one counts, as if there were no others: each is a walk over all streams.
+        let change = window - std::mem::replace(&mut outbox.stream_window, window);
+        let mut wakers = Vec::new();
+        let mut fits = true;
+        if change != 0 {
+            for stream in self.streams.values().chain(&outbox.opened) {
+                let mut state = stream.lock();
+                fits &= state.on_window(change).is_ok();
+                wakers.extend(state.take_writer());
+                self.answers += 1;
+            }
+        }
         frame::settings_ack(&mut outbox.queue.buf);
         self.answers += frame::HEAD;
         drop(outbox);
         wakers.into_iter().for_each(Waker::wake);
-        Ok(())
+        if fits { Ok(()) } else { Err(TOO_LARGE) }
     }
 
     fn ping(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
@@ -466,8 +477,11 @@ impl Fields {
                     return Err("a header of the connection");
                 }
                 if name == header::CONTENT_LENGTH {
-                    let length = value.to_str().ok().and_then(|text| text.parse().ok());
-                    self.length = Some(length.ok_or("content-length that is no number")?);
+                    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+                    let length = digits.and_then(|text| text.parse().ok()).ok_or("content-length that is no number")?;
+                    if self.length.replace(length).is_some_and(|other| other != length) {
+                        return Err("content-length twice");
+                    }
                 }
                 self.map.try_append(name, value).map_err(|_| "more headers than are taken")?;
             }

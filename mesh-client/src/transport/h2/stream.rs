@@ -9,10 +9,10 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Frames that wait to be read, above which small ones are joined.
-const JOIN_ABOVE: usize = 64;
-/// What counts as small then.
-const SMALL: usize = 1024;
+/// Frames of up to this size are joined with those that wait before them.
+const SMALL: usize = 8 << 10;
+/// To pieces of about this size.
+const JOINED: usize = 64 << 10;
 
 /// A stream that the connection and its users share.
 ///
@@ -212,10 +212,8 @@ impl State {
         if self.receive_window < 0 {
             return Err((h2::Reason::FLOW_CONTROL_ERROR, "more data than the window of the stream"));
         }
-        // Padding is never read: it is as good as given back.
-        self.read += whole.saturating_sub(u32::try_from(data.len()).unwrap_or(u32::MAX));
         if let Some(length) = &mut self.length {
-            *length = length.checked_sub(data.len() as u64).ok_or(LENGTH)?;
+            *length = length.checked_sub(data.len() as u64).filter(|rest| !end || *rest == 0).ok_or(LENGTH)?;
         }
         if !data.is_empty() {
             self.push(data);
@@ -226,25 +224,23 @@ impl State {
     fn push(&mut self, data: Bytes) {
         if self.data.is_none() {
             self.data = Some(data);
-        } else if self.more.len() < JOIN_ABOVE || data.len() > SMALL {
-            self.more.push_back(data);
-        } else if let Some(last) = self.more.pop_back() {
-            // The window bounds the bytes, but not how many frames they come in, each of which holds on to a whole read.
-            let mut joined = match last.try_into_mut() {
-                Ok(joined) if joined.len() < SMALL * 64 => joined,
-                Ok(full) => {
-                    self.more.push_back(full.freeze());
-                    BytesMut::with_capacity(SMALL * 4)
-                }
-                Err(last) => {
-                    let mut joined = BytesMut::with_capacity((last.len() + data.len()).max(SMALL * 4));
-                    joined.extend_from_slice(&last);
-                    joined
-                }
-            };
-            joined.extend_from_slice(&data);
-            self.more.push_back(joined.freeze());
+            return;
         }
+        if data.len() > SMALL {
+            self.more.push_back(data);
+            return;
+        }
+        // The window bounds the bytes, but each frame holds on to the whole read that it came with.
+        let mut joined = match self.more.pop_back().map(Bytes::try_into_mut) {
+            Some(Ok(last)) if last.len() < JOINED => last,
+            Some(last) => {
+                self.more.push_back(last.map_or_else(|shared| shared, BytesMut::freeze));
+                BytesMut::with_capacity(SMALL)
+            }
+            None => BytesMut::with_capacity(data.len().max(SMALL / 8)),
+        };
+        joined.extend_from_slice(&data);
+        self.more.push_back(joined.freeze());
     }
 
     fn on_end(&mut self) -> Result<(), Breach> {

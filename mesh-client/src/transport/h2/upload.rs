@@ -100,6 +100,10 @@ where
         loop {
             self.look_ahead(cx);
             let Some(stream) = &self.stream else { return Poll::Ready(Ok(())) };
+            if matches!(self.after, Some(After::Failed(_))) {
+                // Also while what came before it waits for room.
+                self.chunk = None;
+            }
             if let Some(chunk) = &mut self.chunk {
                 let last = matches!(self.after, Some(After::End));
                 match link.send(stream, chunk, last, cx) {

@@ -45,8 +45,9 @@ impl Wire {
 
     /// Reads and writes what can be. Ready when the connection is over; [`fail`](Self::fail) then tells the streams why.
     pub(super) fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Fault> {
+        let mut reads = 0;
         loop {
-            let halted = match self.read(link, cx) {
+            let halted = match self.read(link, &mut reads, cx) {
                 Ok(halted) => halted,
                 Err(fault) => {
                     self.say_why(link, &fault, cx);
@@ -73,8 +74,9 @@ impl Wire {
     }
 
     /// True: there may be more, when the answers are written.
-    fn read(&mut self, link: &Link, cx: &mut Context<'_>) -> Result<bool, Fault> {
-        for _ in 0..READS {
+    fn read(&mut self, link: &Link, reads: &mut usize, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        while *reads < READS {
+            *reads += 1;
             if self.reader.answers > MAX_ANSWERS {
                 return Ok(true);
             }
@@ -119,13 +121,16 @@ impl Wire {
             }
             let mut guard = link.lock();
             let outbox = &mut *guard;
-            if let Some(more) = link.give_back() {
+            if let Some(more) = link.give_back(self.reader.window()) {
                 self.reader.widen(more);
                 frame::window_update(&mut outbox.queue.buf, 0, more);
             }
             self.reader.keep_up(&mut outbox.opened, &mut outbox.closed);
             if outbox.queue.is_empty() {
                 outbox.rest();
+                if self.reader.is_idle() {
+                    outbox.queue.shrink();
+                }
                 let leaving = outbox.leaving;
                 // Those who waited for room in the queue, not for the window: there is room now.
                 let wakers = outbox.on_room(0)?;

@@ -9,6 +9,7 @@ static TABLE: LazyLock<Vec<Field>> = LazyLock::new(|| {
     let field = |&(name, value): &(&'static str, &'static str)| Field {
         name: Name::parse(name.as_bytes()),
         value: Some(HeaderValue::from_static(value)),
+        name_len: name.len(),
         size: name.len() + value.len() + ENTRY,
     };
     names::TABLE.iter().map(field).collect()
@@ -32,6 +33,7 @@ pub(in super::super) struct Field {
     pub(in super::super) name: Name,
     /// `None`: not a value that HTTP allows.
     pub(in super::super) value: Option<HeaderValue>,
+    name_len: usize,
     /// What it counts towards SETTINGS_MAX_HEADER_LIST_SIZE.
     pub(in super::super) size: usize,
 }
@@ -92,8 +94,7 @@ impl Decoder {
                     (Name::parse(&name), name.len())
                 } else {
                     let entry = self.entry(index)?;
-                    let value_len = entry.value.as_ref().map_or(0, HeaderValue::len);
-                    (entry.name.clone(), entry.size - ENTRY - value_len)
+                    (entry.name.clone(), entry.name_len)
                 };
                 let value = string(block, &mut rest)?;
                 let size = name_len + value.len() + ENTRY;
@@ -103,7 +104,7 @@ impl Decoder {
                 } else {
                     HeaderValue::from_maybe_shared(value).ok()
                 };
-                let field = Field { name, value, size };
+                let field = Field { name, value, name_len, size };
                 if keep {
                     self.insert(field.clone());
                 }

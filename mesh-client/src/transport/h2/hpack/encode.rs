@@ -130,7 +130,9 @@ impl Encoder {
         }
         let index = self.name_at(key, name_hash);
         // A name that is not in the tables is worth an entry, whatever comes with it.
-        if keep && (index == 0 || self.seen[place] == low) {
+        // One that is half of the table would cost more entries than it is worth.
+        let fits = key.text.len() + value.len() + ENTRY <= self.max / 2;
+        if keep && fits && (index == 0 || self.seen[place] == low) {
             literal(out, 0x40, 6, index, key, value);
             self.insert(key, value, low);
             self.by_field[place] = self.made;
