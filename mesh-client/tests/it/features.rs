@@ -1,8 +1,16 @@
-//! Features that no other file shows: authorities, B3, the limit of an attempt.
+//! Features that no other file shows: authorities, B3, traces that go through a server, the limit of an attempt.
 
-use crate::support::{H2Server, TARGET, Then, World, greeter, hello, hello_with, mesh_on, routes, service, to, until};
+use crate::support::{
+    H2Server, TARGET, Then, World,
+    echo::{Echo, Way, get, joined},
+    greeter, hello, hello_with, mesh_on, routes, service, to, until,
+};
+use bytes::Bytes;
 use envoy_types::util::pack_any;
-use mesh_client::{Mesh, Profile};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use mesh_client::{Mesh, Profile, trace::ScopeLayer};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use std::{
@@ -12,6 +20,8 @@ use std::{
     },
     time::Duration,
 };
+use tokio::net::TcpListener;
+use tower::{Layer, ServiceExt};
 
 /// One route to the greeter, with these fields beside its destination.
 fn route(fields: &str) -> String {
@@ -35,6 +45,77 @@ async fn b3_headers_go_on_to_the_backend() {
     let seen = seen.lock().unwrap();
     let got = seen[0].as_ref().expect("no b3 header arrived").to_str().unwrap();
     assert!(got.starts_with("80f198ee56343ba864fe8b2a57d3eff7-") && got.ends_with("-1"), "{got}");
+}
+
+const TRACE: &str = "80f198ee56343ba864fe8b2a57d3eff7";
+const SPAN: &str = "e457b5a2e4d86bd1";
+
+#[tokio::test]
+async fn the_many_headers_of_b3_go_on_to_the_backend() {
+    let backend = Echo::start("one").await;
+    let world = World::new(&service(&[("one", backend.addr())])).await;
+    for way in Way::BOTH {
+        for (name, value) in [("x-b3-sampled", "1"), ("x-b3-sampled", "0"), ("x-b3-flags", "1")] {
+            let request = get("/").header("x-b3-traceid", TRACE).header("x-b3-spanid", SPAN).header(name, value);
+            way.send(&world.mesh, request, "").await.unwrap();
+            let seen = backend.last();
+            assert_eq!((seen.header("x-b3-traceid"), seen.header("x-b3-spanid")), (TRACE.into(), SPAN.into()));
+            assert_eq!(seen.header(name), value, "{way:?}");
+            assert_eq!((seen.header("b3"), seen.header("traceparent")), (String::new(), String::new()), "as it came");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_calls_on_continues_the_trace_of_its_caller() {
+    let backend = Echo::start("one").await;
+    let world = World::new(&service(&[("one", backend.addr())])).await;
+    for way in Way::BOTH {
+        // A server whose handler knows nothing of traces.
+        let mesh = world.mesh.clone();
+        let handler = tower::service_fn(move |_: Request<hyper::body::Incoming>| {
+            let mesh = mesh.clone();
+            async move { way.send(&mesh, get("/behind"), "").await.map(|response| response.map(Full::new)) }
+        });
+        let handler = ScopeLayer::new().layer(handler);
+        let handler = hyper::service::service_fn(move |request| handler.clone().oneshot(request));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let front = listener.local_addr().unwrap();
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), handler).await.unwrap();
+        };
+        let calls = async {
+            // Called without a mesh between, so that its caller's headers are what the test says.
+            let tcp = tokio::net::TcpStream::connect(front).await.unwrap();
+            let (mut caller, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let parent = format!("00-{TRACE}-{SPAN}-01");
+            let single = format!("{TRACE}-{SPAN}-1");
+            for sent in [
+                &[("x-b3-traceid", TRACE), ("x-b3-spanid", SPAN), ("x-b3-sampled", "1")][..],
+                &[("b3", &single)],
+                &[("traceparent", &parent), ("tracestate", "a=1"), ("baggage", "user=1")],
+            ] {
+                let request = sent.iter().fold(Request::get("/").header("host", "front"), |r, (k, v)| r.header(*k, *v));
+                let response = caller.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+                assert_eq!(joined(response.headers(), "x-backend"), "one");
+                response.into_body().collect().await.unwrap();
+                let seen = backend.last();
+                assert_eq!(seen.path(), "/behind");
+                for (name, value) in sent {
+                    assert_eq!(seen.header(name), *value, "{name}, {way:?}");
+                }
+            }
+            // Without a trace each call begins its own.
+            let request = Request::get("/").header("host", "front").body(Full::<Bytes>::default()).unwrap();
+            caller.send_request(request).await.unwrap();
+            assert!(!backend.last().header("traceparent").contains(TRACE), "the next request is another one");
+            drop(caller);
+            connection.await.unwrap().unwrap();
+        };
+        tokio::join!(server, calls);
+    }
 }
 
 #[tokio::test]

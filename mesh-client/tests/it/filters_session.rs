@@ -5,12 +5,15 @@ use crate::{
     support::{
         CLUSTER, TARGET, assert_says,
         echo::{Echo, Way, get, joined},
-        mesh_on, routes, rule, service, to, until,
+        edit, edit_cluster, mesh_on, routes, rule, service, to, until,
     },
 };
 use envoy_types::pb::{
     envoy::{
-        config::core::v3::TypedExtensionConfig,
+        config::{
+            core::v3::{HealthStatus, HealthStatusSet, TypedExtensionConfig},
+            endpoint::v3::ClusterLoadAssignment,
+        },
         extensions::{
             filters::http::stateful_session::v3::{
                 StatefulSession, StatefulSessionPerRoute, stateful_session_per_route::Override,
@@ -23,6 +26,7 @@ use envoy_types::pb::{
 };
 use mesh_client::Explain;
 use mesh_control::ControlPlane;
+use mesh_xds::server::ResourceType;
 use std::collections::HashSet;
 
 fn session(config: Any) -> StatefulSession {
@@ -127,6 +131,49 @@ async fn a_session_keeps_its_cluster_where_the_route_splits() {
         seen.insert(backend);
     }
     assert!(seen.len() > 1, "sessions begin anywhere: {seen:?} of {CLUSTER}");
+}
+
+#[tokio::test]
+async fn a_session_goes_on_at_an_endpoint_that_drains_where_the_cluster_says_so() {
+    let backends = three().await;
+    let cp = world(&backends, &format!("[{{name: all, route: [{{destination: {}}}]}}]", to("")), &cookie("")).await;
+    let statuses = [HealthStatus::Unknown, HealthStatus::Healthy, HealthStatus::Draining].map(Into::into).to_vec();
+    edit_cluster(&cp, CLUSTER, |cluster| {
+        cluster.common_lb_config.get_or_insert_default().override_host_status = Some(HealthStatusSet { statuses });
+    });
+    let mesh = mesh_on(&cp).await;
+    let (_channel, _layer) = (mesh.channel(TARGET).unwrap(), mesh.layer());
+    let first = Way::Channel.send(&mesh, get("/"), "").await.unwrap();
+    let drains = joined(first.headers(), "x-backend");
+    let value = joined(first.headers(), "set-cookie").split(';').next().unwrap().to_owned();
+    let port = backends.iter().find(|backend| !backend.seen().is_empty()).unwrap().addr().port();
+    edit::<ClusterLoadAssignment>(&cp, ResourceType::ClusterLoadAssignment, CLUSTER, |assignment| {
+        let endpoints = assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints);
+        let mut of_port = endpoints.filter(|endpoint| format!("{endpoint:?}").contains(&format!("PortValue({port})")));
+        of_port.next().unwrap().health_status = HealthStatus::Draining.into();
+        assert!(of_port.next().is_none());
+    });
+    until("callers without the session do not come any more", async || {
+        Way::Channel.spread(&mesh, 9).await.keys().all(|backend| *backend != drains)
+    })
+    .await;
+    // The mesh that had it before, and one that never did.
+    for mesh in [mesh, mesh_on(&cp).await] {
+        for way in Way::BOTH {
+            for _ in 0..10 {
+                let again = way.send(&mesh, get("/").header("cookie", &value), "").await.unwrap();
+                assert_eq!(joined(again.headers(), "x-backend"), drains, "{way:?}");
+                assert_eq!(joined(again.headers(), "set-cookie"), "", "nothing has changed");
+                assert_ne!(way.backend(&mesh, get("/")).await, drains, "a caller without it, {way:?}");
+            }
+        }
+    }
+    // Where the cluster does not say so the session begins anew.
+    edit_cluster(&cp, CLUSTER, |cluster| cluster.common_lb_config = None);
+    let mesh = mesh_on(&cp).await;
+    let moved = Way::Layer.send(&mesh, get("/").header("cookie", &value), "").await.unwrap();
+    assert_ne!(joined(moved.headers(), "x-backend"), drains);
+    assert!(joined(moved.headers(), "set-cookie").starts_with("stick="));
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
 //! Retries: every condition of Envoy's, and what a gRPC server says of when to come back.
 
-use crate::support::{GUARD, H2Server, HOUR, TARGET, Then, World, hello_with, routes, service, to};
+use crate::support::{
+    GUARD, H2Server, HOUR, TARGET, Then, World,
+    echo::{Way, get, joined},
+    hello_with, routes, service, to,
+};
 use bytes::Bytes;
 use h2::Reason;
 use http::{Request, StatusCode};
@@ -99,6 +103,12 @@ async fn envoys_conditions_decide_what_is_retried() {
         ("retriable-status-codes,418", Status(418), true),
         ("retriable-status-codes,418", Status(503), false),
         ("retriable-4xx,gateway-error", Status(503), true),
+        // What the server has seen was sent.
+        ("reset-before-request", Reset(Reason::CANCEL), false),
+        ("reset-before-request", Cut, false),
+        ("reset-before-request", Status(503), false),
+        ("refused-stream", Reset(Reason::CANCEL), false),
+        ("refused-stream", Status(503), false),
     ];
     for (conditions, first, retries) in cases {
         for layer in [false, true] {
@@ -118,7 +128,7 @@ async fn envoys_conditions_decide_what_is_retried() {
 
 #[tokio::test]
 async fn a_connection_that_cannot_be_made_is_tried_again_on_connect_failure_only() {
-    for conditions in ["connect-failure", "retriable-4xx"] {
+    for conditions in ["connect-failure", "reset-before-request", "retriable-4xx", "refused-stream"] {
         // The first connection is closed before it says a word; the address serves from then on.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (_cp, mesh) = envoy_mesh(listener.local_addr().unwrap(), &retried(conditions, 50, "100ms")).await;
@@ -134,8 +144,66 @@ async fn a_connection_that_cannot_be_made_is_tried_again_on_connect_failure_only
             status = by_channel(&mesh) => status,
             () = serve => panic!("the connection was closed"),
         };
-        let expected = (conditions == "connect-failure").then_some(StatusCode::OK);
+        // Without a connection nothing of the request was sent.
+        let retries = ["connect-failure", "reset-before-request"].contains(&conditions);
+        let expected = retries.then_some(StatusCode::OK);
         assert_eq!(status, expected, "{conditions}");
+    }
+}
+
+#[tokio::test]
+async fn refused_streams_are_retried_beyond_the_one_time_without_a_policy() {
+    for (conditions, status, attempts) in [("refused-stream", Some(StatusCode::OK), 3), ("retriable-4xx", None, 2)] {
+        for layer in [false, true] {
+            let seen = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&seen);
+            let server = H2Server::start(move |mut served| {
+                if count.fetch_add(1, SeqCst) < 2 {
+                    served.respond.send_reset(Reason::REFUSED_STREAM);
+                } else {
+                    served.status(200);
+                }
+                Then::GoOn
+            })
+            .await;
+            let (_cp, mesh) = envoy_mesh(server.addr(), &retried(conditions, 1, "1ms")).await;
+            let got = if layer { by_layer(&mesh).await } else { by_channel(&mesh).await };
+            assert_eq!((got, seen.load(SeqCst)), (status, attempts), "{conditions}, layer: {layer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn statuses_of_grpc_are_retried_by_their_name() {
+    let names =
+        [("cancelled", 1), ("deadline-exceeded", 4), ("resource-exhausted", 8), ("internal", 13), ("unavailable", 14)];
+    for (condition, code) in names {
+        for (profile, way) in [Profile::Envoy, Profile::Grpc].into_iter().flat_map(|p| Way::BOTH.map(|way| (p, way))) {
+            // ABORTED has no name there.
+            for sent in [code, 10] {
+                let seen = Arc::new(AtomicUsize::new(0));
+                let count = Arc::clone(&seen);
+                let server = H2Server::start(move |served| {
+                    if count.fetch_add(1, SeqCst) > 0 {
+                        served.ok();
+                    } else {
+                        served.fail(sent, &[]);
+                    }
+                    Then::GoOn
+                })
+                .await;
+                let yaml = service(&[("one", server.addr())]) + &retried(condition, 1, "1ms");
+                let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+                let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(profile);
+                let mesh = builder.build().await.unwrap();
+                let request = get("/x").method("POST").header("content-type", "application/grpc");
+                // One empty message.
+                let response = way.send(&mesh, request, "\0\0\0\0\0").await.unwrap();
+                let expected = if sent == code { (String::new(), 2) } else { (sent.to_string(), 1) };
+                let got = (joined(response.headers(), "grpc-status"), seen.load(SeqCst));
+                assert_eq!(got, expected, "{condition}, {sent}, {profile:?}, {way:?}");
+            }
+        }
     }
 }
 
