@@ -2,11 +2,14 @@
 
 use super::{Decoder, Invalid, Valid, u32_or};
 use crate::resource::{self, CircuitBreakers, Cluster, Discovery, LbPolicy, LbSettings, RetryBudget, Thresholds};
-use envoy_types::pb::envoy::config::{
-    cluster::v3::{
-        CircuitBreakers as ProtoBreakers, Cluster as Proto, circuit_breakers::Thresholds as ProtoThresholds,
+use envoy_types::pb::{
+    envoy::config::{
+        cluster::v3::{
+            CircuitBreakers as ProtoBreakers, Cluster as Proto, circuit_breakers::Thresholds as ProtoThresholds,
+        },
+        core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
     },
-    core::v3::{ConfigSource, RoutingPriority, config_source::ConfigSourceSpecifier},
+    google::protobuf::Duration as ProtoDuration,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +39,9 @@ impl Decoder<'_> {
         if !proto.transport_socket_matches.is_empty() {
             return Err(self.invalid_at("transport_socket_matches", "not supported"));
         }
+        if proto.transport_socket_matcher.is_some() {
+            return Err(self.invalid_at("transport_socket_matcher", "not supported"));
+        }
         let transport_socket = match proto.transport_socket.take() {
             Some(socket) => self.at("transport_socket", |cx| cx.transport_socket(socket))?,
             None => resource::TransportSocket::Plaintext,
@@ -59,6 +65,15 @@ impl Decoder<'_> {
             ("alt_stat_name", !proto.alt_stat_name.is_empty()),
             ("lrs_report_endpoint_metrics", !proto.lrs_report_endpoint_metrics.is_empty()),
             ("connection_pool_per_downstream_connection", proto.connection_pool_per_downstream_connection),
+            ("queuing_policies", proto.queuing_policies.is_some()),
+            ("stats_matcher", proto.stats_matcher.is_some()),
+            ("track_timeout_budgets", proto.track_timeout_budgets),
+            ("protocol_selection", proto.protocol_selection != 0),
+            ("upstream_http_protocol_options", proto.upstream_http_protocol_options.is_some()),
+            (
+                "per_connection_buffer_high_watermark_timeout",
+                proto.per_connection_buffer_high_watermark_timeout.is_some(),
+            ),
         ]);
         Ok(Cluster {
             name,
@@ -129,22 +144,39 @@ impl Decoder<'_> {
             }
         }
         let [default, high] = said;
-        let mut breakers = CircuitBreakers { default, high, max_connections_per_host: None };
-        let default = RoutingPriority::Default as i32;
-        if let Some((index, thresholds)) =
-            proto.per_host_thresholds.iter().enumerate().find(|(_, thresholds)| thresholds.priority == default)
-        {
-            // gRFC A105.
-            breakers.max_connections_per_host = match thresholds.max_connections.map(|max| max.value) {
-                Some(0) => {
-                    return self.at_index("per_host_thresholds", index, |cx| {
-                        Err(cx.invalid_at("max_connections", "must be greater than zero"))
-                    });
+        let max_connections_per_host = self.per_host(&proto.per_host_thresholds)?;
+        Ok(CircuitBreakers { default, high, max_connections_per_host })
+    }
+
+    /// gRFC A105: the connections of the first for the default priority count, nothing else does.
+    fn per_host(&mut self, protos: &[ProtoThresholds]) -> Valid<Option<u32>> {
+        let mut connections = None;
+        let mut seen = false;
+        for (index, proto) in protos.iter().enumerate() {
+            self.at_index("per_host_thresholds", index, |cx| {
+                if proto.priority != RoutingPriority::Default as i32 {
+                    cx.note("priority", "only DEFAULT is supported, ignored");
+                    return Ok(());
                 }
-                max => max,
-            };
+                if std::mem::replace(&mut seen, true) {
+                    return Ok(());
+                }
+                connections = proto.max_connections.map(|max| max.value);
+                if connections == Some(0) {
+                    return Err(cx.invalid_at("max_connections", "must be greater than zero"));
+                }
+                cx.ignored(&[
+                    ("max_pending_requests", proto.max_pending_requests.is_some()),
+                    ("max_requests", proto.max_requests.is_some()),
+                    ("max_retries", proto.max_retries.is_some()),
+                    ("retry_budget", proto.retry_budget.is_some()),
+                    ("track_remaining", proto.track_remaining),
+                    ("max_connection_pools", proto.max_connection_pools.is_some()),
+                ]);
+                Ok(())
+            })?;
         }
-        Ok(breakers)
+        Ok(connections)
     }
 
     fn thresholds(&mut self, proto: ProtoThresholds) -> Valid<Thresholds> {
@@ -153,6 +185,9 @@ impl Decoder<'_> {
         let retry_budget = match proto.retry_budget {
             None => None,
             Some(budget) => {
+                // Zero is what we do: the requests of the moment count.
+                let interval = budget.budget_interval.is_some_and(|interval| interval != ProtoDuration::default());
+                self.ignored(&[("retry_budget.budget_interval", interval)]);
                 let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
                 if !(0.0..=100.0).contains(&percent) {
                     return Err(

@@ -48,6 +48,11 @@ impl Decoder<'_> {
         self.ignored(&[
             ("close_connections_on_host_set_change", common.close_connections_on_host_set_change),
             ("ignore_new_hosts_until_first_hc", common.ignore_new_hosts_until_first_hc),
+            // Zero asks for what we do: changes are taken as they come.
+            (
+                "update_merge_window",
+                common.update_merge_window.is_some_and(|window| window != ProtoDuration::default()),
+            ),
         ]);
         settings.panic_threshold =
             self.share("healthy_panic_threshold", common.healthy_panic_threshold.as_ref(), 50.0)?;

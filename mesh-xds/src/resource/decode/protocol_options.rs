@@ -6,7 +6,9 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{Cluster as Proto, UpstreamConnectionOptions, cluster::PreconnectPolicy},
-            core::v3::{Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings},
+            core::v3::{
+                Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
+            },
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -47,6 +49,9 @@ impl Decoder<'_> {
             options.protocol = Some(HttpProtocol::Http2);
             self.at("http2_protocol_options", |cx| cx.http2_options(http2, &mut options.connections))?;
         }
+        if let Some(http1) = proto.http_protocol_options.take() {
+            self.at("http_protocol_options", |cx| cx.http1_options(&http1))?;
+        }
         if let Some(common) = proto.common_http_protocol_options.take() {
             self.at("common_http_protocol_options", |cx| cx.common_options(common, &mut options))?;
         }
@@ -82,13 +87,14 @@ impl Decoder<'_> {
             ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
             ("upstream_http_protocol_options", typed.upstream_http_protocol_options.is_some()),
             ("header_validation_config", typed.header_validation_config.is_some()),
+            ("outlier_detection", typed.outlier_detection.is_some()),
         ]);
         match typed.upstream_protocol_options {
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => {
                 self.at("explicit_http_config", |cx| match config.protocol_config {
-                    Some(ProtocolConfig::HttpProtocolOptions(_)) => {
+                    Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
                         options.protocol = Some(HttpProtocol::Http1);
-                        Ok(())
+                        cx.at("http_protocol_options", |cx| cx.http1_options(&http1))
                     }
                     Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
                         options.protocol = Some(HttpProtocol::Http2);
@@ -102,20 +108,19 @@ impl Decoder<'_> {
                 })?;
             }
             Some(UpstreamProtocolOptions::AutoConfig(config)) => {
-                options.protocol = None;
-                if let Some(http2) = config.http2_protocol_options {
-                    self.at("auto_config.http2_protocol_options", |cx| {
-                        cx.http2_options(http2, &mut options.connections)
-                    })?;
-                }
+                self.at("auto_config", |cx| {
+                    cx.ignored(&[
+                        ("http3_protocol_options", config.http3_protocol_options.is_some()),
+                        ("alternate_protocols_cache_options", config.alternate_protocols_cache_options.is_some()),
+                    ]);
+                    cx.either((config.http_protocol_options, config.http2_protocol_options), options)
+                })?;
             }
             Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
-                options.protocol = None;
-                if let Some(http2) = config.http2_protocol_options {
-                    self.at("use_downstream_protocol_config.http2_protocol_options", |cx| {
-                        cx.http2_options(http2, &mut options.connections)
-                    })?;
-                }
+                self.at("use_downstream_protocol_config", |cx| {
+                    cx.ignored(&[("http3_protocol_options", config.http3_protocol_options.is_some())]);
+                    cx.either((config.http_protocol_options, config.http2_protocol_options), options)
+                })?;
             }
             None => {}
         }
@@ -123,6 +128,41 @@ impl Decoder<'_> {
             Some(common) => self.at("common_http_protocol_options", |cx| cx.common_options(common, options)),
             None => Ok(()),
         }
+    }
+
+    /// The protocol is negotiated: each has its options.
+    fn either(
+        &mut self,
+        (http1, http2): (Option<Http1ProtocolOptions>, Option<Http2ProtocolOptions>),
+        options: &mut ProtocolOptions,
+    ) -> Valid<()> {
+        options.protocol = None;
+        if let Some(http1) = http1 {
+            self.at("http_protocol_options", |cx| cx.http1_options(&http1))?;
+        }
+        match http2 {
+            Some(http2) => self.at("http2_protocol_options", |cx| cx.http2_options(http2, &mut options.connections)),
+            None => Ok(()),
+        }
+    }
+
+    /// None has an effect. `allow_custom_methods` is not noted: every method is allowed.
+    fn http1_options(&mut self, http1: &Http1ProtocolOptions) -> Valid<()> {
+        self.ignored(&[
+            ("allow_absolute_url", http1.allow_absolute_url.is_some()),
+            ("accept_http_10", http1.accept_http_10),
+            ("default_host_for_http_10", !http1.default_host_for_http_10.is_empty()),
+            ("header_key_format", http1.header_key_format.is_some()),
+            ("enable_trailers", http1.enable_trailers),
+            ("allow_chunked_length", http1.allow_chunked_length),
+            (
+                "override_stream_error_on_invalid_http_message",
+                http1.override_stream_error_on_invalid_http_message.is_some(),
+            ),
+            ("send_fully_qualified_url", http1.send_fully_qualified_url),
+            ("ignore_http_11_upgrade", !http1.ignore_http_11_upgrade.is_empty()),
+        ]);
+        Ok(())
     }
 
     fn common_options(&mut self, common: CommonOptions, options: &mut ProtocolOptions) -> Valid<()> {
@@ -161,6 +201,15 @@ impl Decoder<'_> {
             ("allow_connect", http2.allow_connect),
             ("allow_metadata", http2.allow_metadata),
             ("custom_settings_parameters", !http2.custom_settings_parameters.is_empty()),
+            ("stream_error_on_invalid_http_messaging", http2.stream_error_on_invalid_http_messaging),
+            (
+                "override_stream_error_on_invalid_http_message",
+                http2.override_stream_error_on_invalid_http_message.is_some(),
+            ),
+            ("max_metadata_size", http2.max_metadata_size.is_some()),
+            ("enable_huffman_encoding", http2.enable_huffman_encoding.is_some()),
+            ("max_header_field_size_kb", http2.max_header_field_size_kb.is_some()),
+            ("disallow_obs_text", http2.disallow_obs_text.is_some()),
         ]);
         if let Some(keepalive) = http2.connection_keepalive {
             connections.http2_keepalive = self.at("connection_keepalive", |cx| cx.keepalive(keepalive))?;

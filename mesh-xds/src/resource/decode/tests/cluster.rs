@@ -128,6 +128,7 @@ fn bad_clusters_are_rejected() {
             ("transport_socket_matches", "not supported", |c| {
                 c.transport_socket_matches = vec![TransportSocketMatch::default()];
             }),
+            ("transport_socket_matcher", "not supported", |c| c.transport_socket_matcher = Some(Default::default())),
             ("connect_timeout", "greater than zero", |c| c.connect_timeout = seconds(0)),
             ("connect_timeout", "negative", |c| c.connect_timeout = seconds(-5)),
             ("lb_policy", "CLUSTER_PROVIDED is not supported", |c| c.lb_policy = ProtoPolicy::ClusterProvided as i32),

@@ -4,9 +4,13 @@ use super::*;
 use crate::resource::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 use envoy_types::pb::{
     envoy::config::{
-        cluster::v3::{UpstreamConnectionOptions, cluster::PreconnectPolicy},
-        core::v3::{Http2ProtocolOptions, KeepaliveSettings, TcpKeepalive as ProtoTcp},
+        cluster::v3::{
+            UpstreamConnectionOptions,
+            cluster::{CommonLbConfig, PreconnectPolicy},
+        },
+        core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, KeepaliveSettings, TcpKeepalive as ProtoTcp},
     },
+    envoy::extensions::upstreams::http::v3::http_protocol_options::AutoHttpConfig,
     google::protobuf::DoubleValue,
 };
 
@@ -118,4 +122,93 @@ fn what_is_not_honoured_of_connections_is_noted() {
     assert_eq!(note_paths(&notes), ["upstream_connection_options.set_local_interface_name_on_upstream_connections"]);
     let ratios = (cluster.connections.preconnect_ratio, cluster.connections.predictive_preconnect_ratio);
     assert_eq!(ratios, (1.0, 2.0));
+}
+
+#[test]
+fn every_field_without_effect_is_noted_by_its_path() {
+    let yes = || Some(BoolValue { value: true });
+    let http1 = Http1ProtocolOptions {
+        accept_http_10: true,
+        header_key_format: Some(Default::default()),
+        enable_trailers: true,
+        send_fully_qualified_url: true,
+        allow_custom_methods: true,
+        ..Http1ProtocolOptions::default()
+    };
+    let http2 = Http2ProtocolOptions {
+        stream_error_on_invalid_http_messaging: true,
+        override_stream_error_on_invalid_http_message: yes(),
+        max_metadata_size: Some(Default::default()),
+        enable_huffman_encoding: yes(),
+        max_header_field_size_kb: uint(64),
+        disallow_obs_text: yes(),
+        ..Http2ProtocolOptions::default()
+    };
+    let typed = HttpProtocolOptions {
+        outlier_detection: Some(Default::default()),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::AutoConfig(AutoHttpConfig {
+            http_protocol_options: Some(http1.clone()),
+            http2_protocol_options: Some(http2),
+            http3_protocol_options: Some(Default::default()),
+            ..AutoHttpConfig::default()
+        })),
+        ..HttpProtocolOptions::default()
+    };
+    let (_, notes) = accepted(&with(|c| drop(c.typed_extension_protocol_options.insert(KEY.into(), any(&typed)))));
+    let paths = note_paths(&notes);
+    let inside =
+        |path: &&str| path.strip_prefix(&format!("typed_extension_protocol_options[\"{KEY}\"].")).unwrap().to_owned();
+    assert_eq!(
+        paths.iter().map(inside).collect::<Vec<_>>(),
+        [
+            "outlier_detection",
+            "auto_config.http3_protocol_options",
+            "auto_config.http_protocol_options.accept_http_10",
+            "auto_config.http_protocol_options.header_key_format",
+            "auto_config.http_protocol_options.enable_trailers",
+            "auto_config.http_protocol_options.send_fully_qualified_url",
+            "auto_config.http2_protocol_options.stream_error_on_invalid_http_messaging",
+            "auto_config.http2_protocol_options.override_stream_error_on_invalid_http_message",
+            "auto_config.http2_protocol_options.max_metadata_size",
+            "auto_config.http2_protocol_options.enable_huffman_encoding",
+            "auto_config.http2_protocol_options.max_header_field_size_kb",
+            "auto_config.http2_protocol_options.disallow_obs_text",
+        ]
+    );
+
+    let high = Thresholds { priority: 1, max_connections: uint(9), ..Thresholds::default() };
+    let more = Thresholds { max_connections: uint(2), max_requests: uint(7), ..Thresholds::default() };
+    let (cluster, notes) = accepted(&with(|c| {
+        c.common_lb_config = Some(CommonLbConfig { update_merge_window: seconds(3), ..CommonLbConfig::default() });
+        let mut breakers = thresholds(|t| {
+            t.retry_budget = Some(RetryBudget { budget_interval: seconds(1), ..RetryBudget::default() });
+        });
+        breakers.as_mut().unwrap().per_host_thresholds = vec![high, more];
+        c.circuit_breakers = breakers;
+        c.http_protocol_options = Some(http1);
+        c.queuing_policies = Some(Default::default());
+        c.stats_matcher = Some(Default::default());
+        c.protocol_selection = 1;
+        c.per_connection_buffer_high_watermark_timeout = seconds(1);
+    }));
+    assert_eq!(
+        note_paths(&notes),
+        [
+            "common_lb_config.update_merge_window",
+            "circuit_breakers.thresholds[0].retry_budget.budget_interval",
+            "circuit_breakers.per_host_thresholds[0].priority",
+            "circuit_breakers.per_host_thresholds[1].max_requests",
+            "http_protocol_options.accept_http_10",
+            "http_protocol_options.header_key_format",
+            "http_protocol_options.enable_trailers",
+            "http_protocol_options.send_fully_qualified_url",
+            "queuing_policies",
+            "stats_matcher",
+            "protocol_selection",
+            "per_connection_buffer_high_watermark_timeout",
+        ]
+    );
+    assert_eq!(cluster.circuit_breakers.max_connections_per_host, Some(2));
+    let none = CommonLbConfig { update_merge_window: seconds(0), ..CommonLbConfig::default() };
+    assert_eq!(accepted(&with(|c| c.common_lb_config = Some(none))).1, []);
 }
