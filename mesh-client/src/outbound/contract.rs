@@ -2,20 +2,24 @@
 
 use super::{
     cluster::{CircuitBreakerLayer, Limits},
-    filter::{FaultLayer, RateLimitLayer},
+    filter::{FaultLayer, Filter, FilterLayer, FilterRequest, RateLimitLayer, Step as Decision, Verdict},
     pick::{LoadBalanceLayer, ServiceList},
     retry::{Condition, HedgeLayer, Policy, RetryBudget, RetryLayer},
     testing::{Script, Strict},
     timeout::TimeoutLayer,
 };
-use crate::{BoxError, trace::TracePropagationLayer};
+use crate::{
+    BoxError,
+    trace::{ScopeLayer, TracePropagationLayer},
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use mesh_xds::resource::{FaultConfig, FaultDelay, FractionalPercent};
+use mesh_xds::resource::{FaultConfig, FaultDelay, FractionalPercent, OutlierDetection};
 use proptest::prelude::*;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -131,6 +135,18 @@ fn no_layer_calls_what_was_not_polled_ready() {
     });
 }
 
+/// Takes its time.
+struct Slow;
+
+impl Filter for Slow {
+    fn request<'a>(&'a self, _: &'a mut FilterRequest<'_>) -> Decision<'a> {
+        Decision::Later(Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            Verdict::Pass
+        }))
+    }
+}
+
 /// Each layer, and several around each other.
 async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
     let budget = || RetryBudget::percent(50.0, 2);
@@ -140,10 +156,23 @@ async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
     drive(TimeoutLayer::new(millis(150)).layer(inner()), steps).await;
     drive(CircuitBreakerLayer::new(Limits::max_requests(3)).layer(inner()), steps).await;
     drive(TracePropagationLayer::new().layer(inner()), steps).await;
+    // Without a context, and with one.
+    drive(ScopeLayer::new().layer(inner()), steps).await;
+    drive(TracePropagationLayer::new().layer(ScopeLayer::new().layer(inner())), steps).await;
+    drive(FilterLayer::new(Arc::new(Slow)).layer(inner()), steps).await;
     drive(RateLimitLayer::new(20, Duration::from_secs(1)).burst(2).layer(inner()), steps).await;
     let delay = Some(FaultDelay { fixed: Some(millis(30)), percentage: FractionalPercent(500_000) });
     drive(FaultLayer::new(&FaultConfig { delay, ..FaultConfig::default() }).layer(inner()), steps).await;
     drive(LoadBalanceLayer::random().layer(ServiceList::new([inner(), inner()])), steps).await;
+    let outliers = OutlierDetection {
+        interval: millis(50),
+        base_ejection_time: millis(100),
+        consecutive_5xx: Some(1),
+        max_ejection_percent: 100,
+        ..OutlierDetection::default()
+    };
+    let ejecting = LoadBalanceLayer::round_robin().outlier_detection(outliers);
+    drive(ejecting.layer(ServiceList::new([inner(), inner()])), steps).await;
     let balanced = LoadBalanceLayer::round_robin().layer(ServiceList::new([inner(), inner()]));
     drive(RetryLayer::new(policy()).layer(TimeoutLayer::new(millis(400)).layer(balanced)), steps).await;
 }

@@ -155,6 +155,7 @@ async fn endless_settings_hold_a_call_to_its_deadline_only() {
 
 #[tokio::test]
 async fn a_server_that_allows_no_streams_holds_calls_to_their_deadline_until_it_does() {
+    let flat = Flat::begin();
     let go = Arc::new(Semaphore::new(0));
     let gate = go.clone();
     let server = RawH2::start(move |mut peer| {
@@ -188,10 +189,12 @@ async fn a_server_that_allows_no_streams_holds_calls_to_their_deadline_until_it_
     let status = fails(&channel).await;
     assert_says(status.message(), &["while waiting for a connection"]);
     assert_eq!(server.accepted(), 1);
+    flat.check();
 }
 
 #[tokio::test]
 async fn a_window_of_zero_holds_a_call_to_its_deadline_only() {
+    let flat = Flat::begin();
     let server = RawH2::start(|mut peer| async move {
         peer.greet(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
         peer.silence().await
@@ -202,10 +205,12 @@ async fn a_window_of_zero_holds_a_call_to_its_deadline_only() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
     assert_eq!(channel.load().streams, 0);
+    flat.check();
 }
 
 #[tokio::test]
 async fn headers_that_never_end_hold_a_call_to_its_deadline_only() {
+    let flat = Flat::begin();
     let server = RawH2::start(|mut peer| async move {
         peer.greet(&[]).await?;
         let stream = peer.request().await?;
@@ -221,10 +226,12 @@ async fn headers_that_never_end_hold_a_call_to_its_deadline_only() {
     let status = fails(&channel(&server).await).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+    flat.check();
 }
 
 #[tokio::test]
 async fn headers_that_are_too_large_are_refused() {
+    let flat = Flat::begin();
     for way in Way::BOTH {
         let server = RawH2::start(|mut peer| async move {
             peer.greet(&[]).await?;
@@ -243,12 +250,14 @@ async fn headers_that_are_too_large_are_refused() {
         let cp = ControlPlane::builder().yaml(service(&[("v1", server.addr())])).start().await.unwrap();
         let mesh = mesh_on(&cp).await;
         let error = way.send(&mesh, crate::support::echo::get("/x"), "").await.unwrap_err();
-        assert_says(&error.to_string(), &[&server.addr().to_string()]);
+        assert_says(&error.to_string(), &["headers of more bytes than are taken", &server.addr().to_string()]);
     }
+    flat.check();
 }
 
 #[tokio::test]
 async fn data_behind_the_trailers_harms_no_other_call() {
+    let flat = Flat::begin();
     let server = RawH2::start(|mut peer| async move {
         peer.greet(&[]).await?;
         loop {
@@ -266,4 +275,5 @@ async fn data_behind_the_trailers_harms_no_other_call() {
         assert!(matches!(status.code(), Code::Internal | Code::Unavailable), "{status}");
     }
     until("all is given back", async || channel.load().is_idle()).await;
+    flat.check();
 }

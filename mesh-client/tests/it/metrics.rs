@@ -1,8 +1,8 @@
 //! What is measured beyond what always is: Istio's sizes and workloads, gRPC's instruments; and connections.
 
 use crate::support::{
-    ANY, CLUSTER, GUARD, TARGET, edit, edit_cluster, greeter, hello, hello_with, mesh_on, plain_mesh, routes, service,
-    to, until,
+    ANY, CLUSTER, GUARD, HOUR, TARGET, edit, edit_cluster, greeter, hello, hello_with, mesh_on, plain_mesh, routes,
+    service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -241,4 +241,24 @@ async fn resources_and_weights_are_counted_by_what_is_known_of_them() {
     drop((channel, mesh));
     until("nothing is wanted any more", async || seen.sum("grpc.xds_client.resources", &in_state("acked")) == 0.0)
         .await;
+}
+
+#[tokio::test]
+async fn retries_against_the_budget_are_told() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let backend = greeter("one").await;
+    // It waits for its back-off until the test ends it.
+    let retries = route("retries: {attempts: 1, retryOn: unavailable, backoff: 600s}");
+    let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())]) + &retries).start().await.unwrap();
+    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
+    let cluster = [("cluster", CLUSTER)];
+    hello(&channel).await.unwrap();
+    assert_eq!(seen.sum("mesh_retries_active", &cluster), 0.0);
+    backend.state().fail_next(1);
+    let call = tokio::spawn(async move { hello_with(&channel, |request| request.set_timeout(HOUR)).await });
+    until("a retry waits", async || seen.sum("mesh_retries_active", &cluster) == 1.0).await;
+    call.abort();
+    until("it is given back", async || seen.sum("mesh_retries_active", &cluster) == 0.0).await;
 }

@@ -172,6 +172,7 @@ impl<L: Link> LiveCluster<L> {
         let connector = (deps.connector)(&cluster, &breaker);
         let stale = Arc::new(Notify::new());
         let begun = Instant::now();
+        let retries = metrics::gauge!("mesh_retries_active", "cluster" => cluster.name.to_string());
         let live = Arc::new_cyclic(|me| Self {
             name: cluster.name.clone(),
             me: me.clone(),
@@ -188,7 +189,8 @@ impl<L: Link> LiveCluster<L> {
                 sweeper: None,
                 connector,
             }),
-            budgets: RoutingPriority::ALL.map(|p| Arc::new(RetryBudget::of(cluster.circuit_breakers.at(p)))),
+            budgets: RoutingPriority::ALL
+                .map(|p| Arc::new(RetryBudget::of(cluster.circuit_breakers.at(p)).told(retries.clone()))),
             breaker,
             thresholds: Arc::default(),
             turn: Arc::new(Turn::anywhere()),

@@ -8,6 +8,7 @@ use crate::{
     outbound::{route::Profile, slots::Slots},
 };
 use mesh_xds::resource::Thresholds;
+use metrics::Gauge;
 use ratio::Ratio;
 use std::{sync::Arc, time::Duration};
 use throttle::Throttle;
@@ -28,6 +29,8 @@ const WHOLE: u64 = 1_000_000;
 #[derive(Debug)]
 pub struct RetryBudget {
     kind: Kind,
+    /// Of those in flight; a cluster's.
+    gauge: Option<Gauge>,
 }
 
 #[derive(Debug)]
@@ -76,13 +79,13 @@ impl RetryBudget {
     /// In each `ttl`, `ratio` (0..=1000, in hundredths) retries for each call that began, and `min_per_second` besides. Linkerd's
     /// documentation has 0.2, 10 and 10 s. What is not used is forgotten after `ttl`.
     pub fn ratio(ratio: f64, min_per_second: u32, ttl: Duration) -> Self {
-        Self { kind: Kind::Ratio(Ratio::new(ratio, min_per_second, ttl, Instant::now())) }
+        Self::new(Kind::Ratio(Ratio::new(ratio, min_per_second, ttl, Instant::now())))
     }
 
     /// gRFC A6: a count of `max_tokens` (1..=1000) loses one for each failure and gains `token_ratio` (in thousandths) for each success;
     /// while it is at half or below, nothing is retried.
     pub fn throttle(max_tokens: u32, token_ratio: f64) -> Self {
-        Self { kind: Kind::Throttle(Throttle::new(max_tokens, token_ratio)) }
+        Self::new(Kind::Throttle(Throttle::new(max_tokens, token_ratio)))
     }
 
     /// The budget of a cluster: `retry_budget`, else `max_retries`, which binds only calls of the Envoy profile.
@@ -90,18 +93,25 @@ impl RetryBudget {
         Self::share(Limit::of(thresholds))
     }
 
+    /// Tells this gauge of those in flight; others may too.
+    pub(crate) fn told(self, gauge: Gauge) -> Self {
+        Self { gauge: Some(gauge), ..self }
+    }
+
     fn share(limit: Limit) -> Self {
-        Self { kind: Kind::Share(Share { limit: AtomicU64::new(limit.pack()), in_flight: Slots::new() }) }
+        Self::new(Kind::Share(Share { limit: AtomicU64::new(limit.pack()), in_flight: Slots::new() }))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self { kind, gauge: None }
     }
 
     /// Another one with these limits, which counts by itself.
     pub(crate) fn fresh(&self) -> Self {
-        Self {
-            kind: match &self.kind {
-                Kind::Share(share) => return Self::share(Limit::unpack(share.limit.load(Ordering::Relaxed))),
-                Kind::Ratio(ratio) => Kind::Ratio(ratio.fresh(Instant::now())),
-                Kind::Throttle(throttle) => Kind::Throttle(throttle.fresh()),
-            },
+        match &self.kind {
+            Kind::Share(share) => Self::share(Limit::unpack(share.limit.load(Ordering::Relaxed))),
+            Kind::Ratio(ratio) => Self::new(Kind::Ratio(ratio.fresh(Instant::now()))),
+            Kind::Throttle(throttle) => Self::new(Kind::Throttle(throttle.fresh())),
         }
     }
 
@@ -124,7 +134,11 @@ impl RetryBudget {
             Kind::Ratio(ratio) => return ratio.withdraw(Instant::now()).then(Permit::uncounted),
             Kind::Throttle(throttle) => return throttle.allows().then(Permit::uncounted),
         };
-        counted.map(|budget| Permit { counted: Some(budget), also: None })
+        let budget = counted?;
+        if let Some(gauge) = &budget.gauge {
+            gauge.increment(1.0);
+        }
+        Some(Permit { counted: Some(budget), also: None })
     }
 
     /// A call begins: what [`ratio`](Self::ratio) gives a share of.
@@ -174,8 +188,12 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(Kind::Share(share)) = self.counted.as_ref().map(|budget| &budget.kind) {
+        let Some(budget) = &self.counted else { return };
+        if let Kind::Share(share) = &budget.kind {
             share.in_flight.give_back();
+        }
+        if let Some(gauge) = &budget.gauge {
+            gauge.decrement(1.0);
         }
     }
 }

@@ -41,6 +41,7 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | hash of a header with several values | of the values joined (gRFC A42) | of the sorted values, chained |
 /// | retry of a hashed request | to the endpoint of the hash again, while it can be connected to | with `previous_hosts` to the next one on the ring or in the table |
 /// | priorities, panic | the first that has an endpoint to pick (gRFC A56); never in panic, but ejected endpoints before none | as much as its healthy endpoints times `overprovisioning_factor` cover, then the next; `healthy_panic_threshold` |
+/// | HTTP/2 connections to one endpoint | at most `per_host_thresholds.max_connections`, 1 when unset, and never above 10 (gRFC A105) | the same, where Envoy has no limit when it is unset |
 /// | headers of an attempt | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count`, where the virtual host says so |
 /// | `retriable_headers`, `retriable_request_headers`, `rate_limited_retry_back_off`, `x-envoy-ratelimited` | ignored (gRFC A44) | honoured |
 /// | retry host predicates and priorities | honoured, where gRFC A44 would ignore them | honoured |
