@@ -2,7 +2,7 @@
 
 #![allow(deprecated, reason = "control planes still send the deprecated kinds")]
 
-use crate::support::{CLUSTER, World, edit, greeter, hello_with, routes, rule, service, to};
+use crate::support::{CLUSTER, World, echo::Way, edit, greeter, routes, rule, service, to};
 use envoy_types::pb::envoy::{
     config::route::v3::{
         HeaderMatcher, Route, RouteAction, RouteConfiguration, RouteMatch,
@@ -167,22 +167,20 @@ async fn every_kind_of_header_matcher_chooses_the_route() {
     let world = World::on(cp).await;
     for (n, case) in cases.iter().enumerate() {
         for (value, matches) in &case.values {
-            let reply = hello_with(&world.channel, |r| {
-                r.metadata_mut().insert("x-case", n.to_string().parse().unwrap());
-                if let Some(value) = value {
-                    r.metadata_mut().insert("x-test", value.parse().unwrap());
-                }
-            });
+            let number = n.to_string();
+            let headers: Vec<_> =
+                [("x-case", &*number)].into_iter().chain(value.map(|value| ("x-test", value))).collect();
             let expected = if *matches { "yes" } else { "no" };
-            assert_eq!(reply.await.unwrap().backend, expected, "{} of {value:?}", case.name);
+            for way in Way::BOTH {
+                let backend = way.greeter(&world.mesh, &headers).await;
+                assert_eq!(backend, expected, "{} of {value:?}, {way:?}", case.name);
+            }
         }
     }
     // Values of one name are one list (gRFC A28).
     let contains = cases.iter().position(|case| case.name == "regex").unwrap();
-    let reply = hello_with(&world.channel, |r| {
-        r.metadata_mut().insert("x-case", contains.to_string().parse().unwrap());
-        r.metadata_mut().append("x-test", "abc7".parse().unwrap());
-        r.metadata_mut().append("x-test", "abc7".parse().unwrap());
-    });
-    assert_eq!(reply.await.unwrap().backend, "no", "`abc7,abc7` is another value");
+    let headers = [("x-case", &*contains.to_string()), ("x-test", "abc7"), ("x-test", "abc7")];
+    for way in Way::BOTH {
+        assert_eq!(way.greeter(&world.mesh, &headers).await, "no", "`abc7,abc7` is another value, {way:?}");
+    }
 }

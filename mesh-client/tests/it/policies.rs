@@ -1,8 +1,8 @@
 //! Policies beside round robin: what callers and backends see of each.
 
 use crate::support::{
-    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, assignment, edit_cluster, greeter, hello, hello_with, routes,
-    service, to, until,
+    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, assignment, echo::Way, edit_cluster, greeter, hello, hello_with,
+    routes, service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -99,7 +99,11 @@ async fn pick_first_stays_with_one_endpoint_until_it_cannot_be_reached() {
     assert_eq!(calls(&world.channel, 30).await, [("b".to_owned(), 30)].into());
     backends[0].restart().await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(calls(&world.channel, 30).await, [("b".to_owned(), 30)].into(), "it stays where it is");
+    for way in Way::BOTH {
+        for _ in 0..10 {
+            assert_eq!(way.greeter(&world.mesh, &[]).await, "b", "it stays where it is, {way:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -207,9 +211,10 @@ async fn least_request_by_a_full_scan_always_finds_the_idle_endpoint() {
         busy() == 4
     })
     .await;
-    for _ in 0..20 {
-        let reply = hello_with(&world.channel, |r| r.set_timeout(GUARD)).await.unwrap();
-        assert_eq!(reply.backend, "e");
+    for way in Way::BOTH {
+        for _ in 0..10 {
+            assert_eq!(way.greeter(&world.mesh, &[]).await, "e", "{way:?}");
+        }
     }
 }
 

@@ -169,6 +169,16 @@ impl Way {
         tokio::time::timeout(GUARD, call).await.expect("hangs")
     }
 
+    /// The greeter that answers a call with these headers.
+    pub(crate) async fn greeter(self, mesh: &Mesh, headers: &[(&str, &str)]) -> String {
+        let request = get("/helloworld.Greeter/SayHello").method("POST").header("content-type", "application/grpc");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        // One empty message.
+        let response = self.send(mesh, request, "\0\0\0\0\0").await.unwrap();
+        let reply: examples::greeter::HelloReply = prost::Message::decode(&response.body()[5..]).unwrap();
+        reply.backend
+    }
+
     /// Who answered so many requests; errors by their text.
     pub(crate) async fn spread(self, mesh: &Mesh, count: usize) -> BTreeMap<String, usize> {
         let mut seen = BTreeMap::new();
