@@ -151,16 +151,16 @@ pub fn targets(medians: &Medians) -> Vec<Target> {
                 targets.push(Target::at_most(format!("c={c}: CPU per request / bare hyper's"), mesh.cpu_ratio, 1.0));
             }
             32 | 256 => {
-                targets.push(Target::at_least(format!("c={c}: rps / bare hyper's"), mesh.rps_ratio, 1.4));
-                targets.push(Target::at_most(format!("c={c}: CPU per request / bare hyper's"), mesh.cpu_ratio, 0.7));
+                targets.push(Target::at_least(format!("c={c}: rps / bare hyper's"), mesh.rps_ratio, 1.6));
+                targets.push(Target::at_most(format!("c={c}: CPU per request / bare hyper's"), mesh.cpu_ratio, 0.55));
             }
             _ => continue,
         }
         let bare = rows.get(&Kind::Bare).and_then(|bare| bare.allocations);
         if let (Some(mesh), Some(bare)) = (mesh.allocations, bare) {
-            // Two allocations, and room for those that are not part of a call (timers, buffers that grow).
+            // One, and room for those that are not part of a call (timers, buffers that grow).
             let claim = format!("c={c}: allocations per request above the bare transport's");
-            targets.push(Target::at_most(claim, mesh - bare, 2.05));
+            targets.push(Target::at_most(claim, mesh - bare, 1.1));
         }
     }
     targets

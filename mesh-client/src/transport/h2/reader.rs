@@ -35,6 +35,8 @@ pub(super) struct Reader {
     settled: bool,
     /// Who is to look, of the stream that the last frame was for: more for it is likely right behind.
     waking: Option<(u32, Waker)>,
+    /// The number of the read that is looked at.
+    reads: u32,
     /// Bytes of answers queued and not known to be written.
     pub(super) answers: usize,
 }
@@ -91,6 +93,7 @@ impl Reader {
             max_header_list_size: usize::try_from(max_header_list_size).unwrap_or(usize::MAX),
             settled: false,
             waking: None,
+            reads: 0,
             answers: 0,
         }
     }
@@ -130,6 +133,7 @@ impl Reader {
     ///
     /// The peer broke the protocol in a way that ends the connection.
     pub(super) fn read(&mut self, input: &mut BytesMut, link: &Link) -> Result<(), Fault> {
+        self.reads = self.reads.wrapping_add(1);
         let result = loop {
             let Some(head) = Head::read(input) else { break Ok(()) };
             if head.length > frame::MAX_PAYLOAD {
@@ -211,7 +215,7 @@ impl Reader {
         let end = head.has(frame::END_STREAM);
         let mut state = stream.lock();
         let length = payload.len();
-        let result = state.on_data(payload, counted, end);
+        let result = state.on_data(payload, counted, end, self.reads);
         // Padding is never read: it is as good as given back.
         let more = state.took(whole - length);
         let waker = if length > 0 || end { state.take_reader() } else { None };

@@ -9,7 +9,9 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Frames of up to this size are joined with those that wait before them.
+/// Reads whose frames wait to be read, above which small ones are joined: each frame holds on to the whole read that it came with.
+const JOIN_AFTER: u32 = 4;
+/// What counts as small then.
 const SMALL: usize = 8 << 10;
 /// To pieces of about this size.
 const JOINED: usize = 64 << 10;
@@ -29,6 +31,9 @@ pub(super) struct State {
     has_head: bool,
     data: Option<Bytes>,
     more: VecDeque<Bytes>,
+    /// The read that the last of them came with, and how many others the rest came with.
+    last_read: u32,
+    reads: u32,
     trailers: Option<HeaderMap>,
     /// The peer sends nothing more, or nothing more is taken.
     pub(super) received: bool,
@@ -72,6 +77,8 @@ impl Stream {
                 has_head: false,
                 data: None,
                 more: VecDeque::new(),
+                last_read: 0,
+                reads: 0,
                 trailers: None,
                 received: false,
                 sent: false,
@@ -200,8 +207,8 @@ impl State {
         Ok(true)
     }
 
-    /// DATA of so many bytes with its padding.
-    pub(super) fn on_data(&mut self, data: Bytes, whole: u32, end: bool) -> Result<(), Breach> {
+    /// DATA of so many bytes with its padding, from the read of this number.
+    pub(super) fn on_data(&mut self, data: Bytes, whole: u32, end: bool, read: u32) -> Result<(), Breach> {
         if !self.has_head {
             return Err((h2::Reason::PROTOCOL_ERROR, "data before the response headers"));
         }
@@ -216,21 +223,23 @@ impl State {
             *length = length.checked_sub(data.len() as u64).filter(|rest| !end || *rest == 0).ok_or(LENGTH)?;
         }
         if !data.is_empty() {
-            self.push(data);
+            self.push(data, read);
         }
         if end { self.on_end() } else { Ok(()) }
     }
 
-    fn push(&mut self, data: Bytes) {
+    fn push(&mut self, data: Bytes, read: u32) {
+        let first = std::mem::replace(&mut self.last_read, read) != read;
         if self.data.is_none() {
+            self.reads = 0;
             self.data = Some(data);
             return;
         }
-        if data.len() > SMALL {
+        self.reads += u32::from(first);
+        if self.reads < JOIN_AFTER || data.len() > SMALL {
             self.more.push_back(data);
             return;
         }
-        // The window bounds the bytes, but each frame holds on to the whole read that it came with.
         let mut joined = match self.more.pop_back().map(Bytes::try_into_mut) {
             Some(Ok(last)) if last.len() < JOINED => last,
             Some(last) => {
