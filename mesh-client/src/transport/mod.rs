@@ -121,10 +121,13 @@ impl Connection {
         origin: Origin,
         events: Option<Arc<dyn Events>>,
     ) -> Result<Self, TransportError> {
-        match protocol {
-            Protocol::Http1 => h1::handshake(io, config, origin, events).await,
-            Protocol::Http2 => h2::handshake(io, config, origin, events).await,
-        }
+        tracing::debug!(authority = %origin.authority, tls = origin.tls, ?protocol, "connecting");
+        let connection = match protocol {
+            Protocol::Http1 => h1::handshake(io, config, origin, events).await?,
+            Protocol::Http2 => h2::handshake(io, config, origin, events).await?,
+        };
+        tracing::debug!(streams = connection.0.limit.load(Ordering::SeqCst), "connected");
+        Ok(connection)
     }
 
     /// Open: no GOAWAY, not draining.
