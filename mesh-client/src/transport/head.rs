@@ -14,10 +14,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The head for HTTP/2: absolute URI, no `host`, no hop-by-hop headers (RFC 9113 section 8.2.2), `content-length` if known.
 pub(super) fn http2(mut parts: Parts, length: Option<u64>, origin: &Origin) -> Result<Request<()>, TransportError> {
-    // `te: trailers`, which every gRPC request has, may stay, and alone is no reason to look closer.
-    let trailers = |value: &HeaderValue| value == "trailers";
-    if parts.headers.iter().any(|(name, value)| name == HOST || is_hop_by_hop(name) && !(name == TE && trailers(value)))
-    {
+    if parts.headers.iter().any(|(name, value)| name == HOST || is_of_connection(name, value)) {
         strip_hop_by_hop(&mut parts.headers);
         if let Some(host) = parts.headers.remove(HOST)
             && parts.uri.authority().is_none()
@@ -43,9 +40,7 @@ pub(super) fn http1(parts: &mut Parts, origin: &Origin) -> Result<(), TransportE
     }
     if !parts.headers.contains_key(HOST) {
         let authority = parts.uri.authority().unwrap_or(&origin.authority);
-        // User information never goes on the wire.
-        let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
-        parts.headers.insert(HOST, HeaderValue::try_from(host).map_err(invalid)?);
+        parts.headers.insert(HOST, HeaderValue::try_from(without_user(authority)).map_err(invalid)?);
     }
     if parts.uri.authority().is_some() && parts.method != Method::CONNECT {
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -73,6 +68,16 @@ fn set_uri(uri: &mut Uri, origin: &Origin, authority: Option<Authority>) -> Resu
     }
     *uri = Uri::from_parts(parts).map_err(|error: uri::InvalidUriParts| invalid(error))?;
     Ok(())
+}
+
+/// Host and port: user information never goes on the wire (RFC 9113 section 8.3.1).
+pub(super) fn without_user(authority: &Authority) -> &str {
+    authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host)
+}
+
+/// A header that HTTP/2 does not have (RFC 9113 section 8.2.2). `te: trailers`, which every gRPC request has, it does.
+pub(super) fn is_of_connection(name: &HeaderName, value: &HeaderValue) -> bool {
+    is_hop_by_hop(name) && !(name == TE && value == "trailers")
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

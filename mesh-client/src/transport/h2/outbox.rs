@@ -8,6 +8,7 @@ use super::{
     queue::Queue,
     stream::{Part, State, Stream},
 };
+use crate::transport::head::without_user;
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use h2::Reason;
@@ -258,12 +259,15 @@ impl Link {
 
     /// Nobody reads the response any more.
     pub(in crate::transport) fn abandon(&self, stream: &Stream) {
-        let received = stream.lock().received;
-        if !received {
+        let mut state = stream.lock();
+        if !state.received {
+            drop(state);
             self.reset(stream, Reason::CANCEL, Fault::Cancelled);
+            // The end may have come between the two.
+            state = stream.lock();
         }
-        // The end may have come between the two.
-        let unread = stream.lock().discard();
+        let unread = state.discard();
+        drop(state);
         self.took(unread);
     }
 
@@ -375,9 +379,7 @@ impl Outbox {
             self.encoder.pseudo(names::SCHEME, uri.scheme_str().unwrap_or("http").as_bytes(), out);
         }
         if let Some(authority) = uri.authority() {
-            // User information never goes on the wire (RFC 9113 section 8.3.1).
-            let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
-            self.encoder.pseudo(names::AUTHORITY, host.as_bytes(), out);
+            self.encoder.pseudo(names::AUTHORITY, without_user(authority).as_bytes(), out);
         }
         if head.method() != Method::CONNECT {
             let path = uri.path_and_query().map_or("/", |path| path.as_str());

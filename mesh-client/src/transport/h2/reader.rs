@@ -7,9 +7,10 @@ use super::{
     outbox::Link,
     stream::{Breach, Stream},
 };
+use crate::transport::head::is_of_connection;
 use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
@@ -500,16 +501,4 @@ impl Fields {
         }
         Ok(())
     }
-}
-
-/// RFC 9113 section 8.2.2.
-fn is_of_connection(name: &HeaderName, value: &http::HeaderValue) -> bool {
-    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-    const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-    name == header::CONNECTION
-        || name == header::TRANSFER_ENCODING
-        || name == header::UPGRADE
-        || name == KEEP_ALIVE
-        || name == PROXY_CONNECTION
-        || name == header::TE && value != "trailers"
 }
