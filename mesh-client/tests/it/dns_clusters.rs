@@ -43,7 +43,6 @@ use mesh_client::{Mesh, Profile};
 use mesh_control::ControlPlane;
 use mesh_xds::{server::ResourceType, source::DnsOptions};
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -143,16 +142,8 @@ fn make(cluster: &mut Cluster, kind: DiscoveryType, endpoints: Vec<LocalityLbEnd
     });
 }
 
-async fn spread(mesh: &Mesh, way: Way, count: usize) -> BTreeMap<String, usize> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..count {
-        *seen.entry(way.backend(mesh, get("/x")).await).or_insert(0) += 1;
-    }
-    seen
-}
-
 async fn names(mesh: &Mesh, way: Way) -> String {
-    spread(mesh, way, 9).await.into_keys().collect::<Vec<_>>().join(" ")
+    way.spread(mesh, 9).await.into_keys().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use crate::support::{
 use futures::future::join_all;
 use mesh_client::{Mesh, Profile};
 use mesh_control::ControlPlane;
-use std::collections::BTreeMap;
 
 const NAMES: [&str; 3] = ["near", "next", "far"];
 const ZONES: [&str; 3] = ["r1/z1", "r1/z2", "r2/z1"];
@@ -40,16 +39,8 @@ async fn mesh_in(cp: &ControlPlane, region: &str, zone: &str, profile: Profile) 
     mesh
 }
 
-async fn spread(mesh: &Mesh, way: Way, count: usize) -> BTreeMap<String, usize> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..count {
-        *seen.entry(way.backend(mesh, get("/x")).await).or_insert(0) += 1;
-    }
-    seen
-}
-
 async fn names(mesh: &Mesh, way: Way) -> String {
-    spread(mesh, way, 9).await.into_keys().collect::<Vec<_>>().join(" ")
+    way.spread(mesh, 9).await.into_keys().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]
@@ -94,7 +85,7 @@ async fn the_setting_of_a_rule_takes_effect_when_it_changes() {
     becomes("{loadBalancer: {localityLbSetting: {distribute: [{from: r1/z1, to: {r2: 100}}]}}}", "far").await;
     apply("{loadBalancer: {localityLbSetting: {distribute: [{from: r1/z1, to: {r1/z1: 80, r2: 20}}]}}}").await;
     until("both", async || names(&mesh, Way::Channel).await == "far near").await;
-    let seen = spread(&mesh, Way::Channel, 1000).await;
+    let seen = Way::Channel.spread(&mesh, 1000).await;
     assert!((740..=860).contains(&seen["near"]) && seen.len() == 2, "{seen:?}");
     let channel = mesh.channel(TARGET).unwrap();
     channel.ready(GUARD).await.unwrap();
