@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::process::{ASK, READY};
 use crate::{Outcome, Process, folder, peer};
 
 /// How long one run of the client may take, over all its calls.
@@ -31,18 +30,8 @@ impl Server {
         let mut command = Command::new(peer("venv/bin/python3")?);
         command.arg(folder().join("ccore/server.py"));
         let mut process = Process::start("the C-core server", tempfile::tempdir()?, &mut command)?;
-        let ready = async {
-            loop {
-                if let Some((port, _)) = process.output()?.split_once('\n') {
-                    return Ok::<u16, anyhow::Error>(port.parse()?);
-                }
-                process.running()?;
-                tokio::time::sleep(ASK).await;
-            }
-        };
-        let port = tokio::time::timeout(READY, ready).await;
-        let port = port.with_context(|| format!("the C-core server was not ready after {READY:?}"))??;
-        Ok(Self { process, addr: (Ipv4Addr::LOCALHOST, port).into() })
+        let port: u16 = process.announced(|line| line.parse().ok()).await?;
+        Ok(Self { process, addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) })
     }
 
     /// Where it listens.
@@ -68,12 +57,7 @@ pub async fn call(target: &str, bootstrap: &str, requests: u32, headers: &[(&str
     command
         .args(["--requests", &requests.to_string()])
         .args(headers.iter().map(|(name, value)| format!("--header={name}={value}")));
-    let printed = run(command, "").await?;
-    Ok(Outcome {
-        backends: counts(&printed["backends"]),
-        codes: counts(&printed["codes"]),
-        details: counts(&printed["details"]),
-    })
+    Ok(serde_json::from_value(run(command, "").await?)?)
 }
 
 /// The backend of each of `keys`, sent in the header of this name.
@@ -115,9 +99,4 @@ async fn run(mut command: Command, input: &str) -> Result<Value> {
     let said = String::from_utf8_lossy(&ended.stderr);
     anyhow::ensure!(ended.status.success(), "the C-core client ended with {}:\n{said}", ended.status);
     serde_json::from_slice(&ended.stdout).with_context(|| format!("the client printed:\n{said}"))
-}
-
-fn counts(printed: &Value) -> BTreeMap<String, u64> {
-    let counts = printed.as_object().into_iter().flatten();
-    counts.map(|(name, count)| (name.clone(), count.as_u64().unwrap_or_default())).collect()
 }

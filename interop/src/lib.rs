@@ -1,10 +1,11 @@
-//! Starts real peers for tests: Istio's control plane, Envoy, and a gRPC C-core client.
+//! Starts real peers for tests: Istio's control plane, Envoy, gRPC's C-core and grpc-go, and go-spiffe.
 //!
 //! `interop/run` installs them and runs the tests in `tests/`. Every peer listens on loopback alone, on ports that were
 //! free, and is stopped when its handle is dropped, also by a failing test.
 
 pub mod ccore;
 pub mod envoy;
+pub mod grpcgo;
 pub mod istiod;
 mod process;
 pub mod report;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result};
 pub use process::Process;
 
 /// How calls ended, by whichever client made them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 pub struct Outcome {
     /// Answers by the name of the backend that gave them.
     pub backends: BTreeMap<String, u64>,

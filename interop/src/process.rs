@@ -76,6 +76,29 @@ impl Process {
         }
     }
 
+    /// Waits for the first line of output that `read` makes something of.
+    ///
+    /// # Errors
+    /// The process ended, or said nothing of the kind in time; the message shows the end of its output.
+    pub async fn announced<T>(&mut self, read: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let heard = async {
+            loop {
+                let output = self.output()?;
+                // The last line may not be complete yet.
+                let whole = output.rfind('\n').map_or("", |end| &output[..end]);
+                if let Some(found) = whole.lines().find_map(&read) {
+                    return Ok(found);
+                }
+                self.running()?;
+                tokio::time::sleep(ASK).await;
+            }
+        };
+        match tokio::time::timeout(READY, heard).await {
+            Ok(found) => found,
+            Err(_) => bail!("{} was not ready after {READY:?}; its output ends:\n{}", self.name, self.tail()),
+        }
+    }
+
     /// Checks that the process still runs.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use interop::envoy::Envoy;
-use interop::{ccore, report};
+use interop::{ccore, grpcgo, report};
 use mesh_control::ControlPlane;
 use tonic::transport::Endpoint;
 
@@ -38,6 +38,20 @@ async fn mesh_control_serves_a_ccore_client() {
     let path = "mesh-control -> C-core";
     report::row(path, "90/10 split", &listed(&split.backends));
     report::row(path, "x-canary: 1", &listed(&canary.backends));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs real peers: interop/run installs them and runs this"]
+async fn mesh_control_serves_a_grpc_go_client() {
+    let backends = Backends::start_together().await;
+    let control = ControlPlane::builder().yaml(backends.written_into(YAML)).listen(ANY).start().await.unwrap();
+
+    let split = grpcgo::call(&format!("xds:///{SERVICE}"), &control.bootstrap(), 1000).await.unwrap().outcome;
+    assert_eq!(split.ended_with("OK"), 1000, "{split:?}");
+    assert_share(split.answered_by("v2"), 1000, 0.1);
+    assert!(split.backends.contains_key("v1-a") && split.backends.contains_key("v1-b"), "{split:?}");
+
+    report::row("mesh-control -> grpc-go", "90/10 split", &listed(&split.backends));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
