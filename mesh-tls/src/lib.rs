@@ -46,6 +46,8 @@
 mod alert;
 mod client;
 mod error;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 mod id;
 mod material;
 mod peer;
