@@ -28,6 +28,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz_api;
 mod headers;
+pub mod inbound;
 mod layer;
 mod mesh;
 mod outbound;
@@ -37,6 +38,7 @@ mod transport;
 pub use body::MeshBody;
 pub use channel::{MeshChannel, ResponseFuture};
 pub use error::{BoxError, Error};
+pub use inbound::{ConnectionInfo, Inbound};
 pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
 pub use mesh::{BuildError, Mesh, MeshBuilder};
 pub use outbound::{Profile, cluster::ChannelLoad, resolve::TargetError};

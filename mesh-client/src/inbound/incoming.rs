@@ -1,0 +1,65 @@
+//! Connections for a server that is not ours.
+
+use super::{Inbound, InboundStream};
+use futures::Stream;
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+};
+
+/// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
+/// tonic's own server. Never ends.
+///
+/// The policy is in [`Inbound::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
+/// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more; those it gave live on.
+#[derive(Debug)]
+pub struct Incoming {
+    ready: mpsc::Receiver<InboundStream>,
+    task: JoinHandle<()>,
+}
+
+impl Incoming {
+    pub(super) fn new(inbound: Inbound) -> Self {
+        let (give, ready) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            let mut handshakes = JoinSet::new();
+            loop {
+                tokio::select! {
+                    fresh = inbound.0.accept() => {
+                        let (shared, give) = (Arc::clone(&inbound.0), give.clone());
+                        handshakes.spawn(async move {
+                            if let Some((stream, _place)) = shared.secure(fresh).await {
+                                // Fails when nobody takes connections any more.
+                                let _ = give.send(stream).await;
+                            }
+                        });
+                    }
+                    Some(ended) = handshakes.join_next() => if let Err(error) = ended {
+                        tracing::error!(%error, "handshake task failed");
+                    },
+                }
+            }
+        });
+        Self { ready, task }
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<InboundStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.ready.poll_recv(cx).map(|stream| stream.map(Ok))
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

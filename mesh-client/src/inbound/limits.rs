@@ -1,0 +1,53 @@
+//! What clients may cost.
+
+use std::time::Duration;
+
+/// What clients may cost a server, whoever they are. The defaults suit a service of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections that are open at the same time; further ones are closed when they are accepted. Default 100,000.
+    pub max_connections: usize,
+    /// Handshakes (TLS, and the first bytes of a protocol) under way at the same time; further connections wait in the
+    /// listener's backlog. Default 1024.
+    pub max_handshakes: usize,
+    /// From the accepted connection to the first bytes of its protocol, TLS handshake included. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Requests of one HTTP/2 connection that are served at the same time; further ones are refused (REFUSED_STREAM), which lets
+    /// the client try again elsewhere. Default 1024.
+    pub max_concurrent_streams: u32,
+    /// Bytes of the headers of one request, as HTTP/2 counts them (RFC 9113 section 6.5.2); more are answered with 431. Default
+    /// 64 KiB.
+    pub max_header_bytes: u32,
+    /// From the first byte of a head of HTTP/1.1 to its end, and between two requests of such a connection. Default 30 s.
+    pub header_timeout: Duration,
+    /// A connection on which nothing was in flight for so long is told to go away. Default none.
+    pub idle_timeout: Option<Duration>,
+    /// A connection that is so old is told to go away, up to a tenth earlier or later; what is in flight goes on (gRFC A9). Default
+    /// none.
+    pub max_connection_age: Option<Duration>,
+    /// How long what is in flight may go on when a connection has to go; then it is cut. Default 30 s.
+    pub drain_timeout: Duration,
+    /// Bytes that a client may send on one stream before they are read. Default 1 MiB.
+    pub stream_window: u32,
+    /// Bytes that a client may send on one connection before they are read. Default 4 MiB.
+    pub connection_window: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 100_000,
+            max_handshakes: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            max_concurrent_streams: 1024,
+            max_header_bytes: 64 << 10,
+            header_timeout: Duration::from_secs(30),
+            idle_timeout: None,
+            max_connection_age: None,
+            drain_timeout: Duration::from_secs(30),
+            stream_window: 1 << 20,
+            connection_window: 4 << 20,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The inbound side: connections are accepted, their peers verified, their requests decided about, and served.
+//!
+//! | step | where |
+//! |---|---|
+//! | accept | [`accept`]: limits, which filter chain ([`config`]), TLS or plaintext |
+//! | transport | `crate::transport`: HTTP/2 of our own, HTTP/1.1 on hyper |
+//! | decide | [`policy`], by [`guard`], for every request |
+//! | serve | the application's service |
+
+mod accept;
+mod builder;
+mod config;
+mod connection;
+mod guard;
+mod incoming;
+mod limits;
+mod policy;
+
+pub use accept::InboundStream;
+pub use builder::{BuildError, InboundBuilder};
+pub(crate) use config::{Chain, Config};
+pub use connection::ConnectionInfo;
+pub use guard::{Guard, GuardFuture, InboundLayer, ResponseBody};
+pub use incoming::Incoming;
+pub use limits::Limits;
+pub(crate) use policy::{Deciding, Decision, Exchange, Policy, Verdict};
+
+use arc_swap::ArcSwap;
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+/// A listening socket of the mesh: who may connect, what every request is asked, and who serves it.
+///
+/// A handle, cheap to clone; the clones share the socket. It is closed when the last of them is dropped.
+#[derive(Clone)]
+pub struct Inbound(Arc<Shared>);
+
+struct Shared {
+    listener: TcpListener,
+    local: SocketAddr,
+    /// In force for connections from now on; what a request is asked is in its connection's [`Chain`].
+    config: ArcSwap<Config>,
+    limits: Limits,
+    /// Connections that are open.
+    open: Arc<AtomicUsize>,
+    /// Room for handshakes.
+    handshakes: Arc<Semaphore>,
+}
+
+impl Inbound {
+    /// An inbound side from code.
+    pub fn builder() -> InboundBuilder {
+        InboundBuilder::default()
+    }
+
+    fn new(listener: TcpListener, config: Config, limits: Limits) -> io::Result<Self> {
+        let local = listener.local_addr()?;
+        let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
+        let config = ArcSwap::from_pointee(config);
+        Ok(Self(Arc::new(Shared { listener, local, config, limits, open: Arc::default(), handshakes })))
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local
+    }
+
+    /// Its connections, for tonic's own server; with [`layer`](Self::layer) around the services.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn incoming(&self) -> Incoming {
+        Incoming::new(self.clone())
+    }
+
+    /// The policy of this inbound side as a layer, for tonic's own server over the connections of [`incoming`](Self::incoming).
+    pub fn layer(&self) -> InboundLayer {
+        InboundLayer::default()
+    }
+}
+
+impl fmt::Debug for Inbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbound").field("local", &self.0.local).finish_non_exhaustive()
+    }
+}
