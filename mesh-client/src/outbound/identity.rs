@@ -8,7 +8,7 @@ use mesh_tls::{
 use mesh_xds::{
     ads::{BoxedIo, Connect, connect_address},
     bootstrap::{CertificateProvider, ChannelCreds, FileWatcher, ServerAddress, ServerConfig, TlsCreds},
-    resource::{CertificateProviderRef, StringMatcher, StringPattern, UpstreamTls},
+    resource::{CertificateProviderRef, Credential, SanMatch, StringPattern, UpstreamTls},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,11 +47,11 @@ impl Identities {
     /// fail with the reason.
     pub(crate) fn client_tls(&self, tls: &UpstreamTls, alpn: &[&str]) -> Result<ClientTls, BoxError> {
         let roots = match &tls.ca {
-            Some(provider) => Roots::Source(self.source(provider)?),
+            Some(roots) => Roots::Source(self.credential(roots)?),
             None => Roots::System,
         };
         let mut settings = ClientSettings::new(roots);
-        settings.identity = tls.identity.as_ref().map(|provider| self.source(provider)).transpose()?;
+        settings.identity = tls.identity.as_ref().map(|own| self.credential(own)).transpose()?;
         settings.san_matchers = tls.san_matchers.iter().map(san_matcher).collect();
         if !tls.san_matchers.is_empty() && tls.san_matchers.iter().all(names_spiffe_id) {
             settings.check = PeerCheck::Spiffe;
@@ -67,6 +67,13 @@ impl Identities {
     /// How the ADS connection is opened.
     pub(crate) fn ads_connector(self: &Arc<Self>, dial: Option<DialRef>) -> Arc<dyn Connect> {
         Arc::new(AdsConnect { identities: self.clone(), dial, tls: Mutex::default() })
+    }
+
+    fn credential<T>(&self, credential: &Credential<T>) -> Result<Arc<dyn Source>, BoxError> {
+        match credential {
+            Credential::Provider(provider) => self.source(provider),
+            other => Err(format!("certificates can only come from provider instances, not from {other:?}").into()),
+        }
     }
 
     fn source(&self, provider: &CertificateProviderRef) -> Result<Arc<dyn Source>, BoxError> {
@@ -160,7 +167,8 @@ impl Connect for AdsConnect {
     }
 }
 
-fn san_matcher(matcher: &StringMatcher) -> SanMatcher {
+fn san_matcher(san: &SanMatch) -> SanMatcher {
+    let matcher = &san.matcher;
     match (&matcher.pattern, matcher.ignore_case) {
         (StringPattern::Exact(value), false) => SanMatcher::Exact(value.clone()),
         _ => {
@@ -173,8 +181,8 @@ fn san_matcher(matcher: &StringMatcher) -> SanMatcher {
     }
 }
 
-fn names_spiffe_id(matcher: &StringMatcher) -> bool {
-    match &matcher.pattern {
+fn names_spiffe_id(san: &SanMatch) -> bool {
+    match &san.matcher.pattern {
         StringPattern::Exact(value) | StringPattern::Prefix(value) => value.starts_with("spiffe://"),
         _ => false,
     }

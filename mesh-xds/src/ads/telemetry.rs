@@ -7,7 +7,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 pub(super) struct Telemetry {
     connected: Gauge,
     failures: Counter,
-    updates: [(ResourceType, Counter, Counter); 4],
+    updates: [(ResourceType, Counter, Counter); 5],
 }
 
 impl Telemetry {

@@ -67,6 +67,10 @@ impl Graph {
     ) -> Result<(&Arc<Listener>, &Arc<RouteConfiguration>), Outcome> {
         let listener = match self.find(ResourceType::Listener, name, wants) {
             Found::Good(Resource::Listener(listener)) => listener,
+            Found::Good(Resource::ServerListener(_)) => {
+                let reason = format!("Listener \"{name}\" is for servers: a client needs an api_listener");
+                return Err(Outcome::Pending(Some(error(ResourceErrorKind::Invalid, reason))));
+            }
             other => return Err(unusable(other)),
         };
         match &listener.http.routes {

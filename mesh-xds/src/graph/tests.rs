@@ -58,10 +58,11 @@ impl Play {
 
     fn good(&mut self, resource: Resource) -> Arc<Accepted> {
         let kind = match &resource {
-            Resource::Listener(_) => Lds,
+            Resource::Listener(_) | Resource::ServerListener(_) => Lds,
             Resource::RouteConfiguration(_) => Rds,
             Resource::Cluster(_) => Cds,
             Resource::ClusterLoadAssignment(_) => Eds,
+            Resource::Secret(_) => ResourceType::Secret,
         };
         let name = resource.name().clone();
         let accepted = Arc::new(Accepted { bytes: Vec::new(), resource, notes: Arc::default() });

@@ -17,7 +17,9 @@ pub enum Action {
     Redirect(Arc<Redirect>),
     /// Answer at once.
     Direct(Arc<DirectResponse>),
-    /// The route matches and the request fails UNAVAILABLE with this reason (gRFC A28: non-forwarding actions).
+    /// A server answers the request by itself (gRFC A36). On clients the route matches and the request fails UNAVAILABLE (gRFC A28).
+    NonForwarding,
+    /// The route matches and the request fails UNAVAILABLE with this reason.
     Unsupported(Arc<str>),
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     ClusterLoadAssignment, ConnectionOptions, DnsDiscovery, HealthCheck, LbPolicy, LbSettings, OutlierDetection,
-    StringMatcher,
+    TransportSocket,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -111,40 +111,6 @@ pub enum RoutingPriority {
     Default,
     /// For what must go through.
     High,
-}
-
-/// Transport to the endpoints.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum TransportSocket {
-    /// TCP.
-    #[default]
-    Plaintext,
-    /// `UpstreamTlsContext` (gRFC A29).
-    Tls(Arc<UpstreamTls>),
-}
-
-/// `UpstreamTlsContext`, client side.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UpstreamTls {
-    /// `ca_certificate_provider_instance`; `None` means `system_root_certs` (gRFC A82).
-    pub ca: Option<CertificateProviderRef>,
-    /// `tls_certificate_provider_instance`: our own certificate; `None` sends none.
-    pub identity: Option<CertificateProviderRef>,
-    /// Any matcher against any SAN; empty accepts any.
-    pub san_matchers: Vec<StringMatcher>,
-    /// `sni`.
-    pub sni: Option<String>,
-    /// `alpn_protocols`; empty: `h2` or `http/1.1` by the cluster's protocol.
-    pub alpn: Vec<String>,
-}
-
-/// A certificate provider instance of the bootstrap.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CertificateProviderRef {
-    /// Key of `certificate_providers`.
-    pub instance: String,
-    /// `certificate_name`, passed to the provider.
-    pub certificate: String,
 }
 
 impl RoutingPriority {

@@ -1,6 +1,6 @@
 //! The resource types of the config path, and a validated resource of any of them.
 
-use super::{Cluster, ClusterLoadAssignment, Decoder, Invalid, Listener, RouteConfiguration};
+use super::{Cluster, ClusterLoadAssignment, Decoder, Invalid, Listener, RouteConfiguration, Secret, ServerListener};
 use std::{fmt, sync::Arc};
 
 /// A type of xDS resource.
@@ -14,24 +14,31 @@ pub enum ResourceType {
     Cluster,
     /// EDS.
     ClusterLoadAssignment,
+    /// SDS.
+    Secret,
 }
 
 /// A validated resource.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
-    /// LDS.
+    /// LDS, for clients.
     Listener(Arc<Listener>),
+    /// LDS, for servers.
+    ServerListener(Arc<ServerListener>),
     /// RDS.
     RouteConfiguration(Arc<RouteConfiguration>),
     /// CDS.
     Cluster(Arc<Cluster>),
     /// EDS.
     ClusterLoadAssignment(Arc<ClusterLoadAssignment>),
+    /// SDS.
+    Secret(Arc<Secret>),
 }
 
 impl ResourceType {
     /// In the order of dependency.
-    pub const ALL: [Self; 4] = [Self::Listener, Self::RouteConfiguration, Self::Cluster, Self::ClusterLoadAssignment];
+    pub const ALL: [Self; 5] =
+        [Self::Listener, Self::RouteConfiguration, Self::Cluster, Self::ClusterLoadAssignment, Self::Secret];
 
     /// `type.googleapis.com/...`
     pub fn type_url(self) -> &'static str {
@@ -40,6 +47,7 @@ impl ResourceType {
             Self::RouteConfiguration => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::ClusterLoadAssignment => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -55,6 +63,7 @@ impl ResourceType {
             Self::RouteConfiguration => "rds",
             Self::Cluster => "cds",
             Self::ClusterLoadAssignment => "eds",
+            Self::Secret => "sds",
         }
     }
 
@@ -71,6 +80,7 @@ impl fmt::Display for ResourceType {
             Self::RouteConfiguration => "RouteConfiguration",
             Self::Cluster => "Cluster",
             Self::ClusterLoadAssignment => "ClusterLoadAssignment",
+            Self::Secret => "Secret",
         })
     }
 }
@@ -82,7 +92,7 @@ impl Resource {
     /// A field is missing, wrong or not supported.
     pub fn decode(kind: ResourceType, bytes: &[u8], cx: &mut Decoder<'_>) -> Result<Self, Invalid> {
         Ok(match kind {
-            ResourceType::Listener => Self::Listener(Arc::new(Listener::decode(bytes, cx)?)),
+            ResourceType::Listener => cx.listener(bytes)?,
             ResourceType::RouteConfiguration => {
                 Self::RouteConfiguration(Arc::new(RouteConfiguration::decode(bytes, cx)?))
             }
@@ -90,6 +100,7 @@ impl Resource {
             ResourceType::ClusterLoadAssignment => {
                 Self::ClusterLoadAssignment(Arc::new(ClusterLoadAssignment::decode(bytes, cx)?))
             }
+            ResourceType::Secret => Self::Secret(Arc::new(Secret::decode(bytes, cx)?)),
         })
     }
 
@@ -97,9 +108,11 @@ impl Resource {
     pub fn name(&self) -> &Arc<str> {
         match self {
             Self::Listener(listener) => &listener.name,
+            Self::ServerListener(listener) => &listener.name,
             Self::RouteConfiguration(routes) => &routes.name,
             Self::Cluster(cluster) => &cluster.name,
             Self::ClusterLoadAssignment(endpoints) => &endpoints.name,
+            Self::Secret(secret) => &secret.name,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Validated xDS resources: proto -> plain types, one file per xDS type. Protobuf types stop here.
 
 mod action;
+mod cidr;
 mod cluster;
 mod connection;
 mod decode;
@@ -16,16 +17,17 @@ mod listener;
 mod matcher;
 mod outlier;
 mod route;
+mod secret;
+mod server_listener;
 mod template;
+mod tls;
 
 pub use action::{
     Action, ClusterSpecifier, DirectResponse, Forward, Hedge, HostRewrite, MaxStreamDuration, Mirror, MirrorCluster,
     MirrorHost, PathRewrite, Redirect, RedirectPath, WeightedCluster,
 };
-pub use cluster::{
-    CertificateProviderRef, CircuitBreakers, Cluster, Discovery, HttpProtocol, RetryBudget, RoutingPriority,
-    Thresholds, TransportSocket, UpstreamTls,
-};
+pub use cidr::{CidrRange, PrefixTooLong};
+pub use cluster::{CircuitBreakers, Cluster, Discovery, HttpProtocol, RetryBudget, RoutingPriority, Thresholds};
 pub use connection::{ConnectionOptions, Http2Keepalive, TcpKeepalive};
 pub(crate) use decode::peek_name;
 pub use decode::{Decoder, Invalid};
@@ -59,4 +61,13 @@ pub use route::{
     AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
     Route, RouteConfiguration, RouteMatch, VirtualHost,
 };
+pub use secret::{DataSource, Secret, SecretKind, TlsCertificate, TrustedCa};
+pub use server_listener::{
+    ClientCertDetails, FilterChain, FilterChainMatch, ForwardClientCert, ServerConnections, ServerListener, ServerName,
+    SourceType, TransportProtocol,
+};
 pub use template::{PathTemplate, TemplateRewrite};
+pub use tls::{
+    CertificateProviderRef, Credential, DownstreamTls, SanKind, SanMatch, SdsOrigin, SdsRef, TransportSocket,
+    UpstreamTls,
+};

@@ -25,7 +25,8 @@ pub use envoy_types::pb::{envoy::config::core::v3::Node, google::protobuf::Any};
 pub use status::{Nack, StreamStatus, TypeStatus};
 
 /// All types, in the order in which a change is pushed: make before break.
-pub(crate) const PUSH_ORDER: [ResourceType; 4] = [
+pub(crate) const PUSH_ORDER: [ResourceType; 5] = [
+    ResourceType::Secret,
     ResourceType::Cluster,
     ResourceType::ClusterLoadAssignment,
     ResourceType::Listener,

@@ -61,6 +61,7 @@ impl<'a> Compiler<'a> {
         self.index = index;
         let what = match &route.action {
             Action::Unsupported(reason) => return RouteAction::Unsupported(reason.clone()),
+            Action::NonForwarding => return RouteAction::Unsupported("non_forwarding_action is for servers".into()),
             Action::Forward(forward) => return self.forward(route, forward, resolve),
             Action::Redirect(redirect) => What::Redirect(redirect.clone(), matched_length(&route.matches.path)),
             Action::Direct(direct) => What::Direct(direct.clone()),

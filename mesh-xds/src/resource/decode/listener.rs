@@ -1,7 +1,9 @@
 //! LDS validation (gRFC A27, A31, A39, A41).
 
 use super::{Decoder, Invalid, Valid, filter::Level};
-use crate::resource::{HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, RouteSource, Tracing};
+use crate::resource::{
+    HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, Resource, RouteSource, ServerListener, Tracing,
+};
 use envoy_types::pb::envoy::{
     config::listener::v3::Listener as Proto,
     extensions::filters::network::http_connection_manager::v3::{
@@ -19,22 +21,50 @@ impl Listener {
     /// A field is missing, wrong or not supported.
     pub fn decode(bytes: &[u8], cx: &mut Decoder<'_>) -> Result<Self, Invalid> {
         let proto: Proto = cx.message(bytes)?;
+        cx.client_listener(proto)
+    }
+}
+
+impl ServerListener {
+    /// Decodes and validates a serialized `envoy.config.listener.v3.Listener` with an `address`.
+    ///
+    /// # Errors
+    /// A field is missing, wrong or not supported.
+    pub fn decode(bytes: &[u8], cx: &mut Decoder<'_>) -> Result<Self, Invalid> {
+        let proto: Proto = cx.message(bytes)?;
         if proto.name.is_empty() {
             return Err(cx.invalid_at("name", "must not be empty"));
         }
-        let Some(api) = proto.api_listener.and_then(|api| api.api_listener) else {
-            return Err(cx.invalid_at("api_listener", "is missing: a client needs an api_listener"));
-        };
-        let http = cx.at("api_listener", |cx| {
-            let proto: ProtoHcm = cx.any(&api)?;
-            cx.connection_manager(proto)
-        })?;
-        Ok(Self { name: proto.name.into(), http })
+        cx.server_listener(proto)
     }
 }
 
 impl Decoder<'_> {
-    fn connection_manager(&mut self, proto: ProtoHcm) -> Valid<HttpConnectionManager> {
+    /// For clients with an `api_listener`, or else for servers with an `address`.
+    pub(in crate::resource) fn listener(&mut self, bytes: &[u8]) -> Valid<Resource> {
+        let proto: Proto = self.message(bytes)?;
+        if proto.api_listener.is_none() && proto.address.is_some() && !proto.name.is_empty() {
+            return Ok(Resource::ServerListener(Arc::new(self.server_listener(proto)?)));
+        }
+        Ok(Resource::Listener(Arc::new(self.client_listener(proto)?)))
+    }
+
+    fn client_listener(&mut self, proto: Proto) -> Valid<Listener> {
+        if proto.name.is_empty() {
+            return Err(self.invalid_at("name", "must not be empty"));
+        }
+        let Some(api) = proto.api_listener.and_then(|api| api.api_listener) else {
+            let reason = "is missing: a client needs an api_listener, a server an address";
+            return Err(self.invalid_at("api_listener", reason));
+        };
+        let http = self.at("api_listener", |cx| {
+            let proto: ProtoHcm = cx.any(&api)?;
+            cx.connection_manager(proto)
+        })?;
+        Ok(Listener { name: proto.name.into(), http })
+    }
+
+    pub(super) fn connection_manager(&mut self, proto: ProtoHcm) -> Valid<HttpConnectionManager> {
         if proto.xff_num_trusted_hops != 0 {
             return Err(self.invalid_at("xff_num_trusted_hops", "must be zero (gRFC A41)"));
         }

@@ -20,6 +20,8 @@ mod protocol_options;
 mod retry;
 mod route;
 mod route_match;
+mod secret;
+mod server_listener;
 mod tls;
 mod wire;
 

@@ -158,7 +158,7 @@ impl Decoder<'_> {
                 self.at("direct_response", |cx| cx.direct_response(direct, around.max_body))?
             }
             Some(ProtoAction::FilterAction(_)) => unsupported("filter_action"),
-            Some(ProtoAction::NonForwardingAction(_)) => unsupported("non_forwarding_action"),
+            Some(ProtoAction::NonForwardingAction(_)) => Action::NonForwarding,
             None => unsupported("none"),
         };
         if let Action::Unsupported(reason) = &action {

@@ -83,6 +83,7 @@ fn show(response: &DiscoveryResponse) -> String {
         Eds => "Endpoint",
         Lds => "Listener",
         Rds => "Route",
+        ResourceType::Secret => "Secret",
     };
     format!("{t}@{}: {}", response.version_info, contents.join(" "))
 }

@@ -5,11 +5,13 @@ mod endpoint;
 mod fuzz;
 mod listener;
 mod route;
+mod secret;
+mod server_listener;
 
 use super::*;
 use crate::{
     bootstrap::FileWatcher,
-    resource::{Resource, ResourceType},
+    resource::{Credential, Resource, ResourceType},
 };
 use envoy_types::pb::envoy::config::core::v3::AggregatedConfigSource;
 use prost::{Message, Name};

@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn tls_comes_from_provider_instances() {
     let tls = upstream(&tls(identity(), validation()));
-    assert_eq!(tls.ca.as_ref().unwrap().instance, "default");
-    assert_eq!(tls.identity.as_ref().unwrap().certificate, "cert");
+    assert_eq!(tls.ca.as_ref().unwrap().provider().unwrap().instance, "default");
+    assert_eq!(tls.identity.as_ref().unwrap().provider().unwrap().certificate, "cert");
     assert_eq!(tls.sni.as_deref(), Some("sni"));
-    assert_eq!(tls.san_matchers[0].pattern, StringPattern::Exact("spiffe://a/b".into()));
+    assert_eq!(tls.san_matchers[0].matcher.pattern, StringPattern::Exact("spiffe://a/b".into()));
     let raw = with(|c| c.transport_socket = Some(socket(any(&RawBuffer {}))));
     assert_eq!(accepted(&raw).0.transport_socket, TransportSocket::Plaintext);
 }
@@ -46,8 +46,12 @@ fn what_istiod_sends_to_grpc_clients_is_taken() {
         c.circuit_breakers = thresholds(|t| t.max_requests = uint(4_294_967_295));
     });
     let tls = upstream(&proto);
-    assert_eq!((tls.ca.unwrap().certificate, tls.identity.unwrap().certificate), ("ROOTCA".into(), "default".into()));
+    assert_eq!((&*certificate(tls.ca), &*certificate(tls.identity)), ("ROOTCA", "default"));
     assert_eq!(tls.san_matchers.len(), 1);
+}
+
+fn certificate<T>(from: Option<Credential<T>>) -> String {
+    from.unwrap().provider().unwrap().certificate.clone()
 }
 
 #[test]
@@ -56,9 +60,17 @@ fn tls_that_we_cannot_honour_is_rejected() {
     let cases: &[(&str, &str, Change)] = &[
         ("tls_params", "A29", |c, _| c.tls_params = Some(TlsParameters::default())),
         ("custom_handshaker", "A29", |c, _| c.custom_handshaker = Some(TypedExtensionConfig::default())),
-        ("tls_certificates", "A29", |c, _| c.tls_certificates = vec![TlsCertificate::default()]),
-        ("tls_certificate_sds_secret_configs", "A29", |c, _| {
+        ("tls_certificates[0].certificate_chain", "missing", |c, _| {
+            c.tls_certificate_provider_instance = None;
+            c.tls_certificates = vec![TlsCertificate::default()];
+        }),
+        ("tls_certificate_sds_secret_configs[0].name", "empty", |c, _| {
+            c.tls_certificate_provider_instance = None;
             c.tls_certificate_sds_secret_configs = vec![Default::default()];
+        }),
+        ("tls_certificate_sds_secret_configs", "more than one", |c, _| {
+            c.tls_certificate_provider_instance = None;
+            c.tls_certificate_sds_secret_configs = vec![Default::default(), Default::default()];
         }),
         ("tls_certificate_provider_instance", "\"nope\" is not in the bootstrap's certificate_providers", |c, _| {
             c.tls_certificate_provider_instance = instance("nope");

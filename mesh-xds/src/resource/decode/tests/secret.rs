@@ -1,0 +1,141 @@
+//! SDS: what secrets may be, and how they are named.
+
+use super::*;
+use crate::resource::{DataSource, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa};
+use envoy_types::pb::envoy::{
+    config::core::v3::{ApiConfigSource, DataSource as ProtoSource, data_source::Specifier},
+    extensions::transport_sockets::tls::v3::{
+        CertificateValidationContext, GenericSecret, SdsSecretConfig, Secret as Proto,
+        TlsCertificate as ProtoCertificate, TlsSessionTicketKeys, secret::Type,
+    },
+};
+
+pub(super) fn text(text: &str) -> Option<ProtoSource> {
+    Some(ProtoSource { specifier: Some(Specifier::InlineString(text.into())), ..ProtoSource::default() })
+}
+
+fn file(name: &str) -> Option<ProtoSource> {
+    Some(ProtoSource { specifier: Some(Specifier::Filename(name.into())), ..ProtoSource::default() })
+}
+
+fn certificate() -> Proto {
+    let certificate = ProtoCertificate {
+        certificate_chain: text("chain"),
+        private_key: Some(ProtoSource {
+            specifier: Some(Specifier::InlineBytes(b"super-secret".to_vec())),
+            ..ProtoSource::default()
+        }),
+        ..ProtoCertificate::default()
+    };
+    Proto { name: "default".into(), r#type: Some(Type::TlsCertificate(certificate)) }
+}
+
+fn trust() -> Proto {
+    let context =
+        CertificateValidationContext { trusted_ca: file("ca.pem"), ..CertificateValidationContext::default() };
+    Proto { name: "ROOTCA".into(), r#type: Some(Type::ValidationContext(context)) }
+}
+
+fn accepted(proto: &Proto) -> SecretKind {
+    match decode(ResourceType::Secret, proto).unwrap().0 {
+        Resource::Secret(secret) => secret.kind.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn certificates_and_roots_are_read() {
+    let SecretKind::Certificate(own) = accepted(&certificate()) else { panic!() };
+    let expected =
+        TlsCertificate { chain: DataSource::Bytes("chain".into()), key: DataSource::Bytes("super-secret".into()) };
+    assert_eq!(*own, expected);
+    let mut with_list = trust();
+    if let Some(Type::ValidationContext(context)) = &mut with_list.r#type {
+        context.crl = text("list");
+    }
+    let SecretKind::Trust(roots) = accepted(&with_list) else { panic!() };
+    let crl = Some(DataSource::Bytes("list".into()));
+    assert_eq!(*roots, TrustedCa { ca: DataSource::File("ca.pem".into()), crl });
+}
+
+#[test]
+fn a_private_key_is_not_printed() {
+    let shown = format!("{:?}", decode(ResourceType::Secret, &certificate()).unwrap().0);
+    assert!(!shown.contains("super-secret") && !shown.contains("115, 117"), "{shown}");
+}
+
+#[test]
+fn bad_secrets_are_rejected() {
+    fn own(proto: &mut Proto) -> &mut ProtoCertificate {
+        match &mut proto.r#type {
+            Some(Type::TlsCertificate(certificate)) => certificate,
+            other => panic!("{other:?}"),
+        }
+    }
+    rejects(
+        ResourceType::Secret,
+        &certificate(),
+        &[
+            ("name", "empty", |s| s.name.clear()),
+            ("$", "neither", |s| s.r#type = None),
+            ("generic_secret", "not supported", |s| s.r#type = Some(Type::GenericSecret(GenericSecret::default()))),
+            ("session_ticket_keys", "never resumed", |s| {
+                s.r#type = Some(Type::SessionTicketKeys(TlsSessionTicketKeys::default()));
+            }),
+            ("tls_certificate.private_key", "missing", |s| own(s).private_key = None),
+            ("tls_certificate.certificate_chain", "empty", |s| own(s).certificate_chain = text("")),
+            ("tls_certificate.certificate_chain", "environment_variable", |s| {
+                let specifier = Some(Specifier::EnvironmentVariable("X".into()));
+                own(s).certificate_chain = Some(ProtoSource { specifier, ..ProtoSource::default() });
+            }),
+            ("tls_certificate.password", "not supported", |s| own(s).password = text("x")),
+            ("tls_certificate.pkcs12", "not supported", |s| own(s).pkcs12 = text("x")),
+        ],
+    );
+    fn context(proto: &mut Proto) -> &mut CertificateValidationContext {
+        match &mut proto.r#type {
+            Some(Type::ValidationContext(context)) => context,
+            other => panic!("{other:?}"),
+        }
+    }
+    rejects(
+        ResourceType::Secret,
+        &trust(),
+        &[
+            ("validation_context.trusted_ca", "missing", |s| context(s).trusted_ca = None),
+            ("validation_context.verify_certificate_hash", "A29", |s| {
+                context(s).verify_certificate_hash = vec!["x".into()];
+            }),
+            ("validation_context.match_subject_alt_names", "default_validation_context", |s| {
+                context(s).match_subject_alt_names = vec![Default::default()];
+            }),
+        ],
+    );
+}
+
+#[test]
+fn a_secret_is_the_control_planes_or_the_workloads_or_a_file() {
+    let providers = providers();
+    let named = |name: &str, source: Option<ConfigSource>| {
+        let config = SdsSecretConfig { name: name.into(), sds_config: source };
+        Decoder::new(&providers).own_secret(config)
+    };
+    let elsewhere = || {
+        let specifier = ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource::default());
+        Some(ConfigSource { config_source_specifier: Some(specifier), ..ConfigSource::default() })
+    };
+    let sds = |name: &str, origin| Credential::Sds(SdsRef { name: name.into(), origin });
+    assert_eq!(named("x", Some(ads())).unwrap(), sds("x", SdsOrigin::Ads));
+    assert_eq!(named("default", Some(ads())).unwrap(), sds("default", SdsOrigin::Ads));
+    for name in ["default", "ROOTCA"] {
+        assert_eq!(named(name, elsewhere()).unwrap(), sds(name, SdsOrigin::Workload));
+        assert_eq!(named(name, None).unwrap(), sds(name, SdsOrigin::Workload));
+    }
+    assert_eq!(named("x", elsewhere()).unwrap_err().path, "sds_config");
+    let files = TlsCertificate { chain: DataSource::File("/a".into()), key: DataSource::File("/b".into()) };
+    assert_eq!(named("file-cert:/a~/b", elsewhere()).unwrap(), Credential::Inline(files.into()));
+    assert_eq!(named("file-cert:/a", elsewhere()).unwrap_err().path, "name");
+    let config = SdsSecretConfig { name: "file-root:/c".into(), sds_config: elsewhere() };
+    let roots = TrustedCa { ca: DataSource::File("/c".into()), crl: None };
+    assert_eq!(Decoder::new(&providers).trust_secret(config).unwrap(), Credential::Inline(roots.into()));
+}
