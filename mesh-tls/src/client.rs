@@ -1,7 +1,8 @@
 //! TLS to the endpoints of a cluster, or to a control plane.
 
 use crate::{
-    CryptoProvider, PeerCheck, PeerIdentity, SanMatcher, Side, Source, TlsError, TrustRoots, alert,
+    CryptoProvider, PeerCheck, PeerIdentity, SanMatcher, Side, Source, TlsError, TlsVersion, TlsVersions, TrustRoots,
+    alert,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
 };
@@ -45,10 +46,15 @@ pub struct ClientSettings {
     pub check: PeerCheck,
     /// Any matcher against any SAN; empty accepts any.
     pub san_matchers: Vec<SanMatcher>,
+    /// The server's certificate must have a DNS SAN that covers the SNI sent; this replaces the matchers, which are asked
+    /// only when no SNI is sent (gRFC A101 `auto_sni_san_validation`).
+    pub auto_sni_san: bool,
     /// Sent as SNI when `connect` is given no server name; `None` sends none.
     pub sni: Option<String>,
     /// ALPN protocols by preference; empty negotiates none.
     pub alpn: Vec<Vec<u8>>,
+    /// Which versions of TLS are spoken.
+    pub versions: TlsVersions,
 }
 
 /// The client side of TLS for one cluster. Cheap to clone, shared by all its connections.
@@ -79,7 +85,16 @@ impl ClientSettings {
 
     /// No certificate of our own, no name check, no SNI, no ALPN.
     pub fn new(roots: Roots) -> Self {
-        Self { identity: None, roots, check: PeerCheck::Chain, san_matchers: Vec::new(), sni: None, alpn: Vec::new() }
+        Self {
+            identity: None,
+            roots,
+            check: PeerCheck::Chain,
+            san_matchers: Vec::new(),
+            auto_sni_san: false,
+            sni: None,
+            alpn: Vec::new(),
+            versions: TlsVersions::default(),
+        }
     }
 }
 
@@ -87,7 +102,7 @@ impl ClientTls {
     /// Checks the settings; the sources may still be empty.
     ///
     /// # Errors
-    /// The provider lacks TLS 1.2 or 1.3, the SNI is not a DNS name, or the system has no roots.
+    /// The provider lacks a version of TLS, the SNI is not a DNS name, or the system has no roots.
     pub fn new(settings: ClientSettings, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
         if let Some(sni) = &settings.sni {
             parse_name(sni)?;
@@ -165,9 +180,10 @@ impl ClientTls {
     fn build(&self, parts: &Parts) -> Result<ClientConfig, TlsError> {
         let Inner { settings, san_matchers, provider, .. } = &*self.0;
         let roots = parts.roots.clone().ok_or_else(|| TlsError::Settings("no trust roots".into()))?;
-        let verifier = Verifier::new(Side::Server, roots, settings.check, san_matchers.clone(), provider);
+        let mut verifier = Verifier::new(Side::Server, roots, settings.check, san_matchers.clone(), provider);
+        verifier.auto_sni_san = settings.auto_sni_san;
         let mut config = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(settings.versions.supported()?)
             .map_err(|e| TlsError::Settings(e.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
@@ -254,6 +270,16 @@ impl<IO> ClientStream<IO> {
     /// The negotiated ALPN protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.stream.get_ref().1.alpn_protocol()
+    }
+
+    /// The negotiated version of TLS.
+    pub fn version(&self) -> Option<TlsVersion> {
+        TlsVersion::negotiated(self.stream.get_ref().1)
+    }
+
+    /// The name of the negotiated key exchange group, such as `X25519MLKEM768`.
+    pub fn key_exchange(&self) -> Option<String> {
+        self.stream.get_ref().1.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()))
     }
 
     /// The transport below.

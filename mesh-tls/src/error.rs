@@ -31,6 +31,17 @@ pub enum MaterialError {
     /// The private key belongs to another certificate.
     #[error("the private key does not belong to the certificate {0}")]
     KeyMismatch(String),
+    /// There is no revocation list in the input.
+    #[error("holds no PEM revocation list")]
+    NoRevocationList,
+    /// A revocation list cannot be read.
+    #[error("revocation list {index} cannot be used: {reason}")]
+    RevocationList {
+        /// Position in the input, from 1.
+        index: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// The SPIFFE bundle of a trust domain is not valid.
     #[error("the bundle of trust domain {domain:?} is not valid: {reason}")]
     Bundle {
@@ -210,6 +221,31 @@ pub enum Reason {
     /// It is a certificate authority's, or may sign certificates or revocation lists (X509-SVID §5.2).
     #[error("it is a signing certificate, not a leaf")]
     Signing,
+    /// Its authority has revoked it.
+    #[error("{} was revoked by its authority", if *issuer { "a certificate in its chain" } else { "it" })]
+    Revoked {
+        /// Whether it is an intermediate certificate that was revoked.
+        issuer: bool,
+    },
+    /// The revocation lists do not say whether it was revoked, and must ([`RevocationPolicy`](crate::RevocationPolicy)).
+    #[error("whether it was revoked is not known: {0}")]
+    RevocationUnknown(&'static str),
+    /// An authority in its chain may not issue certificates of this name (RFC 5280 §4.2.1.10). Constraints on URIs are
+    /// not understood, and refuse every URI.
+    #[error("the name constraints of an authority in its chain do not allow its names ({})", list(offered))]
+    NameConstraints {
+        /// The certificate's SANs.
+        offered: Vec<String>,
+    },
+    /// A certificate in its chain is not an authority, or has more authorities below it than it may.
+    #[error("{0}")]
+    Authority(&'static str),
+    /// It is signed in a way that we do not support: too weak, or unknown.
+    #[error("it or a certificate in its chain has a key or signature that is too weak or not supported")]
+    WeakSignature,
+    /// It uses X.509 in a way that we do not accept.
+    #[error("it or a certificate in its chain {0}")]
+    Form(&'static str),
     /// No SAN satisfies any matcher.
     #[error("no subject alternative name matches: wanted {}, offered {}", list(wanted), if offered.is_empty() { "none".to_owned() } else { list(offered) })]
     San {

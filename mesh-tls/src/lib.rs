@@ -44,6 +44,7 @@
 //! The crypto provider is passed as a value; the process default of rustls is neither read nor set.
 
 mod alert;
+mod bundle;
 mod client;
 mod error;
 #[cfg(feature = "grpc")]
@@ -51,26 +52,31 @@ pub mod grpc;
 mod id;
 mod material;
 mod peer;
+mod revocation;
 mod roots;
 mod san;
 mod server;
 mod source;
 mod store;
 mod verify;
+mod version;
 mod x509;
 
 pub use alert::describe_alert;
+pub use bundle::TrustBundle;
 pub use client::{ClientSettings, ClientStream, ClientTls, Generations, Roots};
 pub use error::{MaterialError, Reason, Refusal, Side, SourceError, TlsError};
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use material::{Identity, Material};
 pub use peer::PeerIdentity;
+pub use revocation::RevocationPolicy;
 pub use roots::TrustRoots;
 pub use rustls::crypto::CryptoProvider;
-pub use san::SanMatcher;
+pub use san::{SanKind, SanMatcher};
 pub use server::{Accepted, Acceptor, ClientAuth, ConnectInfo, Incoming, Mode, ServerSettings};
 pub use source::{FileSource, FileSourceConfig, MemorySource, Source};
 pub use verify::PeerCheck;
+pub use version::{TlsVersion, TlsVersions};
 
 /// The crypto provider of the enabled feature: `ring`, or else `aws-lc-rs`.
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]

@@ -1,7 +1,10 @@
-//! Trust roots: one set for all peers, or one for each trust domain (gRFC A87).
+//! Trust roots: one set for all peers, or one for each trust domain (gRFC A87), with revocation lists when there are any.
 
-use crate::{MaterialError, TrustDomain, material::certificates};
-use base64::Engine;
+use crate::{
+    MaterialError, RevocationPolicy, TrustBundle, TrustDomain,
+    bundle::{Jwks, OtherKeys, anchor},
+    revocation::Revocation,
+};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use serde::Deserialize;
 use std::{
@@ -10,8 +13,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-/// Certificate authorities that peers may be signed by.
-pub struct TrustRoots(Kind);
+/// Certificate authorities that peers may be signed by, and what they have revoked. Immutable.
+pub struct TrustRoots {
+    kind: Kind,
+    revocation: Option<Revocation>,
+}
 
 enum Kind {
     One(Vec<TrustAnchor<'static>>),
@@ -21,21 +27,7 @@ enum Kind {
 /// SPIFFE bundle map: only `spiffe_sequence` and `keys` of a bundle, and `kty`, `use` and `x5c` of a key are read (A87).
 #[derive(Deserialize)]
 struct BundleMap {
-    trust_domains: BTreeMap<String, Bundle>,
-}
-
-#[derive(Deserialize)]
-struct Bundle {
-    #[serde(default)]
-    keys: Vec<Key>,
-}
-
-#[derive(Deserialize)]
-struct Key {
-    kty: Option<String>,
-    r#use: Option<String>,
-    #[serde(default)]
-    x5c: Vec<String>,
+    trust_domains: BTreeMap<String, Jwks>,
 }
 
 impl TrustRoots {
@@ -44,7 +36,7 @@ impl TrustRoots {
     /// # Errors
     /// There is no certificate, or one of them cannot be a root.
     pub fn from_pem(pem: &[u8]) -> Result<Self, MaterialError> {
-        Self::from_der(&certificates(pem)?)
+        Ok(TrustBundle::from_pem(pem)?.into())
     }
 
     /// One set of roots for all peers, from DER.
@@ -52,11 +44,13 @@ impl TrustRoots {
     /// # Errors
     /// There is no certificate, or one of them cannot be a root.
     pub fn from_der(certificates: &[CertificateDer<'_>]) -> Result<Self, MaterialError> {
-        if certificates.is_empty() {
-            return Err(MaterialError::NoCertificate);
-        }
-        let anchors = certificates.iter().enumerate().map(|(i, der)| anchor(der, i + 1)).collect::<Result<_, _>>()?;
-        Ok(Self(Kind::One(anchors)))
+        Ok(TrustBundle::from_certificates(certificates)?.into())
+    }
+
+    /// One set of roots for each trust domain; peers of others are refused, as are peers without a SPIFFE id.
+    pub fn by_trust_domain(bundles: impl IntoIterator<Item = (TrustDomain, TrustBundle)>) -> Self {
+        let bundles = bundles.into_iter().map(|(domain, bundle)| (domain, bundle.into_anchors()));
+        Self { kind: Kind::ByDomain(bundles.collect()), revocation: None }
     }
 
     /// Roots by trust domain, from a SPIFFE bundle map: `{"trust_domains": {"td": {"keys": [{"kty", "use", "x5c"}]}}}`.
@@ -70,14 +64,33 @@ impl TrustRoots {
         for (name, bundle) in map.trust_domains {
             let invalid = |reason: String| MaterialError::Bundle { domain: name.clone(), reason };
             let domain: TrustDomain = name.parse().map_err(|e| invalid(format!("the name {e}")))?;
-            let anchors = bundle
-                .keys
-                .iter()
-                .enumerate()
-                .map(|(i, key)| key.anchor().map_err(|reason| invalid(format!("keys[{i}] {reason}"))));
-            domains.insert(domain, anchors.collect::<Result<_, _>>()?);
+            let bundle = TrustBundle::from_jwks(&bundle, OtherKeys::Refuse).map_err(invalid)?;
+            domains.insert(domain, bundle);
         }
-        Ok(Self(Kind::ByDomain(domains)))
+        Ok(Self::by_trust_domain(domains))
+    }
+
+    /// Looks peers' certificates up in these revocation lists: PEM, any number of `X509 CRL` blocks. They replace those
+    /// given before.
+    ///
+    /// # Errors
+    /// There is none, or one of them is malformed.
+    pub fn with_crl_pem(mut self, pem: &[u8], policy: RevocationPolicy) -> Result<Self, MaterialError> {
+        self.revocation = Some(Revocation::from_pem(pem, policy)?);
+        Ok(self)
+    }
+
+    /// As [`TrustRoots::with_crl_pem`], from DER. No list at all means that nothing is revoked.
+    ///
+    /// # Errors
+    /// One of them is malformed.
+    pub fn with_crls<'a>(
+        mut self,
+        lists: impl IntoIterator<Item = &'a [u8]>,
+        policy: RevocationPolicy,
+    ) -> Result<Self, MaterialError> {
+        self.revocation = Some(Revocation::from_der(lists, policy)?);
+        Ok(self)
     }
 
     /// The roots of the operating system (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured). Read once and shared as
@@ -101,14 +114,14 @@ impl TrustRoots {
                 reasons.join("; ")
             )));
         }
-        let roots = Arc::new(Self(Kind::One(anchors)));
+        let roots = Arc::new(Self { kind: Kind::One(anchors), revocation: None });
         *shared = Arc::downgrade(&roots);
         Ok(roots)
     }
 
     /// The trust domains of a bundle map; empty when one set serves all.
     pub fn trust_domains(&self) -> Vec<TrustDomain> {
-        match &self.0 {
+        match &self.kind {
             Kind::One(_) => Vec::new(),
             Kind::ByDomain(domains) => domains.keys().cloned().collect(),
         }
@@ -116,53 +129,37 @@ impl TrustRoots {
 
     /// Whether the roots are chosen by trust domain, so that peers must have a SPIFFE id.
     pub fn is_by_trust_domain(&self) -> bool {
-        matches!(self.0, Kind::ByDomain(_))
+        matches!(self.kind, Kind::ByDomain(_))
+    }
+
+    pub(crate) fn revocation(&self) -> Option<&Revocation> {
+        self.revocation.as_ref()
     }
 
     /// The roots for a peer of this trust domain.
     pub(crate) fn anchors(&self, domain: Option<&str>) -> Option<&[TrustAnchor<'static>]> {
-        match &self.0 {
+        match &self.kind {
             Kind::One(anchors) => Some(anchors),
             Kind::ByDomain(domains) => domains.get(domain?).map(Vec::as_slice),
         }
     }
 }
 
-impl Key {
-    fn anchor(&self) -> Result<TrustAnchor<'static>, String> {
-        match self.kty.as_deref() {
-            Some("RSA" | "EC") => {}
-            Some(other) => return Err(format!("has kty {other:?}, only RSA and EC are supported")),
-            None => return Err("has no kty".into()),
-        }
-        match self.r#use.as_deref() {
-            Some("x509-svid") => {}
-            Some(other) => return Err(format!("has use {other:?}, only x509-svid is supported")),
-            None => return Err("has no use".into()),
-        }
-        let [certificate] = self.x5c.as_slice() else {
-            return Err(format!("must have exactly one certificate in x5c, it has {}", self.x5c.len()));
-        };
-        let der = base64::engine::general_purpose::STANDARD.decode(certificate).map_err(|e| format!("x5c: {e}"))?;
-        anchor(&der.into(), 1).map_err(|e| format!("x5c: {e}"))
+impl From<TrustBundle> for TrustRoots {
+    /// One set of roots for all peers.
+    fn from(bundle: TrustBundle) -> Self {
+        Self { kind: Kind::One(bundle.into_anchors()), revocation: None }
     }
 }
 
 impl fmt::Debug for TrustRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.kind {
             Kind::One(anchors) => write!(f, "TrustRoots({} roots)", anchors.len()),
             Kind::ByDomain(domains) => {
                 f.write_str("TrustRoots")?;
                 f.debug_map().entries(domains.iter().map(|(domain, anchors)| (domain, anchors.len()))).finish()
             }
         }
-    }
-}
-
-fn anchor(der: &CertificateDer<'_>, index: usize) -> Result<TrustAnchor<'static>, MaterialError> {
-    match webpki::anchor_from_trusted_cert(der) {
-        Ok(anchor) => Ok(anchor.to_owned()),
-        Err(e) => Err(MaterialError::Certificate { index, reason: e.to_string() }),
     }
 }

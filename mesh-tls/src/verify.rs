@@ -1,6 +1,9 @@
 //! Verification of the peer's certificate: chain, usage, validity, SPIFFE id, SAN matchers.
 
-use crate::{CryptoProvider, Reason, Refusal, SanMatcher, Side, SpiffeId, TrustRoots, x509::Leaf};
+use crate::{
+    CryptoProvider, Reason, Refusal, SanKind, SanMatcher, Side, SpiffeId, TrustRoots, revocation::Revocation,
+    x509::Leaf,
+};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -49,6 +52,8 @@ pub(crate) struct Verifier {
     pub(crate) algorithms: WebPkiSupportedAlgorithms,
     /// Whether a client must present a certificate.
     pub(crate) mandatory: bool,
+    /// Whether the server name that we sent replaces the matchers (gRFC A101).
+    pub(crate) auto_sni_san: bool,
 }
 
 impl Verifier {
@@ -60,7 +65,7 @@ impl Verifier {
         provider: &CryptoProvider,
     ) -> Self {
         let algorithms = provider.signature_verification_algorithms;
-        Self { side, roots, check, san_matchers, algorithms, mandatory: true }
+        Self { side, roots, check, san_matchers, algorithms, mandatory: true, auto_sni_san: false }
     }
 
     fn verify(
@@ -97,13 +102,29 @@ impl Verifier {
             Side::Client => KeyUsage::client_auth(),
         };
         let domain = domain.filter(|_| self.roots.is_by_trust_domain());
-        parsed
-            .verify_for_usage(self.algorithms.all, anchors, chain, now, usage, None, None)
-            .map_err(|e| chain_reason(&e, leaf, domain, self.side, now))?;
+        let revocation = self.roots.revocation();
+        let lists = revocation.map(Revocation::lists).unwrap_or_default();
+        let options = revocation.and_then(|revocation| revocation.options(&lists));
+        let verified =
+            parsed.verify_for_usage(self.algorithms.all, anchors, chain, now, usage, options, None).map(drop);
+        verified.map_err(|error| match (error, revocation) {
+            (webpki::Error::CertRevoked, Some(lists)) => {
+                Reason::Revoked { issuer: !lists.names(parsed.issuer(), parsed.serial()) }
+            }
+            (error, _) => chain_reason(&error, leaf, domain, self.side, now),
+        })?;
         if let (PeerCheck::ServerName, Some(name)) = (self.check, name) {
             parsed
                 .verify_is_valid_for_subject_name(name)
                 .map_err(|_| Reason::San { wanted: vec![name.to_str().into_owned()], offered: leaf.sans() })?;
+        }
+        if let (true, Some(name @ ServerName::DnsName(sent))) = (self.auto_sni_san, name) {
+            let wanted =
+                SanMatcher::Typed { kind: SanKind::Dns, matcher: Box::new(SanMatcher::Exact(sent.as_ref().into())) };
+            return match wanted.matches(leaf) {
+                true => Ok(()),
+                false => Err(Reason::San { wanted: vec![format!("DNS:{}", name.to_str())], offered: leaf.sans() }),
+            };
         }
         if self.san_matchers.is_empty() || self.san_matchers.iter().any(|matcher| matcher.matches(leaf)) {
             return Ok(());
@@ -119,6 +140,8 @@ impl Verifier {
             Reason::NotYetValid { .. } => CertificateError::NotValidYet,
             Reason::UnknownCa { .. } | Reason::UnknownTrustDomain { .. } => CertificateError::UnknownIssuer,
             Reason::WrongUsage { .. } => CertificateError::InvalidPurpose,
+            Reason::Revoked { .. } => CertificateError::Revoked,
+            Reason::RevocationUnknown(_) => CertificateError::UnknownRevocationStatus,
             Reason::San { .. } => CertificateError::ApplicationVerificationFailure,
             _ => CertificateError::BadEncoding,
         };
@@ -164,6 +187,30 @@ fn chain_reason(error: &webpki::Error, leaf: &Leaf, domain: Option<&str>, side: 
             },
         },
         E::CaUsedAsEndEntity => Reason::Signing,
+        E::NameConstraintViolation | E::MalformedNameConstraint | E::UnsupportedNameType => {
+            Reason::NameConstraints { offered: leaf.sans() }
+        }
+        E::EndEntityUsedAsCa => Reason::Authority("a certificate in its chain is not an authority's"),
+        E::PathLenConstraintViolated => {
+            Reason::Authority("an authority in its chain has more authorities below it than it may")
+        }
+        E::IssuerNotCrlSigner => Reason::Authority("an authority in its chain may not sign its revocation list"),
+        E::MaximumPathDepthExceeded => Reason::Authority("its chain is too long"),
+        E::UnknownRevocationStatus => Reason::RevocationUnknown("an authority in its chain has no revocation list"),
+        E::CrlExpired { .. } => {
+            Reason::RevocationUnknown("the revocation list of an authority in its chain is too old")
+        }
+        E::InvalidCrlSignatureForPublicKey => {
+            Reason::RevocationUnknown("the revocation list of an authority in its chain is not signed by it")
+        }
+        E::UnsupportedSignatureAlgorithmContext(_) | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            Reason::WeakSignature
+        }
+        E::UnsupportedCertVersion => Reason::Form("is not an X.509 certificate of version 3"),
+        E::UnsupportedCriticalExtension => Reason::Form("has a critical extension that is not understood"),
+        E::ExtensionValueInvalid => Reason::Form("has an extension twice, or one that is malformed"),
+        E::InvalidSerialNumber => Reason::Form("has a serial number that is not valid"),
+        E::SignatureAlgorithmMismatch => Reason::Form("names two signature algorithms"),
         other => Reason::Other(format!("{other}")),
     }
 }

@@ -159,9 +159,10 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// IA5 text without control characters: a NUL in a name is an attack on those who stop reading there.
 fn ascii(bytes: &[u8]) -> Parsed<String> {
     match std::str::from_utf8(bytes) {
-        Ok(text) if text.is_ascii() => Ok(text.to_owned()),
+        Ok(text) if text.is_ascii() && !text.contains(|c: char| c.is_ascii_control()) => Ok(text.to_owned()),
         _ => Err(Malformed),
     }
 }

@@ -7,7 +7,7 @@ pub use incoming::Incoming;
 pub use stream::{Accepted, ConnectInfo};
 
 use crate::{
-    CryptoProvider, PeerCheck, PeerIdentity, Roots, SanMatcher, Side, Source, TlsError, TrustRoots,
+    CryptoProvider, PeerCheck, PeerIdentity, Roots, SanMatcher, Side, Source, TlsError, TlsVersions, TrustRoots,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
 };
@@ -78,6 +78,8 @@ pub struct ServerSettings {
     pub san_matchers: Vec<SanMatcher>,
     /// ALPN protocols by preference; empty negotiates none.
     pub alpn: Vec<Vec<u8>>,
+    /// Which versions of TLS are spoken.
+    pub versions: TlsVersions,
     /// What connections are taken at first.
     pub mode: Mode,
     /// Limit for the first bytes and the handshake together. Default 10 s.
@@ -108,6 +110,7 @@ impl ServerSettings {
             check: PeerCheck::Spiffe,
             san_matchers: Vec::new(),
             alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            versions: TlsVersions::default(),
             mode: Mode::Strict,
             handshake_timeout: Duration::from_secs(10),
         }
@@ -118,7 +121,7 @@ impl Acceptor {
     /// Checks the settings; the sources may still be empty.
     ///
     /// # Errors
-    /// The provider lacks TLS 1.2 or 1.3, or the system has no roots.
+    /// The provider lacks a version of TLS, or the system has no roots.
     pub fn new(settings: ServerSettings, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
         let roots = match (&settings.roots, settings.client_auth) {
             (_, ClientAuth::Off) => RootsFrom::Nowhere,
@@ -224,7 +227,7 @@ impl Acceptor {
         let Inner { settings, san_matchers, provider, .. } = &*self.0;
         let identity = parts.identity.as_ref().ok_or_else(|| TlsError::Settings("no certificate".into()))?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(settings.versions.supported()?)
             .map_err(|e| TlsError::Settings(e.to_string()))?;
         let builder = match &parts.roots {
             Some(roots) => {

@@ -1,6 +1,6 @@
 //! Accepted connections: plaintext or TLS behind one type.
 
-use crate::PeerIdentity;
+use crate::{PeerIdentity, TlsVersion};
 use pin_project::pin_project;
 use std::{
     io,
@@ -64,6 +64,14 @@ impl<IO> Accepted<IO> {
         match &self.stream {
             Stream::Plain(_) => None,
             Stream::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// The negotiated version of TLS.
+    pub fn version(&self) -> Option<TlsVersion> {
+        match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => TlsVersion::negotiated(stream.get_ref().1),
         }
     }
 

@@ -1,24 +1,26 @@
 //! Certificates in files that are replaced in place (gRFC A29 `file_watcher`, gRFC A65 `tls` channel credentials).
 
-use super::Source;
-use crate::{CryptoProvider, Identity, Material, MaterialError, SourceError, TrustRoots};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use super::{Source, shelf::Shelf};
+use crate::{CryptoProvider, Identity, Material, MaterialError, RevocationPolicy, SourceError, TrustRoots};
 use std::{
     collections::hash_map::RandomState,
     fmt,
     hash::BuildHasher,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use zeroize::Zeroizing;
 
 /// After a failed read the next one comes soon, as the files may be in the middle of being replaced.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// Certificate, key, roots, bundle map.
-const FILES: usize = 4;
+/// Certificate, key, roots, bundle map, revocation lists.
+const FILES: usize = 5;
 
+/// What a file holds; wiped when dropped, as it may be a key.
+type Content = Zeroizing<Vec<u8>>;
 type Hashes = [u64; FILES];
 
 struct ReadError {
@@ -39,6 +41,10 @@ pub struct FileSourceConfig {
     pub ca_certificate_file: Option<PathBuf>,
     /// SPIFFE bundle map in JSON.
     pub spiffe_trust_bundle_map_file: Option<PathBuf>,
+    /// PEM revocation lists for the roots, of either kind.
+    pub crl_file: Option<PathBuf>,
+    /// What missing and old revocation lists mean.
+    pub revocation: RevocationPolicy,
     /// Time between two reads. Default 600 s.
     pub refresh_interval: Duration,
     /// Start without material when the first read fails, and go on trying.
@@ -58,14 +64,10 @@ pub struct FileSource {
 
 struct Shared {
     config: FileSourceConfig,
-    current: ArcSwap<Material>,
-    generation: watch::Sender<u64>,
-    last_error: ArcSwapOption<String>,
+    shelf: Shelf,
     /// What the current material was read from, as keyed hashes: no second copy of the key is kept.
     seen: Mutex<Option<Hashes>>,
     hasher: RandomState,
-    expiry: metrics::Gauge,
-    errors: metrics::Counter,
 }
 
 impl FileSourceConfig {
@@ -77,6 +79,8 @@ impl FileSourceConfig {
             private_key_file: None,
             ca_certificate_file: None,
             spiffe_trust_bundle_map_file: None,
+            crl_file: None,
+            revocation: RevocationPolicy::default(),
             refresh_interval: Duration::from_secs(600),
             lazy: false,
             provider,
@@ -105,20 +109,10 @@ impl FileSource {
         if let Err(reason) = config.check() {
             return Err(SourceError { name: config.name, file: None, reason: reason.into() });
         }
-        metrics::describe_gauge!(
-            "mesh_tls_certificate_expiry_seconds",
-            metrics::Unit::Seconds,
-            "Unix time at which the certificate of the source expires"
-        );
-        metrics::describe_counter!("mesh_tls_reload_errors_total", "Failed reads of the files of the source");
         let shared = Arc::new(Shared {
-            current: ArcSwap::default(),
-            generation: watch::Sender::new(0),
-            last_error: ArcSwapOption::empty(),
+            shelf: Shelf::new(config.name.clone()),
             seen: Mutex::new(None),
             hasher: RandomState::new(),
-            expiry: metrics::gauge!("mesh_tls_certificate_expiry_seconds", "source" => config.name.clone()),
-            errors: metrics::counter!("mesh_tls_reload_errors_total", "source" => config.name.clone()),
             config,
         });
         let first = shared.reload();
@@ -164,37 +158,20 @@ impl Shared {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match self.read(*seen) {
             Ok(None) => {
-                self.last_error.store(None);
+                self.shelf.unchanged();
                 Ok(false)
             }
             Ok(Some((material, hashes))) => {
                 *seen = Some(hashes);
-                self.last_error.store(None);
-                self.publish(material);
+                self.shelf.publish(material.identity, material.roots);
                 Ok(true)
             }
             Err(ReadError { file, reason }) => {
                 let error = SourceError { name: self.config.name.clone(), file, reason };
-                self.errors.increment(1);
-                tracing::warn!(%error, "certificates were not read; the last good ones stay in use");
-                self.last_error.store(Some(Arc::new(error.to_string())));
+                self.shelf.failed(&error);
                 Err(error)
             }
         }
-    }
-
-    fn publish(&self, mut material: Material) {
-        let generation = self.current.load().generation + 1;
-        material.generation = generation;
-        if let Some(identity) = &material.identity {
-            let not_after = identity.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.expiry.set(not_after.as_secs_f64());
-            tracing::info!(source = %self.config.name, generation, certificate = %identity.name(), "certificates were read");
-        } else {
-            tracing::info!(source = %self.config.name, generation, "trust roots were read");
-        }
-        self.current.store(Arc::new(material));
-        self.generation.send_replace(generation);
     }
 
     /// New material, or `None` when the files are as `seen`.
@@ -202,9 +179,10 @@ impl Shared {
         let config = &self.config;
         let bundle_file = config.spiffe_trust_bundle_map_file.as_deref();
         let ca_file = config.ca_certificate_file.as_deref().filter(|_| bundle_file.is_none());
-        let files = [config.certificate_file.as_deref(), config.private_key_file.as_deref(), ca_file, bundle_file];
+        let [certificate, key] = [&config.certificate_file, &config.private_key_file].map(Option::as_deref);
+        let files = [certificate, key, ca_file, bundle_file, config.crl_file.as_deref()];
         let contents = read_all(&files)?;
-        let hashes = contents.each_ref().map(|content| self.hasher.hash_one(content));
+        let hashes = contents.each_ref().map(|content| self.hasher.hash_one(content.as_deref()));
         if seen == Some(hashes) {
             return Ok(None);
         }
@@ -212,7 +190,7 @@ impl Shared {
         if read_all(&files)? != contents {
             return Err(ReadError { file: None, reason: "the files are being replaced".into() });
         }
-        let [certificate, key, ca, bundle] = &contents;
+        let [certificate, key, ca, bundle, lists] = &contents;
         let at = |file: Option<&Path>| {
             let file = file.map(Path::to_owned);
             move |error: MaterialError| ReadError { file, reason: error.to_string() }
@@ -227,21 +205,27 @@ impl Shared {
             })?;
             material.identity = Some(Arc::new(identity));
         }
-        if let Some(bundle) = bundle {
-            material.roots = Some(Arc::new(TrustRoots::from_bundle_map(bundle).map_err(at(files[3]))?));
-        } else if let Some(ca) = ca {
-            material.roots = Some(Arc::new(TrustRoots::from_pem(ca).map_err(at(files[2]))?));
+        let mut roots = match (bundle, ca) {
+            (Some(bundle), _) => Some(TrustRoots::from_bundle_map(bundle).map_err(at(files[3]))?),
+            (None, Some(ca)) => Some(TrustRoots::from_pem(ca).map_err(at(files[2]))?),
+            (None, None) => None,
+        };
+        if let Some(lists) = lists {
+            let with_lists = |roots: TrustRoots| roots.with_crl_pem(lists, config.revocation);
+            roots = roots.map(with_lists).transpose().map_err(at(files[4]))?;
         }
+        material.roots = roots.map(Arc::new);
         Ok(Some((material, hashes)))
     }
 }
 
-fn read_all(files: &[Option<&Path>; FILES]) -> Result<[Option<Vec<u8>>; FILES], ReadError> {
+fn read_all(files: &[Option<&Path>; FILES]) -> Result<[Option<Content>; FILES], ReadError> {
     let mut contents = [const { None }; FILES];
     for (content, file) in contents.iter_mut().zip(files) {
         if let Some(file) = file {
             let read = std::fs::read(file);
-            *content = Some(read.map_err(|e| ReadError { file: Some(file.to_path_buf()), reason: e.to_string() })?);
+            let read = read.map_err(|e| ReadError { file: Some(file.to_path_buf()), reason: e.to_string() })?;
+            *content = Some(Zeroizing::new(read));
         }
     }
     Ok(contents)
@@ -249,19 +233,19 @@ fn read_all(files: &[Option<&Path>; FILES]) -> Result<[Option<Vec<u8>>; FILES], 
 
 impl Source for FileSource {
     fn name(&self) -> &str {
-        &self.shared.config.name
+        self.shared.shelf.name()
     }
 
     fn current(&self) -> Arc<Material> {
-        self.shared.current.load_full()
+        self.shared.shelf.current()
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
-        self.shared.generation.subscribe()
+        self.shared.shelf.changed()
     }
 
     fn last_error(&self) -> Option<String> {
-        self.shared.last_error.load().as_deref().cloned()
+        self.shared.shelf.last_error()
     }
 }
 
@@ -269,7 +253,7 @@ impl fmt::Debug for FileSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileSource")
             .field("config", &self.shared.config)
-            .field("current", &self.shared.current.load())
+            .field("current", &self.shared.shelf.current())
             .finish_non_exhaustive()
     }
 }

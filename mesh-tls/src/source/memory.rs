@@ -1,45 +1,68 @@
-//! Certificates handed over by the application.
+//! Certificates handed over by the application, or by another part of the mesh.
 
-use super::Source;
-use crate::{Identity, Material, TrustRoots};
-use arc_swap::ArcSwap;
-use std::sync::{Arc, Mutex, PoisonError};
+use super::{Source, shelf::Shelf};
+use crate::{Identity, Material, SourceError, TrustRoots};
+use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Holds what it is given.
+/// Holds what it is given. A change costs a few allocations; handshakes that begin afterwards use it.
 #[derive(Debug)]
-pub struct MemorySource {
-    name: String,
-    current: ArcSwap<Material>,
-    generation: Mutex<watch::Sender<u64>>,
-}
+pub struct MemorySource(Shelf);
 
 impl MemorySource {
     /// A source that holds these, as its first generation.
     pub fn new(name: impl Into<String>, identity: Option<Identity>, roots: Option<Arc<TrustRoots>>) -> Self {
-        let first = Material { identity: identity.map(Arc::new), roots, generation: 1 };
-        Self { name: name.into(), current: ArcSwap::from_pointee(first), generation: Mutex::new(watch::Sender::new(1)) }
+        let source = Self::empty(name);
+        source.replace(identity, roots);
+        source
     }
 
-    /// Replaces both; handshakes that begin afterwards use them.
+    /// A source that has nothing yet: handshakes fail with [`TlsError::NotReady`](crate::TlsError::NotReady).
+    pub fn empty(name: impl Into<String>) -> Self {
+        Self(Shelf::new(name.into()))
+    }
+
+    /// Replaces both.
     pub fn replace(&self, identity: Option<Identity>, roots: Option<Arc<TrustRoots>>) {
-        let sender = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = *sender.borrow() + 1;
-        self.current.store(Arc::new(Material { identity: identity.map(Arc::new), roots, generation }));
-        sender.send_replace(generation);
+        self.set(identity.map(Arc::new), roots);
+    }
+
+    /// Replaces both, by what others hold too.
+    pub fn set(&self, identity: Option<Arc<Identity>>, roots: Option<Arc<TrustRoots>>) {
+        self.0.publish(identity, roots);
+    }
+
+    /// Replaces our certificate; the roots stay.
+    pub fn set_identity(&self, identity: Arc<Identity>) {
+        self.0.change(|now| (Some(identity), now.roots.clone()));
+    }
+
+    /// Replaces the roots; our certificate stays.
+    pub fn set_roots(&self, roots: Arc<TrustRoots>) {
+        self.0.change(|now| (now.identity.clone(), Some(roots)));
+    }
+
+    /// Says why there is nothing newer, in the log, the metric, and the errors of handshakes that lack something. What there
+    /// is stays in use.
+    pub fn fail(&self, reason: impl Into<String>) {
+        self.0.failed(&SourceError { name: self.0.name().to_owned(), file: None, reason: reason.into() });
     }
 }
 
 impl Source for MemorySource {
     fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     fn current(&self) -> Arc<Material> {
-        self.current.load_full()
+        self.0.current()
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
-        self.generation.lock().unwrap_or_else(PoisonError::into_inner).subscribe()
+        self.0.changed()
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.0.last_error()
     }
 }

@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod shelf;
 
 pub use file::{FileSource, FileSourceConfig};
 pub use memory::MemorySource;

@@ -1,0 +1,111 @@
+//! What all sources have in common: the newest material, its announcement, the last error, metrics.
+
+use crate::{Identity, Material, SourceError, TrustRoots};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::watch;
+
+/// A certificate that has less time left than this, with no successor in sight, is an alarm.
+const SOON: Duration = Duration::from_secs(3600);
+
+/// Holds the material of one source.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    name: String,
+    current: ArcSwap<Material>,
+    generation: watch::Sender<u64>,
+    /// Serializes changes, so that generations are published in order.
+    changing: Mutex<()>,
+    last_error: ArcSwapOption<String>,
+    expiry: metrics::Gauge,
+    errors: metrics::Counter,
+}
+
+impl Shelf {
+    /// Empty: generation 0.
+    pub(crate) fn new(name: String) -> Self {
+        metrics::describe_gauge!(
+            "mesh_tls_certificate_expiry_seconds",
+            metrics::Unit::Seconds,
+            "Unix time at which the certificate of the source expires"
+        );
+        metrics::describe_counter!(
+            "mesh_tls_reload_errors_total",
+            "Failed attempts of the source to get newer certificates"
+        );
+        Self {
+            current: ArcSwap::default(),
+            generation: watch::Sender::new(0),
+            changing: Mutex::new(()),
+            last_error: ArcSwapOption::empty(),
+            expiry: metrics::gauge!("mesh_tls_certificate_expiry_seconds", "source" => name.clone()),
+            errors: metrics::counter!("mesh_tls_reload_errors_total", "source" => name.clone()),
+            name,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn current(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn changed(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.last_error.load().as_deref().cloned()
+    }
+
+    /// Makes this the newest material.
+    pub(crate) fn publish(&self, identity: Option<Arc<Identity>>, roots: Option<Arc<TrustRoots>>) {
+        self.change(|_| (identity, roots));
+    }
+
+    /// Makes what `change` makes of the newest material the newest.
+    pub(crate) fn change(&self, change: impl FnOnce(&Material) -> (Option<Arc<Identity>>, Option<Arc<TrustRoots>>)) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.current.load();
+        let generation = before.generation + 1;
+        let (identity, roots) = change(&before);
+        if let Some(identity) = &identity {
+            let not_after = identity.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.expiry.set(not_after.as_secs_f64());
+            tracing::info!(source = %self.name, generation, certificate = %identity.name(), "new certificates");
+        } else {
+            tracing::info!(source = %self.name, generation, "new trust roots");
+        }
+        self.last_error.store(None);
+        self.current.store(Arc::new(Material { identity, roots, generation }));
+        self.generation.send_replace(generation);
+    }
+
+    /// There was nothing new, and no error either.
+    pub(crate) fn unchanged(&self) {
+        self.last_error.store(None);
+    }
+
+    /// Nothing new could be had; what there is stays in use.
+    pub(crate) fn failed(&self, error: &SourceError) {
+        self.errors.increment(1);
+        let left = self.current.load().identity.as_ref().map(|identity| {
+            let left = identity.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+            Duration::from_secs(left.as_secs())
+        });
+        match left {
+            Some(left) if left < SOON => {
+                tracing::error!(%error, expires_in = ?left, "no new certificates; the last good ones stay in use and expire soon");
+            }
+            left => {
+                tracing::warn!(%error, expires_in = ?left, "no new certificates; the last good ones stay in use");
+            }
+        }
+        self.last_error.store(Some(Arc::new(error.to_string())));
+    }
+}
