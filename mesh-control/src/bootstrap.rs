@@ -1,6 +1,6 @@
 //! The bootstrap that a gRPC client, ours or any other, needs to find this control plane.
 
-use crate::translate::PROVIDER;
+use crate::translate::{PROVIDER, SERVER_LISTENER_PREFIX};
 use serde_json::{Value, json};
 use std::{fmt, path::PathBuf};
 
@@ -38,6 +38,7 @@ impl Bootstrap {
                 "locality": {"region": "", "zone": "", "sub_zone": ""},
                 "metadata": {"GENERATOR": "grpc"},
             },
+            "server_listener_resource_name_template": format!("{SERVER_LISTENER_PREFIX}%s"),
         });
         if let Some(dir) = &self.identity_dir {
             bootstrap["certificate_providers"] = json!({
@@ -72,6 +73,7 @@ mod tests {
         assert_eq!(plain["xds_servers"][0]["server_uri"], "127.0.0.1:15010");
         assert_eq!(plain["xds_servers"][0]["channel_creds"][0]["type"], "insecure");
         assert_eq!(plain.get("certificate_providers"), None);
+        assert_eq!(plain["server_listener_resource_name_template"], "xds.istio.io/grpc/lds/inbound/%s");
         let mutual = Bootstrap { identity_dir: Some("/id".into()), ..Bootstrap::new("127.0.0.1:15010") };
         let mutual: Value = serde_json::from_str(&mutual.to_string()).unwrap();
         assert_eq!(mutual["certificate_providers"]["default"]["config"]["private_key_file"], "/id/key.pem");

@@ -4,6 +4,7 @@ use crate::{
     bootstrap::Bootstrap,
     ca::{self, CertificateAuthority},
     input::{self, Loaded, Source},
+    model::MtlsMode,
     problem::{Problem, Rejected},
     translate::{self, translate},
     watch,
@@ -79,6 +80,7 @@ pub struct Builder {
     ca: Option<PathBuf>,
     lifetime: Duration,
     trust_domain: String,
+    mtls: MtlsMode,
     identities: Vec<(String, String)>,
     raw: ResourceSet,
     node_id: String,
@@ -121,6 +123,7 @@ impl Default for Builder {
             ca: None,
             lifetime: ca::DEFAULT_LIFETIME,
             trust_domain: translate::Options::default().trust_domain,
+            mtls: translate::Options::default().mtls,
             identities: Vec::new(),
             raw: ResourceSet::new(),
             node_id: crate::bootstrap::DEFAULT_NODE_ID.to_owned(),
@@ -176,6 +179,13 @@ impl Builder {
         self
     }
 
+    /// Which connections servers take where no PeerAuthentication says it; default PERMISSIVE. With STRICT every call within the mesh
+    /// is mutual TLS, in both directions, from the first on.
+    pub fn mtls(mut self, mode: MtlsMode) -> Self {
+        self.mtls = mode;
+        self
+    }
+
     /// The CA also issues for this service account. The first one named is the one of [`ControlPlane::bootstrap`];
     /// `default/client` when none is.
     pub fn identity(mut self, namespace: impl Into<String>, account: impl Into<String>) -> Self {
@@ -219,7 +229,7 @@ impl Builder {
         let core = Arc::new(Core {
             cache: ResourceCache::new(),
             ca: ca.clone(),
-            options: translate::Options { trust_domain: self.trust_domain },
+            options: translate::Options { trust_domain: self.trust_domain, mtls: self.mtls },
             raw: self.raw,
             events: broadcast::Sender::new(EVENT_BACKLOG),
             current: Mutex::default(),

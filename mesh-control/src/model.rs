@@ -2,6 +2,7 @@
 
 mod policy;
 mod route;
+mod security;
 
 use crate::problem::{At, Located};
 use std::{collections::BTreeMap, fmt};
@@ -14,6 +15,11 @@ pub use route::{
     Abort, Action, Destination, Direct, Fault, Forward, HeaderEdits, HeaderOps, Mirror, Redirect, Retries, Rewrite,
     Route, RouteMatch, Routing, StringMatch,
 };
+pub(crate) use security::Scoped;
+pub use security::{
+    Attribute, Authorization, AuthzAction, Clause, IpBlock, JwksUri, JwtKeys, JwtRule, MtlsMode, PeerAuthentication,
+    RequestAuthentication, Rule, Security, Selector,
+};
 
 /// Everything of one configuration.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +30,8 @@ pub struct Model {
     pub routings: Vec<Routing>,
     /// How clusters behave.
     pub policies: Vec<Policy>,
+    /// Who may call whom.
+    pub security: Security,
     /// What holds where no policy says otherwise.
     pub mesh: MeshDefaults,
 }
@@ -33,6 +41,8 @@ pub struct Model {
 pub struct MeshDefaults {
     /// `localityLbSetting`; by default enabled, with nothing said: failover to the next nearest.
     pub locality: LocalityLb,
+    /// `rootNamespace`: policies in it are about every namespace. Default `istio-system`.
+    pub root_namespace: String,
 }
 
 /// Which document an object was read from.
@@ -131,7 +141,10 @@ pub struct Locality {
 
 impl Default for MeshDefaults {
     fn default() -> Self {
-        Self { locality: LocalityLb { enabled: true, ..LocalityLb::default() } }
+        Self {
+            locality: LocalityLb { enabled: true, ..LocalityLb::default() },
+            root_namespace: "istio-system".to_owned(),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule, and the `meshConfig` of an IstioOperator.
+//! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule; PeerAuthentication, AuthorizationPolicy and
+//! RequestAuthentication; and the `meshConfig` of an IstioOperator.
 
 mod fields;
 mod istio;
@@ -55,6 +56,10 @@ const KUBERNETES_METADATA: &[&str] = &[
     "uid",
 ];
 
+/// A policy with it is told about and not enforced.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 const NETWORKING: &[&str] = &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
 
 impl Source {
@@ -167,7 +172,11 @@ impl Reading<'_> {
             metadata.fields(report, "metadata", |m| {
                 m.skip(KUBERNETES_METADATA);
                 let name = m.required_string("name", "metadata");
-                (name, m.text("namespace").filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned()))
+                let namespace = m.text("namespace").filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned());
+                let mut annotations = m.map("annotations").iter();
+                let dry_run = annotations.find(|(key, _)| key.name == DRY_RUN).map(|(_, value)| &value.value);
+                let dry_run = dry_run.is_some_and(|v| matches!(v, Value::String(s) if s == "true"));
+                (name, namespace, dry_run)
             })
         });
         if object.is_none() {
@@ -176,18 +185,22 @@ impl Reading<'_> {
         let spec = f.get("spec");
         let (Some(version), Some(kind)) = (version, kind) else { return said };
         let operator = (version.value.as_str(), kind.value.as_str()) == istio::OPERATOR;
-        if !operator && !NETWORKING.contains(&version.value.as_str()) {
-            let known = NETWORKING.join(", ");
-            report.error(&version.at, format!("unknown apiVersion `{}`: known are {known}", version.value));
-            return said;
-        }
-        let kinds = istio::KINDS.into_iter().chain(operator.then_some(istio::OPERATOR.1));
-        let Some(known) = kinds.into_iter().find(|k| *k == kind.value) else {
-            let known = istio::KINDS.join(", ");
+        let kinds: &[&'static str] = match version.value.as_str() {
+            _ if operator => &[istio::OPERATOR.1],
+            version if NETWORKING.contains(&version) => &istio::KINDS,
+            version if SECURITY.contains(&version) => &istio::security::KINDS,
+            unknown => {
+                let known = [NETWORKING, SECURITY].concat().join(", ");
+                report.error(&version.at, format!("unknown apiVersion `{unknown}`: known are {known}"));
+                return said;
+            }
+        };
+        let Some(known) = kinds.iter().copied().find(|k| *k == kind.value) else {
+            let known = kinds.join(", ");
             report.error(&kind.at, format!("unknown kind `{}`: known are {known}", kind.value));
             return said;
         };
-        let Some(Some((Some(name), namespace))) = object else { return said };
+        let Some(Some((Some(name), namespace, dry_run))) = object else { return said };
         let object = Object { kind: known, namespace, name };
         let key = (known, object.namespace.clone(), object.name.value.clone());
         if let Some(first) = self.seen.get(&key) {
@@ -196,7 +209,12 @@ impl Reading<'_> {
         }
         self.seen.insert(key, object.at().clone());
         match spec {
-            Some(spec) => istio::read(object, spec, report, &mut self.model),
+            Some(spec) => istio::read(object, dry_run, spec, report, &mut self.model),
+            // An AuthorizationPolicy that says nothing allows nothing; nothing said is what Kubernetes makes of `spec: {}`.
+            None if istio::security::KINDS.contains(&known) => {
+                let nothing = Node { value: Value::Map(Vec::new()), at: object.at().clone() };
+                istio::read(object, dry_run, &nothing, report, &mut self.model);
+            }
             None => f.missing("spec", "the document"),
         }
         said

@@ -278,3 +278,5 @@ fn istios_own_sample_is_read() {
     assert_eq!(problems, []);
     assert_eq!((model.services.len(), model.routings.len(), model.policies.len()), (1, 1, 1));
 }
+
+mod security;

@@ -55,7 +55,9 @@ impl Check<'_> {
         });
         let base = self.resource(ResourceType::Cluster, &target.cluster(None, options), |path| (policy, path));
         if target.has_eds() {
-            self.resource(ResourceType::ClusterLoadAssignment, &target.endpoints(None), |path| (service, path));
+            self.resource(ResourceType::ClusterLoadAssignment, &target.endpoints(None, options), |path| {
+                (service, path)
+            });
         }
         for subset in target.subsets() {
             let cluster = target.cluster(Some(subset), options);

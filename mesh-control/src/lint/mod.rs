@@ -1,6 +1,7 @@
 //! Checks of a whole model: what refers to nothing, what contradicts itself, and what has no effect.
 
 mod data_plane;
+mod security;
 
 use crate::{
     input::Gaps,
@@ -20,6 +21,7 @@ pub(crate) fn check(model: &Model, gaps: Gaps, report: &Report) {
     for policy in &model.policies {
         check_policy(policy, &references);
     }
+    security::check(&references);
     if report.errors() == 0 {
         data_plane::check(model, report);
     }
@@ -141,6 +143,16 @@ impl References<'_> {
         {
             let reason = format!("no DestinationRule for {} has a subset `{}`", host.value, subset.value);
             self.report.error(&subset.at, reason);
+        }
+    }
+
+    /// Keys of tokens are fetched as any other request is sent: through a cluster.
+    fn keys(&self, host: &str, port: u16, at: &At) {
+        self.host(host, at);
+        if let Some(service) = self.model.service(host)
+            && !service.ports.iter().any(|p| p.number.value == port)
+        {
+            self.report.error(at, format!("host {host} has no port {port}"));
         }
     }
 

@@ -55,11 +55,15 @@ pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Op
     };
     let eds = EdsClusterConfig { eds_config: Some(ads()), service_name: name.clone() };
     let (lb_policy, lb_config) = load_balancing(traffic.load_balancer.as_ref());
+    let (transport_socket, transport_socket_matches) = match &traffic.tls {
+        Some(said) => (tls::transport_socket(said, target, subset, http2, options), Vec::new()),
+        None => tls::by_endpoints(target, subset, http2, options),
+    };
     let keepalive = pool.and_then(|p| p.tcp_keepalive);
     Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(discovery.into())),
         eds_cluster_config: (!by_name).then_some(eds),
-        load_assignment: by_name.then(|| endpoint::assignment(target, subset)),
+        load_assignment: by_name.then(|| endpoint::assignment(target, subset, options)),
         // Istio's `dnsRefreshRate`, and what it sets beside it.
         dns_refresh_rate: by_name.then(|| duration(Duration::from_secs(60))),
         respect_dns_ttl: by_name,
@@ -80,7 +84,8 @@ pub(super) fn cluster(target: &Target<'_>, subset: Option<&Subset>, options: &Op
             tcp_keepalive: Some(tcp_keepalive(k)),
             ..UpstreamConnectionOptions::default()
         }),
-        transport_socket: traffic.tls.as_ref().and_then(|t| tls::transport_socket(t, target, subset, http2, options)),
+        transport_socket,
+        transport_socket_matches,
         typed_extension_protocol_options: [(UPSTREAM_OPTIONS.to_owned(), protocol_options(http2, pool))].into(),
         name,
         ..Cluster::default()

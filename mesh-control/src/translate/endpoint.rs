@@ -1,6 +1,6 @@
 //! EDS: the endpoints of a cluster by locality.
 
-use super::{Target, uint32};
+use super::{Options, Target, tls, uint32};
 use crate::model::{Locality, Resolution, Subset, Workload};
 use envoy_types::pb::envoy::config::{
     core::v3::{
@@ -12,13 +12,18 @@ use envoy_types::pb::envoy::config::{
 };
 
 /// Endpoints by IP address are sent over EDS; names stand in the cluster.
-pub(super) fn assignment(target: &Target<'_>, subset: Option<&Subset>) -> ClusterLoadAssignment {
+pub(super) fn assignment(target: &Target<'_>, subset: Option<&Subset>, options: &Options) -> ClusterLoadAssignment {
+    let by_endpoint = tls::auto(target, subset, options) == tls::Auto::Some;
+    let metadata = |w: &Workload| (by_endpoint && target.speaks_mtls(w, options)).then(tls::endpoint_metadata);
     let locality = |(locality, workloads): (&Locality, Vec<&Workload>)| LocalityLbEndpoints {
         locality: Some(locality.into()),
         load_balancing_weight: Some(uint32(workloads.iter().fold(0, |sum, w| sum.saturating_add(w.weight)))),
         lb_endpoints: workloads
             .into_iter()
-            .map(|w| endpoint(&w.address.value, w.port(target.port), Some(w.weight)))
+            .map(|w| LbEndpoint {
+                metadata: metadata(w),
+                ..endpoint(&w.address.value, w.port(target.port), Some(w.weight))
+            })
             .collect(),
         ..LocalityLbEndpoints::default()
     };

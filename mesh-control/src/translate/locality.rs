@@ -214,7 +214,7 @@ fn with_locality(mut labels: Labels, locality: &Locality) -> Labels {
 }
 
 /// `LABELS` of the node's metadata, where Istio's proxies have them.
-fn labels_of(node: &Node) -> Labels {
+pub(super) fn labels_of(node: &Node) -> Labels {
     let labels = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("LABELS"));
     let Some(Kind::StructValue(Struct { fields })) = labels.and_then(|labels| labels.kind.as_ref()) else {
         return Labels::new();

@@ -2,19 +2,25 @@
 //!
 //! The shapes and names are those of Istio's generator for gRPC clients: listener `HOST:PORT` (an `api_listener` whose
 //! routes come over ADS), route configuration `outbound|PORT||HOST`, cluster `outbound|PORT|SUBSET|HOST` (endpoints over
-//! ADS under the same name). Beyond it, everything of a DestinationRule is said: outlier detection, timeouts, all limits.
+//! ADS under the same name), and for servers `xds.istio.io/grpc/lds/inbound/IP:PORT`. Beyond it, everything of a DestinationRule is
+//! said: outlier detection, timeouts, all limits; and endpoints that speak mutual TLS are spoken to with it where no rule says how.
 
 mod cluster;
 mod endpoint;
+mod inbound;
 mod listener;
 mod locality;
 mod route;
 mod tls;
 
+pub(crate) use inbound::PREFIX as SERVER_LISTENER_PREFIX;
 pub(crate) use tls::PROVIDER;
 
 use crate::{
-    model::{Locality, MeshDefaults, Model, Policy, Port, Protocol, Resolution, Routing, Service, Subset, Workload},
+    model::{
+        Locality, MeshDefaults, Model, MtlsMode, Policy, Port, Protocol, Resolution, Routing, Security, Service,
+        Subset, Workload,
+    },
     problem::At,
 };
 use envoy_types::{
@@ -34,6 +40,8 @@ use std::{collections::BTreeMap, time::Duration};
 pub struct Options {
     /// Of the SPIFFE ids that servers are expected to have.
     pub trust_domain: String,
+    /// Which connections servers take where no PeerAuthentication says it; PERMISSIVE by default.
+    pub mtls: MtlsMode,
 }
 
 /// One port of one host.
@@ -44,11 +52,12 @@ pub(crate) struct Target<'a> {
     pub(crate) routing: Option<&'a Routing>,
     pub(crate) policy: Option<&'a Policy>,
     pub(crate) mesh: &'a MeshDefaults,
+    pub(crate) security: &'a Security,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { trust_domain: "cluster.local".to_owned() }
+        Self { trust_domain: "cluster.local".to_owned(), mtls: MtlsMode::Permissive }
     }
 }
 
@@ -66,12 +75,13 @@ pub fn translate(model: &Model, options: &Options) -> ResourceSet {
             let tailor = locality::cluster(&target, subset, &cluster);
             insert(&mut set, ResourceType::Cluster, &name, pack_any(cluster), tailor);
             if target.has_eds() {
-                let assignment = endpoint::assignment(&target, subset);
+                let assignment = endpoint::assignment(&target, subset, options);
                 let tailor = locality::endpoints(&target, subset, &assignment);
                 insert(&mut set, ResourceType::ClusterLoadAssignment, &name, pack_any(assignment), tailor);
             }
         }
     }
+    inbound::listeners(model, options, &mut set);
     set
 }
 
@@ -89,7 +99,7 @@ pub(crate) fn targets(model: &Model) -> impl Iterator<Item = Target<'_>> {
         let routed = service.ports.iter().filter(|port| port.protocol != Protocol::Opaque);
         routed.map(move |port| {
             let (routing, policy) = (model.routing(host), model.policy(host));
-            Target { host, port, service, routing, policy, mesh: &model.mesh }
+            Target { host, port, service, routing, policy, mesh: &model.mesh, security: &model.security }
         })
     })
 }
@@ -110,8 +120,8 @@ impl<'a> Target<'a> {
         self.service.resolution == Resolution::Static
     }
 
-    pub(crate) fn endpoints(&self, subset: Option<&Subset>) -> Any {
-        pack_any(endpoint::assignment(self, subset))
+    pub(crate) fn endpoints(&self, subset: Option<&Subset>, options: &Options) -> Any {
+        pack_any(endpoint::assignment(self, subset, options))
     }
 
     /// The endpoints of a subset, in the order of their localities.

@@ -13,14 +13,21 @@ use envoy_types::pb::{
         },
         extensions::{
             filters::{
-                http::{fault::v3::HttpFault, router::v3::Router},
+                http::{
+                    fault::v3::HttpFault, jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac as HttpRbac,
+                    router::v3::Router,
+                },
                 network::http_connection_manager::v3::HttpConnectionManager,
             },
+            path::r#match::uri_template::v3::UriTemplateMatchConfig,
             retry::{
                 host::previous_hosts::v3::PreviousHostsPredicate,
                 priority::previous_priorities::v3::PreviousPrioritiesConfig,
             },
-            transport_sockets::tls::v3::UpstreamTlsContext,
+            transport_sockets::{
+                raw_buffer::v3::RawBuffer,
+                tls::v3::{DownstreamTlsContext, UpstreamTlsContext},
+            },
             upstreams::http::v3::HttpProtocolOptions,
         },
     },
@@ -45,6 +52,11 @@ fn show(any: &Any) -> String {
         .or_else(|| try_as::<PreviousHostsPredicate>(any))
         .or_else(|| try_as::<PreviousPrioritiesConfig>(any))
         .or_else(|| try_as::<UpstreamTlsContext>(any))
+        .or_else(|| try_as::<DownstreamTlsContext>(any))
+        .or_else(|| try_as::<RawBuffer>(any))
+        .or_else(|| try_as::<HttpRbac>(any))
+        .or_else(|| try_as::<JwtAuthentication>(any))
+        .or_else(|| try_as::<UriTemplateMatchConfig>(any))
         .or_else(|| try_as::<HttpProtocolOptions>(any))
         .unwrap_or_else(|| panic!("what is {}?", any.type_url));
     without_defaults(&with_inner(&text))
@@ -91,7 +103,7 @@ fn all(yaml: &str, types: &[ResourceType]) -> String {
     let set = translated(yaml);
     let mut out = String::new();
     for &t in types {
-        for (name, any) in set.iter(t) {
+        for (name, any) in set.iter(t).filter(|(name, _)| !name.starts_with(SERVER_LISTENER_PREFIX)) {
             write!(out, "--- {t} {name}\n{}", show(any)).unwrap();
         }
     }
@@ -159,7 +171,8 @@ fn service_alone_gets_istios_default_route() {
 fn cluster_services_answer_to_their_short_names() {
     let names = |yaml: &str| {
         let set = translated(yaml);
-        set.iter(ResourceType::Listener).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+        let names = set.iter(ResourceType::Listener).map(|(name, _)| name.to_owned());
+        names.filter(|name| !name.starts_with(SERVER_LISTENER_PREFIX)).collect::<Vec<_>>()
     };
     let full = "greeter.default.svc.cluster.local";
     let yaml = SERVICE.replace("greeter.example", full);
@@ -503,3 +516,5 @@ fn the_same_model_yields_the_same_bytes() {
     let yaml = include_str!("../../testdata/greeter.yaml");
     assert_eq!(translated(yaml), translated(yaml));
 }
+
+mod inbound;

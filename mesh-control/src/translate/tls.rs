@@ -1,16 +1,27 @@
-//! The transport socket of a cluster.
+//! The transport sockets of clusters and of servers.
 
-use super::{Options, Target};
-use crate::model::{Subset, Tls, TlsMode};
+use super::{Options, Target, cluster, inbound};
+use crate::model::{Subset, Tls, TlsMode, Workload};
 use envoy_types::{
-    pb::envoy::{
-        config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType},
-        extensions::transport_sockets::tls::v3::{
-            CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, TlsCertificate,
-            UpstreamTlsContext, certificate_validation_context::SystemRootCerts,
-            common_tls_context::ValidationContextType,
+    pb::{
+        envoy::{
+            config::{
+                cluster::v3::cluster::TransportSocketMatch,
+                core::v3::{
+                    DataSource, Metadata, TransportSocket, data_source::Specifier, transport_socket::ConfigType,
+                },
+            },
+            extensions::transport_sockets::{
+                raw_buffer::v3::RawBuffer,
+                tls::v3::{
+                    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
+                    DownstreamTlsContext, TlsCertificate, UpstreamTlsContext,
+                    certificate_validation_context::SystemRootCerts, common_tls_context::ValidationContextType,
+                },
+            },
+            r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
         },
-        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        google::protobuf::{Any, BoolValue, Struct, Value, value::Kind},
     },
     util::pack_any,
 };
@@ -20,6 +31,102 @@ use std::collections::BTreeSet;
 pub(crate) const PROVIDER: &str = "default";
 const IDENTITY: &str = "default";
 const ROOTS: &str = "ROOTCA";
+
+/// Where endpoints say what `transport_socket_matches` asks.
+const MATCHED: &str = "envoy.transport_socket_match";
+
+/// Which endpoints of a cluster are spoken to with mutual TLS although no DestinationRule says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Auto {
+    /// None: or a DestinationRule says what is spoken.
+    None,
+    /// Those whose metadata say so.
+    Some,
+    /// All.
+    All,
+}
+
+impl Target<'_> {
+    pub(super) fn speaks_mtls(&self, workload: &Workload, options: &Options) -> bool {
+        inbound::speaks_mtls(self, workload, options)
+    }
+}
+
+/// Istio's automatic mutual TLS.
+pub(super) fn auto(target: &Target<'_>, subset: Option<&Subset>, options: &Options) -> Auto {
+    if cluster::effective(target.policy, target.port.number.value, subset).tls.is_some() {
+        return Auto::None;
+    }
+    let workloads: Vec<_> = target.by_locality(subset).into_values().flatten().collect();
+    match workloads.iter().filter(|w| target.speaks_mtls(w, options)).count() {
+        0 => Auto::None,
+        all if all == workloads.len() => Auto::All,
+        _ => Auto::Some,
+    }
+}
+
+/// The transport sockets of a cluster of which no DestinationRule says what is spoken.
+pub(super) fn by_endpoints(
+    target: &Target<'_>,
+    subset: Option<&Subset>,
+    http2: bool,
+    options: &Options,
+) -> (Option<TransportSocket>, Vec<TransportSocketMatch>) {
+    let mutual = || {
+        let mesh = Tls { mode: TlsMode::Mesh, sni: None, subject_alt_names: Vec::new(), insecure_skip_verify: false };
+        transport_socket(&mesh, target, subset, http2, options)
+    };
+    match auto(target, subset, options) {
+        Auto::None => (None, Vec::new()),
+        // gRPC's clients know no matches.
+        Auto::All => (mutual(), Vec::new()),
+        Auto::Some => {
+            let one = |name: &str, matches, socket| TransportSocketMatch {
+                name: name.to_owned(),
+                r#match: Some(matches),
+                transport_socket: socket,
+            };
+            let plain = socket("envoy.transport_sockets.raw_buffer", pack_any(RawBuffer {}));
+            let matches = vec![
+                one("tlsMode-istio", tls_mode(), mutual()),
+                one("tlsMode-disabled", Struct::default(), Some(plain)),
+            ];
+            (None, matches)
+        }
+    }
+}
+
+/// Of an endpoint that is spoken to with mutual TLS.
+pub(super) fn endpoint_metadata() -> Metadata {
+    Metadata { filter_metadata: [(MATCHED.to_owned(), tls_mode())].into(), ..Metadata::default() }
+}
+
+fn tls_mode() -> Struct {
+    let istio = Value { kind: Some(Kind::StringValue("istio".to_owned())) };
+    Struct { fields: [("tlsMode".to_owned(), istio)].into() }
+}
+
+/// The transport socket of a server that takes mutual TLS: any caller of the trusted domains, of whom authorization decides.
+pub(super) fn downstream() -> TransportSocket {
+    let validation =
+        CertificateValidationContext { ca_certificate_provider_instance: Some(provider(ROOTS)), ..Default::default() };
+    let common = CommonTlsContext {
+        alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
+        tls_certificate_provider_instance: Some(provider(IDENTITY)),
+        validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+        ..CommonTlsContext::default()
+    };
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: Some(BoolValue { value: true }),
+        ..DownstreamTlsContext::default()
+    };
+    socket("envoy.transport_sockets.tls", pack_any(context))
+}
+
+fn socket(name: &str, config: Any) -> TransportSocket {
+    TransportSocket { name: name.to_owned(), config_type: Some(ConfigType::TypedConfig(config)) }
+}
 
 /// `None` is plaintext.
 pub(super) fn transport_socket(
@@ -71,10 +178,7 @@ pub(super) fn transport_socket(
         common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
     }
     let context = UpstreamTlsContext { common_tls_context: Some(common), sni, ..UpstreamTlsContext::default() };
-    Some(TransportSocket {
-        name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(ConfigType::TypedConfig(pack_any(context))),
-    })
+    Some(socket("envoy.transport_sockets.tls", pack_any(context)))
 }
 
 /// The SPIFFE ids of the service accounts that the endpoints run under.

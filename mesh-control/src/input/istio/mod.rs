@@ -1,8 +1,9 @@
-//! Istio's networking API, v1, v1beta1 and v1alpha3 (one schema).
+//! Istio's networking API (v1, v1beta1 and v1alpha3, one schema), and its security API.
 
 mod destination_rule;
 mod locality;
 mod operator;
+pub(super) mod security;
 mod service_entry;
 mod virtual_service;
 
@@ -18,10 +19,11 @@ pub(super) const KINDS: [&str; 3] = ["ServiceEntry", "VirtualService", "Destinat
 pub(super) const OPERATOR: (&str, &str) = ("install.istio.io/v1alpha1", "IstioOperator");
 
 /// Reads one object into the model.
-pub(super) fn read(object: Object, spec: &Node, report: &Report, model: &mut Model) {
+pub(super) fn read(object: Object, dry_run: bool, spec: &Node, report: &Report, model: &mut Model) {
     match object.kind {
         "ServiceEntry" => model.services.extend(service_entry::read(object, spec, report)),
         "IstioOperator" => model.mesh = operator::read(spec, report),
+        kind if security::KINDS.contains(&kind) => security::read(object, dry_run, spec, report, &mut model.security),
         "VirtualService" => model.routings.extend(virtual_service::read(object, spec, report)),
         _ => model.policies.extend(destination_rule::read(object, spec, report)),
     }
