@@ -74,7 +74,12 @@ pub use roots::TrustRoots;
 pub use rustls::crypto::CryptoProvider;
 pub use san::{SanKind, SanMatcher};
 pub use server::{Accepted, Acceptor, ClientAuth, ConnectInfo, Incoming, Mode, ServerSettings};
-pub use source::{FileSource, FileSourceConfig, MemorySource, Source};
+#[cfg(feature = "grpc")]
+pub use source::{
+    CaAuth, CaTls, EndpointError, IstioCaConfig, IstioCaSource, JwtToken, SvidChoice, WorkloadApiConfig,
+    WorkloadApiSource, WorkloadEndpoint,
+};
+pub use source::{FileSource, FileSourceConfig, MemorySource, Source, ready};
 pub use verify::PeerCheck;
 pub use version::{TlsVersion, TlsVersions};
 

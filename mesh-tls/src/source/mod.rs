@@ -1,10 +1,17 @@
 //! Where certificates come from.
 
 mod file;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod memory;
 mod shelf;
 
 pub use file::{FileSource, FileSourceConfig};
+#[cfg(feature = "grpc")]
+pub use grpc::{
+    CaAuth, CaTls, EndpointError, IstioCaConfig, IstioCaSource, JwtToken, SvidChoice, WorkloadApiConfig,
+    WorkloadApiSource, WorkloadEndpoint,
+};
 pub use memory::MemorySource;
 
 use crate::Material;
@@ -28,5 +35,20 @@ pub trait Source: Send + Sync + fmt::Debug + 'static {
     /// Why the newest material is not newer, or missing: the last attempt's error.
     fn last_error(&self) -> Option<String> {
         None
+    }
+}
+
+/// Waits until the source has something, and returns it; for ever, if it never has. Not needed before handshakes, which
+/// fail with the source's last error as long as it has nothing.
+pub async fn ready(source: &dyn Source) -> Arc<Material> {
+    let mut changed = source.changed();
+    loop {
+        let material = source.current();
+        if material.generation > 0 {
+            return material;
+        }
+        if changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }

@@ -6,6 +6,10 @@ mod alerts;
 mod files;
 mod handshake;
 mod incoming;
+#[cfg(feature = "grpc")]
+mod istio_ca;
 mod refusals;
 mod rotation;
 mod support;
+#[cfg(all(feature = "grpc", unix))]
+mod workload;

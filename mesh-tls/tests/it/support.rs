@@ -5,10 +5,12 @@ use mesh_tls::{
     ServerSettings, Source, TlsError, TrustRoots, default_provider,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber, date_time_ymd,
 };
-use std::sync::Arc;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
 pub(crate) const ALICE: &str = "spiffe://td/alice";
@@ -44,6 +46,40 @@ impl Ca {
         Arc::new(TrustRoots::from_pem(self.pem().as_bytes()).unwrap())
     }
 
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        self.0.der()
+    }
+
+    /// Signs a request.
+    pub(crate) fn sign(&self, request: CertificateSigningRequestParams) -> String {
+        request.signed_by(&self.0).unwrap().pem()
+    }
+
+    /// A revocation list of these certificates, in DER.
+    pub(crate) fn crl(&self, revoked: &[&Pair]) -> Vec<u8> {
+        self.crl_until(revoked, date_time_ymd(2090, 1, 1))
+    }
+
+    /// The same, outdated at `next_update`.
+    pub(crate) fn crl_until(&self, revoked: &[&Pair], next_update: time::OffsetDateTime) -> Vec<u8> {
+        let this_update = date_time_ymd(2020, 1, 1);
+        let revoked = revoked.iter().map(|pair| RevokedCertParams {
+            serial_number: pair.serial(),
+            revocation_time: this_update,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().der().to_vec()
+    }
+
     /// The certificate as `x5c` of a bundle.
     pub(crate) fn x5c(&self) -> String {
         self.pem().lines().filter(|line| !line.starts_with("---")).collect()
@@ -73,6 +109,18 @@ fn ca_params(name: &str) -> CertificateParams {
 }
 
 impl Pair {
+    /// The chain, and the key in PKCS#8.
+    pub(crate) fn der(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes()).map(|der| der.unwrap().to_vec());
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+        (chain.collect(), key.secret_der().to_vec())
+    }
+
+    fn serial(&self) -> SerialNumber {
+        let der: CertificateDer<'_> = self.der().0[0].clone().into();
+        SerialNumber::from_slice(webpki::EndEntityCert::try_from(&der).unwrap().serial())
+    }
+
     pub(crate) fn identity(&self) -> Identity {
         Identity::from_pem(self.chain.as_bytes(), self.key.as_bytes(), &provider()).unwrap()
     }
@@ -151,4 +199,14 @@ pub(crate) async fn echo(
     far.flush().await.unwrap();
     near.read_exact(&mut buffer).await.unwrap();
     assert_eq!(&buffer, b"hello");
+}
+
+/// Waits for something that nothing announces.
+pub(crate) async fn until(done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it does not come");
 }

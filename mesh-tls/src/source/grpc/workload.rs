@@ -1,0 +1,298 @@
+//! Certificates from a SPIFFE workload endpoint: an agent on this machine that knows who we are.
+
+use super::{Backoff, WorkloadEndpoint, causes, channel, said};
+use crate::{
+    CryptoProvider, Identity, Material, RevocationPolicy, Source, SourceError, SpiffeId, TrustBundle, TrustDomain,
+    TrustRoots,
+    bundle::split_der,
+    grpc::{JwtSvidRequest, WorkloadApiClient, X509SvidResponse},
+    source::shelf::Shelf,
+};
+use base64::Engine;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use tonic::{Code, Status, transport::Channel};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Which of our identities a [`WorkloadApiSource`] takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SvidChoice {
+    /// The first: the endpoint's default.
+    #[default]
+    Default,
+    /// The one with this hint.
+    Hint(String),
+    /// The one with this id.
+    Id(SpiffeId),
+}
+
+/// Settings of a [`WorkloadApiSource`].
+#[derive(Clone, Debug)]
+pub struct WorkloadApiConfig {
+    /// The name in messages and metrics.
+    pub name: String,
+    /// Where the endpoint listens.
+    pub endpoint: WorkloadEndpoint,
+    /// Which identity, when there are several.
+    pub svid: SvidChoice,
+    /// What missing and old revocation lists mean, if the endpoint sends any.
+    pub revocation: RevocationPolicy,
+    /// Loads the keys.
+    pub provider: Arc<CryptoProvider>,
+}
+
+/// Follows the X.509 SVIDs of a SPIFFE workload endpoint (SPIFFE Workload API): our certificate, and the roots of our
+/// trust domain and of those federated with it, each for its own peers.
+///
+/// A connection that ends is made again, for ever, after one second at first and half a minute at most. What cannot be
+/// used is refused as a whole, and the last good material stays. The task ends when the source is dropped.
+pub struct WorkloadApiSource {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: WorkloadApiConfig,
+    shelf: Shelf,
+}
+
+/// A JWT SVID: a bearer token that says who we are. Wiped when dropped, never shown.
+#[derive(Clone)]
+pub struct JwtToken {
+    spiffe_id: SpiffeId,
+    token: Zeroizing<String>,
+    expires_at: SystemTime,
+}
+
+impl WorkloadApiConfig {
+    /// The default identity of this endpoint.
+    pub fn new(name: impl Into<String>, endpoint: WorkloadEndpoint, provider: Arc<CryptoProvider>) -> Self {
+        let (svid, revocation) = (SvidChoice::Default, RevocationPolicy::default());
+        Self { name: name.into(), endpoint, svid, revocation, provider }
+    }
+}
+
+impl WorkloadApiSource {
+    /// Starts following. Does not wait for the endpoint: [`ready`](crate::ready) does.
+    pub fn new(config: WorkloadApiConfig, runtime: &Handle) -> Self {
+        let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone()), config });
+        let task = runtime.spawn(follow(shared.clone()));
+        Self { shared, task }
+    }
+
+    /// A token for these audiences (JWT-SVID), of the identity with this id or of the default one. Asks the endpoint each
+    /// time; not bounded in time.
+    ///
+    /// # Errors
+    /// No audience is given, the endpoint cannot be reached or refuses, or the token is not well-formed.
+    pub async fn jwt_svid(&self, audiences: &[&str], id: Option<&SpiffeId>) -> Result<JwtToken, SourceError> {
+        let error = |reason: String| self.shared.error(format!("JWT: {reason}"));
+        if audiences.is_empty() {
+            return Err(error("no audience is given".into()));
+        }
+        let request = JwtSvidRequest {
+            audience: audiences.iter().map(ToString::to_string).collect(),
+            spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
+        };
+        let mut client = self.client().await?;
+        let answer = client.fetch_jwt_svid(request).await.map_err(|status| error(said(&status)))?;
+        let Some(svid) = answer.into_inner().svids.into_iter().next() else {
+            return Err(error("the endpoint sent none".into()));
+        };
+        let token = Zeroizing::new(svid.svid);
+        let expires_at = expiry(&token).ok_or_else(|| error("the token is malformed".into()))?;
+        let spiffe_id = svid.spiffe_id.parse().map_err(|e| error(format!("the id {:?} {e}", svid.spiffe_id)))?;
+        Ok(JwtToken { spiffe_id, token, expires_at })
+    }
+
+    /// A client of the endpoint, for everything else.
+    ///
+    /// # Errors
+    /// The endpoint cannot be reached.
+    pub async fn client(&self) -> Result<WorkloadApiClient<Channel>, SourceError> {
+        self.shared.client().await.map_err(|reason| self.shared.error(reason))
+    }
+}
+
+impl Drop for WorkloadApiSource {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(shared: Arc<Shared>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let reason = shared.follow(&mut backoff).await;
+        shared.shelf.failed(&shared.error(reason));
+        tokio::time::sleep(backoff.next(fastrand::f64())).await;
+    }
+}
+
+impl Shared {
+    fn error(&self, reason: String) -> SourceError {
+        SourceError { name: self.config.name.clone(), file: None, reason }
+    }
+
+    async fn client(&self) -> Result<WorkloadApiClient<Channel>, String> {
+        let endpoint = self.config.endpoint.clone();
+        let channel = channel(move || endpoint.clone().open()).await;
+        Ok(WorkloadApiClient::new(channel.map_err(|e| format!("{} cannot be reached: {e}", self.config.endpoint))?))
+    }
+
+    /// Takes what the endpoint sends until the stream ends; returns why it did.
+    async fn follow(&self, backoff: &mut Backoff) -> String {
+        let mut client = match self.client().await {
+            Ok(client) => client,
+            Err(reason) => return reason,
+        };
+        let mut messages = match client.fetch_x509_svid().await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return self.why(&status),
+        };
+        loop {
+            match messages.message().await {
+                Ok(Some(message)) => match self.take(message) {
+                    Ok((identity, roots)) => {
+                        backoff.reset();
+                        self.shelf.publish(Some(Arc::new(identity)), Some(Arc::new(roots)));
+                    }
+                    Err(reason) => self.shelf.failed(&self.error(reason)),
+                },
+                Ok(None) => return format!("{} ended the stream", self.config.endpoint),
+                Err(status) => return self.why(&status),
+            }
+        }
+    }
+
+    fn why(&self, status: &Status) -> String {
+        match status.code() {
+            Code::PermissionDenied => format!("{} has no identity for us: {}", self.config.endpoint, status.message()),
+            Code::Unavailable => format!("{} was lost: {}", self.config.endpoint, causes(status)),
+            _ => format!("{}: {}", self.config.endpoint, said(status)),
+        }
+    }
+
+    fn take(&self, mut message: X509SvidResponse) -> Result<(Identity, TrustRoots), String> {
+        let taken = self.identity(&mut message);
+        for svid in &mut message.svids {
+            svid.x509_svid_key.zeroize();
+        }
+        Ok((taken?, self.roots(&message)?))
+    }
+
+    fn identity(&self, message: &mut X509SvidResponse) -> Result<Identity, String> {
+        let offered: Vec<_> = message.svids.iter().map(|svid| svid.spiffe_id.clone()).collect();
+        let mut svids = message.svids.iter_mut();
+        let chosen = match &self.config.svid {
+            SvidChoice::Default => svids.next(),
+            SvidChoice::Hint(hint) => svids.find(|svid| svid.hint == *hint),
+            SvidChoice::Id(id) => svids.find(|svid| svid.spiffe_id == id.as_str()),
+        };
+        let svid = chosen
+            .ok_or_else(|| format!("the endpoint has no such identity ({:?}), only {offered:?}", self.config.svid))?;
+        let of = |reason: String| format!("the SVID of {:?}: {reason}", svid.spiffe_id);
+        let id: SpiffeId = svid.spiffe_id.parse().map_err(|e| of(format!("the id {e}")))?;
+        let chain = split_der(&svid.x509_svid).map_err(|e| of(e.to_string()))?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(std::mem::take(&mut svid.x509_svid_key)));
+        let identity = Identity::from_der(chain, key, &self.config.provider).map_err(|e| of(e.to_string()))?;
+        match identity.spiffe_id() {
+            Some(found) if *found == id => Ok(identity),
+            _ => Err(of(format!("its certificate is {}'s", identity.name()))),
+        }
+    }
+
+    fn roots(&self, message: &X509SvidResponse) -> Result<TrustRoots, String> {
+        let mut bundles = BTreeMap::new();
+        let federated = message.federated_bundles.iter().map(|(domain, bundle)| (domain.as_str(), bundle));
+        // our own come last: no foreign bundle replaces them
+        let own = message.svids.iter().rev().map(|svid| (svid.spiffe_id.as_str(), &svid.bundle));
+        for (domain, bundle) in federated.chain(own) {
+            let of = |reason: String| format!("the bundle of {domain:?}: {reason}");
+            let bundle = TrustBundle::from_concatenated_der(bundle).map_err(|e| of(e.to_string()))?;
+            bundles.insert(trust_domain(domain).map_err(of)?, bundle);
+        }
+        let roots = TrustRoots::by_trust_domain(bundles);
+        if message.crl.is_empty() {
+            return Ok(roots);
+        }
+        roots.with_crls(message.crl.iter().map(Vec::as_slice), self.config.revocation).map_err(|e| e.to_string())
+    }
+}
+
+/// `spiffe://td`, `spiffe://td/path` or `td`.
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    let domain = match text.starts_with("spiffe://") {
+        true => text.parse::<SpiffeId>().map(|id| id.trust_domain()),
+        false => text.parse(),
+    };
+    domain.map_err(|e| format!("the name {e}"))
+}
+
+/// `exp` of a token whose signature we cannot judge: it is ours.
+fn expiry(token: &str) -> Option<SystemTime> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: f64,
+    }
+    let mut parts = token.split('.');
+    let (_, claims, _, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).ok()?;
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(claims.exp).ok()?)
+}
+
+impl JwtToken {
+    /// Whom it speaks for.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// The token in JWS compact serialization, for `authorization: Bearer`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// When it expires.
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires_at
+    }
+}
+
+impl Source for WorkloadApiSource {
+    fn name(&self) -> &str {
+        self.shared.shelf.name()
+    }
+
+    fn current(&self) -> Arc<Material> {
+        self.shared.shelf.current()
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.shelf.changed()
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.shared.shelf.last_error()
+    }
+}
+
+impl fmt::Debug for WorkloadApiSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApiSource").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for JwtToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtToken").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+    }
+}
