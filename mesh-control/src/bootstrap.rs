@@ -16,12 +16,15 @@ pub struct Bootstrap {
     pub node_id: String,
     /// A folder with `cert.pem`, `key.pem` and `ca.pem`: becomes the certificate provider `default`.
     pub identity_dir: Option<PathBuf>,
+    /// Namespace and service account of the client, as it says them: `NAMESPACE` and `SERVICE_ACCOUNT` of the node's metadata. They
+    /// tell servers on a shared port apart.
+    pub workload: Option<(String, String)>,
 }
 
 impl Bootstrap {
     /// For clients of the control plane at `server`.
     pub fn new(server: impl Into<String>) -> Self {
-        Self { server: server.into(), node_id: DEFAULT_NODE_ID.to_owned(), identity_dir: None }
+        Self { server: server.into(), node_id: DEFAULT_NODE_ID.to_owned(), identity_dir: None, workload: None }
     }
 
     fn json(&self) -> Value {
@@ -40,6 +43,11 @@ impl Bootstrap {
             },
             "server_listener_resource_name_template": format!("{SERVER_LISTENER_PREFIX}%s"),
         });
+        if let Some((namespace, account)) = &self.workload {
+            let metadata = &mut bootstrap["node"]["metadata"];
+            metadata["NAMESPACE"] = namespace.as_str().into();
+            metadata["SERVICE_ACCOUNT"] = account.as_str().into();
+        }
         if let Some(dir) = &self.identity_dir {
             bootstrap["certificate_providers"] = json!({
                 PROVIDER: {

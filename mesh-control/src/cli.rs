@@ -5,6 +5,7 @@ use crate::{
     ControlPlane, Event,
     bootstrap::{Bootstrap, DEFAULT_NODE_ID},
     input,
+    model::MtlsMode,
     problem::{Problem, Severity},
 };
 use anyhow::Context as _;
@@ -31,7 +32,7 @@ enum Command {
     Lint(Lint),
 }
 
-/// Serve a folder or file of Istio YAML (ServiceEntry, VirtualService, DestinationRule) over ADS, and follow its changes.
+/// Serve a folder or file of Istio YAML (networking and security) over ADS, and follow its changes.
 ///
 /// A change that has errors is not applied: what is wrong is printed as file:line:column, and the last good configuration
 /// stays. Ends on Ctrl-C or SIGTERM.
@@ -40,10 +41,11 @@ enum Command {
   mesh-control serve --config examples/mesh
   mesh-control serve --config mesh.yaml --listen 127.0.0.1:0
   mesh-control serve --config examples/mesh --ca /tmp/mesh-ca --identity prod/checkout --identity prod/cart
+  mesh-control serve --config examples/mesh --mtls strict --certificate-lifetime 60
 
-With --ca, certificates are kept in DIR/ns/NAMESPACE/sa/ACCOUNT/{cert.pem,key.pem,ca.pem} for default/client, for every service
+With --ca, certificates are kept in DIR/ns/NAMESPACE/sa/ACCOUNT/{cert.pem,key.pem,ca.pem,token} for default/client, for every service
 account that an endpoint names, for `default` of its namespace, and for each --identity; they are renewed at half of their
-lifetime.")]
+lifetime. Beside them api.sock serves the SPIFFE Workload API and SDS. Whoever can open the folder has the identity.")]
 struct Serve {
     /// Folder (its *.yaml and *.yml) or file to serve and watch.
     #[arg(long, short, value_name = "DIR|FILE")]
@@ -54,6 +56,18 @@ struct Serve {
     /// Run a development CA in this folder; created when it does not exist.
     #[arg(long, value_name = "DIR")]
     ca: Option<PathBuf>,
+    /// Write no keys: workloads get theirs by sockets and signing requests.
+    #[arg(long, requires = "ca")]
+    ca_in_memory: bool,
+    /// Address on which the CA serves Istio's CA API and ADS over TLS; port 0 takes a free one. Istio's own is 15012.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    ca_listen: SocketAddr,
+    /// Serve keys of workloads over ADS as well (SDS): whoever can connect gets any of them.
+    #[arg(long, requires = "ca")]
+    secrets_over_ads: bool,
+    /// Which connections servers take where no PeerAuthentication says it. `strict` runs a CA in ~/.mesh-ca unless --ca says where.
+    #[arg(long, value_name = "MODE", default_value = "permissive")]
+    mtls: Mtls,
     /// Trust domain of the SPIFFE ids.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
@@ -81,6 +95,9 @@ struct Print {
     /// Folder with cert.pem, key.pem and ca.pem (see `serve --ca`): makes mTLS possible.
     #[arg(long, value_name = "DIR")]
     identity_dir: Option<PathBuf>,
+    /// Service account that the client says it runs under: tells servers on a shared port apart.
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT", value_parser = parse_identity)]
+    workload: Option<(String, String)>,
 }
 
 /// Check Istio YAML: errors and warnings as file:line:column. All the files are read as one configuration.
@@ -94,6 +111,33 @@ struct Lint {
     /// Files and folders.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+}
+
+/// What servers take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Mtls {
+    /// Mutual TLS only.
+    Strict,
+    /// Mutual TLS and plaintext.
+    Permissive,
+    /// Plaintext only.
+    Disable,
+}
+
+impl From<Mtls> for MtlsMode {
+    fn from(mode: Mtls) -> Self {
+        match mode {
+            Mtls::Strict => Self::Strict,
+            Mtls::Permissive => Self::Permissive,
+            Mtls::Disable => Self::Disable,
+        }
+    }
+}
+
+/// Where the CA is kept when nobody says where.
+fn own_folder() -> anyhow::Result<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    Ok(PathBuf::from(home.context("--mtls strict needs --ca DIR: there is no HOME")?).join(".mesh-ca"))
 }
 
 /// The identity that every control plane issues, for a client at hand.
@@ -128,9 +172,16 @@ impl Serve {
             .path(&self.config)
             .listen(self.listen)
             .trust_domain(self.trust_domain)
+            .ca_listen(self.ca_listen)
+            .secrets_over_ads(self.secrets_over_ads)
+            .mtls(self.mtls.into())
             .certificate_lifetime(Duration::from_secs(self.certificate_lifetime));
-        if let Some(dir) = &self.ca {
-            builder = builder.ca(dir);
+        let ca = match (self.ca, self.mtls) {
+            (None, Mtls::Strict) => Some(own_folder()?),
+            (ca, _) => ca,
+        };
+        if let Some(dir) = ca {
+            builder = if self.ca_in_memory { builder.ca_in_memory(dir) } else { builder.ca(dir) };
         }
         builder = builder.identity(CLIENT.0, CLIENT.1);
         for (namespace, account) in self.identity {
@@ -149,13 +200,23 @@ impl Serve {
         let config = control_plane.config();
         let model = &config.model;
         let counts = (model.services.len(), model.routings.len(), model.policies.len());
+        let authority = control_plane.ca_addr().map(|addr| format!("; certificates by request on {addr}"));
         println!(
-            "serving {}: {} ServiceEntries, {} VirtualServices, {} DestinationRules",
+            "serving {}: {} ServiceEntries, {} VirtualServices, {} DestinationRules{}",
             self.config.display(),
             counts.0,
             counts.1,
-            counts.2
+            counts.2,
+            authority.unwrap_or_default()
         );
+        let security = &model.security;
+        let counts = (security.peers.len(), security.authorizations.len(), security.requests.len());
+        if counts != (0, 0, 0) {
+            println!(
+                "securing: {} PeerAuthentications, {} AuthorizationPolicies, {} RequestAuthentications",
+                counts.0, counts.1, counts.2
+            );
+        }
         print_problems(&config.warnings);
         tokio::pin!(stop);
         loop {
@@ -177,7 +238,7 @@ impl Print {
     fn run(self) -> anyhow::Result<ExitCode> {
         // Clients read the files from their own working directory.
         let identity_dir = self.identity_dir.map(std::path::absolute).transpose().context("--identity-dir")?;
-        println!("{}", Bootstrap { server: self.server, node_id: self.node_id, identity_dir });
+        println!("{}", Bootstrap { server: self.server, node_id: self.node_id, identity_dir, workload: self.workload });
         Ok(ExitCode::SUCCESS)
     }
 }

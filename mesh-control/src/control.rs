@@ -17,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::broadcast, task::JoinSet};
+use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 
 /// Events kept for a receiver that is slow.
 const EVENT_BACKLOG: usize = 256;
@@ -78,6 +78,9 @@ pub struct Builder {
     config: Config,
     listen: SocketAddr,
     ca: Option<PathBuf>,
+    ca_in_memory: bool,
+    ca_listen: SocketAddr,
+    secrets: bool,
     lifetime: Duration,
     trust_domain: String,
     mtls: MtlsMode,
@@ -100,6 +103,7 @@ pub struct ControlPlane {
     core: Arc<Core>,
     node_id: String,
     client: (String, String),
+    ca_addr: Option<SocketAddr>,
     _tasks: JoinSet<()>,
 }
 
@@ -108,6 +112,8 @@ pub struct ControlPlane {
 pub(crate) struct Core {
     cache: ResourceCache,
     ca: Option<CertificateAuthority>,
+    /// Keys of workloads are served over ADS.
+    secrets: bool,
     options: translate::Options,
     raw: ResourceSet,
     events: broadcast::Sender<Event>,
@@ -121,6 +127,9 @@ impl Default for Builder {
             config: Config::Text(String::new()),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             ca: None,
+            ca_in_memory: false,
+            ca_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            secrets: false,
             lifetime: ca::DEFAULT_LIFETIME,
             trust_domain: translate::Options::default().trust_domain,
             mtls: translate::Options::default().mtls,
@@ -160,10 +169,29 @@ impl Builder {
         self
     }
 
-    /// Runs a dev CA in this folder, which is created when needed. Certificates are written for the service accounts of
-    /// ServiceEntry endpoints, for `default` of each of their namespaces, and for those added by [`Self::identity`].
+    /// Runs a dev CA in this folder, which is created when needed. There are identities for the service accounts of ServiceEntry
+    /// endpoints, for `default` of each of their namespaces, and for those added by [`Self::identity`]: by files, and by a socket each
+    /// with the SPIFFE Workload API and SDS; and over TLS by Istio's CA API ([`ControlPlane::ca_addr`]).
     pub fn ca(mut self, dir: impl Into<PathBuf>) -> Self {
         self.ca = Some(dir.into());
+        self
+    }
+
+    /// Runs a dev CA that writes no key: the folder has the root certificate, and tokens and sockets of the workloads.
+    pub fn ca_in_memory(self, dir: impl Into<PathBuf>) -> Self {
+        Self { ca_in_memory: true, ..self.ca(dir) }
+    }
+
+    /// Where the dev CA listens: Istio's CA API and ADS, over TLS. Default `127.0.0.1:0`, a free port.
+    pub fn ca_listen(mut self, addr: SocketAddr) -> Self {
+        self.ca_listen = addr;
+        self
+    }
+
+    /// Serves the secrets `default` and `ROOTCA` over ADS too, to nodes that say `NAMESPACE` and `SERVICE_ACCOUNT` in their metadata: whoever
+    /// can connect gets any workload's key. Off by default.
+    pub fn secrets_over_ads(mut self, on: bool) -> Self {
+        self.secrets = on;
         self
     }
 
@@ -218,6 +246,9 @@ impl Builder {
             self.identities.push(("default".to_owned(), "client".to_owned()));
         }
         let ca = match &self.ca {
+            Some(dir) if self.ca_in_memory => {
+                Some(CertificateAuthority::in_memory(dir, &self.trust_domain, self.lifetime)?)
+            }
             Some(dir) => Some(CertificateAuthority::open(dir, &self.trust_domain, self.lifetime)?),
             None => None,
         };
@@ -229,6 +260,7 @@ impl Builder {
         let core = Arc::new(Core {
             cache: ResourceCache::new(),
             ca: ca.clone(),
+            secrets: self.secrets,
             options: translate::Options { trust_domain: self.trust_domain, mtls: self.mtls },
             raw: self.raw,
             events: broadcast::Sender::new(EVENT_BACKLOG),
@@ -249,11 +281,12 @@ impl Builder {
         let server = AdsServer::bind(addr, core.cache.clone()).await;
         let server = server.map_err(|source| Error::Listen { addr, source })?;
         tasks.spawn(report_nacks(core.cache.nacks(), core.events.clone()));
+        let mut ca_addr = None;
         if let Some(ca) = ca {
-            tasks.spawn(ca.renew());
+            ca_addr = Some(authority(&ca, self.ca_listen, &core, &mut tasks).await?);
         }
         let client = self.identities.into_iter().next().unwrap_or_default();
-        Ok(ControlPlane { server, core, node_id: self.node_id, client, _tasks: tasks })
+        Ok(ControlPlane { server, core, node_id: self.node_id, client, ca_addr, _tasks: tasks })
     }
 }
 
@@ -276,8 +309,11 @@ impl ControlPlane {
 
     /// The same with the identity of another service account.
     pub fn bootstrap_for(&self, namespace: &str, account: &str) -> String {
-        let identity_dir = self.ca().map(|ca| ca.identity_dir(namespace, account));
-        Bootstrap { server: self.addr().to_string(), node_id: self.node_id.clone(), identity_dir }.to_string()
+        let ca = self.ca().filter(|ca| !ca.is_in_memory());
+        let identity_dir = ca.map(|ca| ca.identity_dir(namespace, account));
+        let workload = self.ca().map(|_| (namespace.to_owned(), account.to_owned()));
+        let (server, node_id) = (self.addr().to_string(), self.node_id.clone());
+        Bootstrap { server, node_id, identity_dir, workload }.to_string()
     }
 
     /// Replaces the whole configuration by this YAML text. When this returns, the cache serves it. A watched folder wins
@@ -301,6 +337,13 @@ impl ControlPlane {
     /// The dev CA, when it is on.
     pub fn ca(&self) -> Option<&CertificateAuthority> {
         self.core.ca.as_ref()
+    }
+
+    /// Where the dev CA serves Istio's CA API and ADS over TLS, with a certificate of its root for `localhost`, the loopback addresses
+    /// and `istiod.istio-system.svc`. A request for a certificate is authenticated by a token (`token` in the workload's folder) or by a
+    /// client certificate.
+    pub fn ca_addr(&self) -> Option<SocketAddr> {
+        self.ca_addr
     }
 
     /// The configuration in force.
@@ -381,10 +424,49 @@ impl Core {
                 }
             }
         }
-        let mut resources = translate(&loaded.model, &self.options);
-        resources.extend(self.raw.clone());
+        let resources = self.resources(&loaded);
         Ok((loaded, resources))
     }
+
+    fn resources(&self, loaded: &Loaded) -> ResourceSet {
+        let mut resources = translate(&loaded.model, &self.options);
+        if let Some(ca) = self.ca.as_ref().filter(|_| self.secrets) {
+            ca::serve::secrets(ca, &mut resources);
+        }
+        resources.extend(self.raw.clone());
+        resources
+    }
+
+    /// Serves the newest certificates.
+    fn republish(&self) {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cache.set(self.resources(&current));
+    }
+}
+
+/// Starts the servers of the dev CA, and its renewal. Returns where it listens.
+async fn authority(
+    ca: &CertificateAuthority,
+    addr: SocketAddr,
+    core: &Arc<Core>,
+    tasks: &mut JoinSet<()>,
+) -> Result<SocketAddr, Error> {
+    let cannot = |source| Error::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(cannot)?;
+    let addr = listener.local_addr().map_err(cannot)?;
+    tasks.spawn(ca::serve::secure(listener, addr, ca.clone(), core.cache.clone())?);
+    #[cfg(unix)]
+    tasks.spawn(ca::serve::Sockets::open(ca.clone(), core.cache.clone())?.follow());
+    tasks.spawn(ca.clone().renew());
+    if core.secrets {
+        let (mut news, core) = (ca.news(), core.clone());
+        tasks.spawn(async move {
+            while news.changed().await.is_ok() {
+                core.republish();
+            }
+        });
+    }
+    Ok(addr)
 }
 
 async fn report_nacks(mut nacks: broadcast::Receiver<Nack>, events: broadcast::Sender<Event>) {

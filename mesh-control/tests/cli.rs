@@ -108,7 +108,8 @@ fn serve_tells_what_it_does_and_ends_on_sigterm() {
     for identity in ["client", "default", "greeter", "more"] {
         serve.line(&format!("identity of default/{identity} in {ca}/ns/default/sa/{identity}"));
     }
-    serve.line(&format!("serving {config}: 1 ServiceEntries, 0 VirtualServices, 0 DestinationRules"));
+    let serving = "1 ServiceEntries, 0 VirtualServices, 0 DestinationRules; certificates by request on 127.0.0.1:";
+    serve.line(&format!("serving {config}: {serving}"));
 
     std::fs::write(&file, SERVICE.replace("hosts:", "host:")).unwrap();
     serve.line(&format!("{}:5:3: ServiceEntry has no hosts", file.display()));

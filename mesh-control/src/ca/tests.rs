@@ -149,3 +149,93 @@ fn a_root_that_cannot_be_used_is_an_error_and_is_not_replaced() {
     assert!(error.to_string().contains("ca-key.pem"), "{error}");
     assert_eq!(std::fs::read_to_string(dir.path().join("ca-key.pem")).unwrap(), "no key");
 }
+
+/// Certificates and roots that are in memory.
+fn given(dir: &Path, roots: &str) -> Arc<mesh_tls::MemorySource> {
+    let roots = mesh_tls::TrustRoots::from_pem(roots.as_bytes()).unwrap();
+    Arc::new(mesh_tls::MemorySource::new("test", Some(identity(dir)), Some(Arc::new(roots))))
+}
+
+/// Whether a workload that holds these certificates now is taken by somebody who trusts these roots.
+async fn trusted(dir: &Path, roots: &str) -> bool {
+    let client = ClientTls::new(ClientSettings::mtls(given(dir, roots)), default_provider()).unwrap();
+    let server = Acceptor::new(ServerSettings::mtls(given(dir, roots)), default_provider()).unwrap();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (connected, accepted) = tokio::join!(client.connect(near, None), server.accept(far));
+    connected.is_ok() && accepted.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_is_trusted_before_it_signs_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = CertificateAuthority::open(dir.path(), "cluster.local", Duration::from_secs(600)).unwrap();
+    let renewal = tokio::spawn(ca.clone().renew());
+    let folder = ca.issue("default", "client").unwrap();
+    let first = ca.root_pem();
+    assert!(trusted(&folder, &first).await);
+
+    ca.rotate_root().unwrap();
+    let both = ca.root_pem();
+    assert_eq!(both.matches("BEGIN").count(), 2);
+    assert_eq!(read(&folder)[2], both, "workloads hear of it at once");
+    assert!(trusted(&folder, &first).await, "who has not heard of it yet goes on");
+    assert!(matches!(ca.rotate_root(), Err(Error::Rotating)));
+
+    // Another process takes over in the middle.
+    let again = CertificateAuthority::open(dir.path(), "cluster.local", Duration::from_secs(600)).unwrap();
+    assert_eq!(again.root_pem(), both);
+
+    tokio::time::sleep(Duration::from_secs(601)).await;
+    assert!(!trusted(&folder, &first).await, "the new root signs");
+    assert!(trusted(&folder, &both).await);
+    assert_eq!(ca.root_pem().matches("BEGIN").count(), 2, "certificates of the old one are still about");
+
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let second = ca.root_pem();
+    assert_eq!(second.matches("BEGIN").count(), 1);
+    assert_ne!(second, first);
+    assert!(trusted(&folder, &second).await);
+    let later = CertificateAuthority::open(dir.path(), "cluster.local", Duration::from_secs(600)).unwrap();
+    assert_eq!(later.root_pem(), second);
+    renewal.abort();
+}
+
+#[test]
+fn an_authority_in_memory_writes_no_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca");
+    let ca = CertificateAuthority::in_memory(&path, "cluster.local", DEFAULT_LIFETIME).unwrap();
+    let folder = ca.issue("default", "client").unwrap();
+    ca.rotate_root().unwrap();
+    assert!(folder.join("token").exists() && folder.join("ca.pem").exists() && !folder.join("cert.pem").exists());
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    }
+    for file in files(&path) {
+        assert!(!std::fs::read_to_string(&file).unwrap().contains("PRIVATE"), "{}", file.display());
+    }
+    let kept = tempfile::tempdir().unwrap();
+    authority(kept.path());
+    let error = CertificateAuthority::in_memory(kept.path(), "cluster.local", DEFAULT_LIFETIME).unwrap_err();
+    assert!(matches!(error, Error::Kept(_)), "{error}");
+}
+
+#[test]
+fn a_signed_request_has_the_callers_name_whatever_it_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(dir.path());
+    let key = KeyPair::generate().unwrap();
+    let request = CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap().serialize_request(&key).unwrap();
+    let id: SpiffeId = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+    let [leaf, roots] = ca.sign(&request.pem().unwrap(), &id, Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(roots, ca.root_pem());
+    let signed =
+        mesh_tls::Identity::from_pem(leaf.as_bytes(), key.serialize_pem().as_bytes(), &default_provider()).unwrap();
+    assert_eq!(signed.name(), id.as_str());
+    let left = signed.not_after().duration_since(SystemTime::now()).unwrap();
+    assert!(left <= Duration::from_secs(60), "{left:?}");
+    for bad in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
+        assert!(matches!(ca.sign(bad, &id, None), Err(Error::Request(_))), "{bad}");
+    }
+}

@@ -1,24 +1,41 @@
 //! The ADS service on HTTP/2: one session per stream, driven by the response stream itself.
 
 use super::{ResourceCache, session::Session};
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
-use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::{
+    future::BoxFuture,
+    stream::{self, BoxStream, StreamExt as _},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, ToSocketAddrs},
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Request, Response, Status, Streaming,
+    body::Body,
+    codegen::{Body as HttpBody, Service, StdError, http},
+    server::NamedService as _,
+};
 
 /// The largest discovery request taken: subscriptions of clients with very many names.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
@@ -144,7 +161,7 @@ pub async fn serve(
                         tracing::debug!(%error, "TCP_NODELAY refused");
                     }
                     let ads = Ads { cache: cache.clone(), peer: Some(peer), stop: stop_signal.clone() };
-                    connections.spawn(connection(tcp, ads, options.clone()));
+                    connections.spawn(connection(tcp, ads, options.clone(), tower::service_fn(nothing)));
                 }
                 Err(error) => {
                     // Out of file descriptors, or the peer went away: neither ends the server.
@@ -176,17 +193,79 @@ pub async fn serve_connection(
     cache: ResourceCache,
     options: ServerOptions,
 ) {
-    // Kept to the end: without it the connection would be told to stop.
-    let (_never, stop) = watch::channel(false);
-    connection(io, Ads { cache, peer: None, stop }, options).await;
+    serve_connection_with(io, cache, options, tower::service_fn(nothing)).await;
 }
 
-async fn connection(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, ads: Ads, options: ServerOptions) {
+/// The same, with other gRPC services beside ADS: they are called for every path that is not of ADS.
+///
+/// # Cancel safety
+/// Dropping the future cuts the connection.
+pub async fn serve_connection_with<S>(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    cache: ResourceCache,
+    options: ServerOptions,
+    others: S,
+) where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    // Kept to the end: without it the connection would be told to stop.
+    let (_never, stop) = watch::channel(false);
+    connection(io, Ads { cache, peer: None, stop }, options, others).await;
+}
+
+/// ADS, and what is served beside it.
+#[derive(Clone)]
+struct Services<S> {
+    ads: AggregatedDiscoveryServiceServer<Ads>,
+    others: S,
+}
+
+impl<S, B> Service<http::Request<B>> for Services<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<StdError>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let request = request.map(Body::new);
+        let service = request.uri().path().trim_start_matches('/').split('/').next();
+        if service == Some(AggregatedDiscoveryServiceServer::<Ads>::NAME) {
+            self.ads.call(request)
+        } else {
+            Box::pin(self.others.call(request))
+        }
+    }
+}
+
+async fn nothing(_: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+    Ok(Status::unimplemented("there is no such service here").into_http())
+}
+
+async fn connection<S>(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ads: Ads,
+    options: ServerOptions,
+    others: S,
+) where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
     let mut stop = ads.stop.clone();
     let peer = ads.peer;
-    let service = AggregatedDiscoveryServiceServer::new(ads)
+    let ads = AggregatedDiscoveryServiceServer::new(ads)
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(usize::MAX);
+    let service = Services { ads, others };
     let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()

@@ -19,7 +19,7 @@ mod session;
 mod status;
 
 pub use crate::resource::ResourceType;
-pub use ads::{AdsServer, ServerOptions, serve, serve_connection};
+pub use ads::{AdsServer, ServerOptions, serve, serve_connection, serve_connection_with};
 pub use cache::{ResourceCache, ResourceSet, Tailor};
 pub use envoy_types::pb::{envoy::config::core::v3::Node, google::protobuf::Any};
 pub use status::{Nack, StreamStatus, TypeStatus};

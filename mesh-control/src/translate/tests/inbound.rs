@@ -86,7 +86,8 @@ fn every_condition_of_an_authorization_policy() {
     - {key: destination.ip, values: [10.0.0.1]}
     - {key: destination.port, notValues: ["1"]}
     - {key: connection.sni, values: ['*.c']}"#;
-    insta::assert_snapshot!(one(&with(&[authorization("deny", spec)]), ResourceType::Listener, V1));
+    let yaml = with(&[authorization("deny", spec), peers("{mtls: {mode: DISABLE}}")]);
+    insta::assert_snapshot!(one(&yaml, ResourceType::Listener, V1));
 }
 
 #[test]
@@ -110,7 +111,8 @@ fn every_condition_on_tokens() {
     outputPayloadToHeader: x-payload
     outputClaimToHeaders: [{header: x-sub, claim: sub}]
     forwardOriginalToken: true"#;
-    let yaml = with(&[authorization("allow", spec), policy("RequestAuthentication", "tokens", tokens)]);
+    let plain = peers("{mtls: {mode: DISABLE}}");
+    let yaml = with(&[authorization("allow", spec), policy("RequestAuthentication", "tokens", tokens), plain]);
     insta::assert_snapshot!(one(&yaml, ResourceType::Listener, V1));
 }
 
