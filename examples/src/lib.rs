@@ -1,6 +1,7 @@
-//! What the runnable examples share: the greeter service and backends that can be made to fail.
+//! What the runnable examples share: the greeter service, backends that can be made to fail, and what is printed.
 
 pub mod backend;
+pub mod report;
 pub mod server;
 
 use std::io::IsTerminal;

@@ -1,6 +1,7 @@
 //! Envoy as a proxy whose clusters, endpoints and routes come from a control plane over ADS.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -11,12 +12,13 @@ use crate::{free_addr, peer};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
-/// A running Envoy with one listener.
+/// A running Envoy.
 #[derive(Debug)]
 pub struct Envoy {
     process: Process,
     admin: SocketAddr,
     listener: SocketAddr,
+    outbound: SocketAddr,
 }
 
 impl Envoy {
@@ -26,22 +28,44 @@ impl Envoy {
     /// # Errors
     /// It is not installed, or did not get ready.
     pub async fn start(xds: SocketAddr, route: &str) -> Result<Self> {
-        let binary = peer("venv/bin/envoy")?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (admin, listener) = (free_addr(loopback)?, free_addr(loopback)?);
+        Self::run(&config(xds, admin, listener, route), admin, listener, listener).await
+    }
+
+    /// Starts Envoy with certificates by SDS from the unix socket `sds`: a listener that takes mutual TLS, in front of the plaintext HTTP/2
+    /// server at `plain`; and one that takes plaintext ([`Self::outbound`]) and speaks mutual TLS to the server at `tls`, which must be
+    /// `server`, a SPIFFE id.
+    ///
+    /// # Errors
+    /// It is not installed, or did not get ready.
+    pub async fn mutual(sds: &Path, plain: SocketAddr, tls: SocketAddr, server: &str) -> Result<Self> {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (admin, listener, outbound) = (free_addr(loopback)?, free_addr(loopback)?, free_addr(loopback)?);
+        let config = mutual(sds, admin, [(listener, plain), (outbound, tls)], server);
+        Self::run(&config, admin, listener, outbound).await
+    }
+
+    async fn run(config: &Value, admin: SocketAddr, listener: SocketAddr, outbound: SocketAddr) -> Result<Self> {
+        let binary = peer("venv/bin/envoy")?;
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("envoy.json");
-        std::fs::write(&file, config(xds, admin, listener, route).to_string())?;
+        std::fs::write(&file, config.to_string())?;
         let mut command = Command::new(binary);
         command.arg("-c").arg(file).args(["--concurrency", "1", "-l", "warning", "--disable-hot-restart"]);
         let mut process = Process::start("envoy", folder, &mut command)?;
         process.ready(admin, "/ready").await?;
-        Ok(Self { process, admin, listener })
+        Ok(Self { process, admin, listener, outbound })
     }
 
     /// Where Envoy takes requests.
     pub fn listener(&self) -> SocketAddr {
         self.listener
+    }
+
+    /// Where Envoy takes requests that it sends on over mutual TLS; see [`Self::mutual`].
+    pub fn outbound(&self) -> SocketAddr {
+        self.outbound
     }
 
     /// Checks that Envoy still runs.
@@ -126,4 +150,91 @@ fn config(xds: SocketAddr, admin: SocketAddr, listener: SocketAddr, route: &str)
 
 fn address(addr: SocketAddr) -> Value {
     json!({"socket_address": {"address": addr.ip().to_string(), "port_value": addr.port()}})
+}
+
+fn mutual(sds: &Path, admin: SocketAddr, [inbound, outbound]: [(SocketAddr, SocketAddr); 2], server: &str) -> Value {
+    let http2 = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    });
+    let secret = |name: &str| {
+        json!({
+            "name": name,
+            "sds_config": {
+                "resource_api_version": "V3",
+                "api_config_source": {
+                    "api_type": "GRPC",
+                    "transport_api_version": "V3",
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "sds"}}],
+                },
+            },
+        })
+    };
+    let cluster = |name: &str, address: Value| {
+        json!({
+            "name": name,
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "typed_extension_protocol_options": http2,
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+            },
+        })
+    };
+    let mut tls = cluster("tls", address(outbound.1));
+    tls["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "tls_certificate_sds_secret_configs": [secret("default")],
+                "combined_validation_context": {
+                    "default_validation_context": {
+                        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": server}}],
+                    },
+                    "validation_context_sds_secret_config": secret("ROOTCA"),
+                },
+            },
+        },
+    });
+    let listener = |name: &str, at: SocketAddr, to: &str| {
+        let manager = json!({
+            "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+            "stat_prefix": name,
+            "route_config": {
+                "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": to}}]}],
+            },
+            "http_filters": [
+                {"name": "envoy.filters.http.router", "typed_config": {"@type": format!("{TYPES}.filters.http.router.v3.Router")}},
+            ],
+        });
+        let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
+        json!({"name": name, "address": address(at), "filter_chains": [{"filters": [filter]}]})
+    };
+    let mut secured = listener("inbound", inbound.0, "plain");
+    secured["filter_chains"][0]["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": format!("{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext"),
+            "require_client_certificate": true,
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "tls_certificate_sds_secret_configs": [secret("default")],
+                "validation_context_sds_secret_config": secret("ROOTCA"),
+            },
+        },
+    });
+    let sds = cluster("sds", json!({"pipe": {"path": sds}}));
+    json!({
+        "node": {"id": "envoy", "cluster": "envoy"},
+        "admin": {"address": address(admin)},
+        "static_resources": {
+            "clusters": [sds, cluster("plain", address(inbound.1)), tls],
+            "listeners": [secured, listener("outbound", outbound.0, "tls")],
+        },
+    })
 }

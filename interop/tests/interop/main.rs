@@ -4,6 +4,7 @@
 
 mod common;
 mod http2;
+mod identity;
 mod istiod;
 mod mesh_control;
 mod ring;

@@ -1,6 +1,5 @@
 //! The main job, end to end, in one process: control plane, backends and a client that joins the mesh.
 
-mod report;
 mod resilience;
 mod routing;
 mod security;
@@ -11,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use report::Report;
+use examples::report::Report;
 use world::World;
 
 /// Shows a mesh at work: Istio YAML, a control plane, four backends and a client, in this process, on free loopback ports.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use mesh_control::ControlPlane;
 
-use crate::report::Report;
 use crate::routing::{until_split, weights};
 use crate::traffic::{Traffic, burst};
 use crate::world::{PATIENCE, World};
+use examples::report::Report;
 
 /// How often something awaited is looked at.
 const GLANCE: Duration = Duration::from_millis(50);

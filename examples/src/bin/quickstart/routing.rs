@@ -12,9 +12,9 @@ use hyper_util::rt::TokioExecutor;
 use mesh_client::Explain;
 use tower::{Service, ServiceExt};
 
-use crate::report::Report;
 use crate::traffic::{Traffic, burst, call};
 use crate::world::{PATIENCE, World};
+use examples::report::Report;
 
 /// Calls of a measured split; the tolerance below is four standard deviations of it.
 const CALLS: u64 = 2000;

@@ -9,10 +9,10 @@ use mesh_client::{Explain, Mesh};
 use mesh_tls::{ClientSettings, ClientTls, MemorySource, Mode, Roots, TrustRoots};
 use tokio::io::AsyncReadExt;
 
-use crate::report::Report;
 use crate::resilience::wait;
 use crate::traffic::{Traffic, call};
 use crate::world::{GREETER, World};
+use examples::report::Report;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/default/sa/greeter";

@@ -12,8 +12,8 @@ use mesh_control::{CertificateAuthority, ControlPlane, Event};
 use mesh_tls::{Acceptor, Mode};
 use tempfile::TempDir;
 
-use crate::report::Report;
 use crate::traffic::Traffic;
+use examples::report::Report;
 
 pub(crate) const GREETER: &str = "xds:///greeter.default.svc.cluster.local:50051";
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Prints steps and remembers which claims failed.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     step: usize,
     claims: usize,
     failed: Vec<String>,
@@ -15,21 +15,29 @@ pub(crate) struct Report {
     open: bool,
 }
 
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[allow(clippy::print_stdout, reason = "the program's output")]
 impl Report {
-    pub(crate) fn new() -> Self {
+    /// Nothing claimed yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self { step: 0, claims: 0, failed: Vec::new(), terminal: std::io::stdout().is_terminal(), open: false }
     }
 
     /// Begins the next step.
-    pub(crate) fn step(&mut self, title: &str) {
+    pub fn step(&mut self, title: &str) {
         self.clear();
         self.step += 1;
         println!("\n{:>2}. {title}", self.step);
     }
 
     /// Replaces the progress line; on no terminal nothing is printed.
-    pub(crate) fn progress(&mut self, text: impl Display) {
+    pub fn progress(&mut self, text: impl Display) {
         if self.terminal {
             print!("\r\x1b[K    … {text}");
             let _ = std::io::stdout().flush();
@@ -38,7 +46,7 @@ impl Report {
     }
 
     /// A table: each row is a name and what was seen.
-    pub(crate) fn table(&mut self, rows: &[(&str, String)]) {
+    pub fn table(&mut self, rows: &[(&str, String)]) {
         self.clear();
         let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
         for (name, value) in rows {
@@ -47,7 +55,7 @@ impl Report {
     }
 
     /// Text, indented.
-    pub(crate) fn text(&mut self, text: impl Display) {
+    pub fn text(&mut self, text: impl Display) {
         self.clear();
         for line in text.to_string().lines() {
             println!("      {line}");
@@ -55,7 +63,7 @@ impl Report {
     }
 
     /// What must hold.
-    pub(crate) fn claim(&mut self, holds: bool, claim: impl Display) {
+    pub fn claim(&mut self, holds: bool, claim: impl Display) {
         self.clear();
         self.claims += 1;
         println!("    {} {claim}", if holds { "✓" } else { "✗ DOES NOT HOLD:" });
@@ -65,7 +73,7 @@ impl Report {
     }
 
     /// The last lines, and the exit code.
-    pub(crate) fn finish(&mut self) -> ExitCode {
+    pub fn finish(&mut self) -> ExitCode {
         self.clear();
         if self.failed.is_empty() {
             println!("\nAll {} claims hold.", self.claims);
@@ -79,7 +87,7 @@ impl Report {
     }
 
     /// A step could not be done.
-    pub(crate) fn abort(&mut self, error: &anyhow::Error) {
+    pub fn abort(&mut self, error: &anyhow::Error) {
         self.clear();
         println!("\n✗ step {} could not be done: {error:#}", self.step);
         let _ = self.finish();
