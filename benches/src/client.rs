@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::bare::Bare;
 use mesh_client::{Mesh, MeshChannel};
+use mesh_tls::{ClientSettings, ClientTls};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -24,7 +26,7 @@ use tonic_xds::{BootstrapConfig, XdsChannelBuilder, XdsChannelConfig, XdsChannel
 use tower::Service;
 
 use crate::load::Shape;
-use crate::{resource, server};
+use crate::{inbound, resource, server};
 
 /// A client under measurement. Each task of the load holds a clone.
 pub trait Client: Clone + Send + 'static {
@@ -285,6 +287,71 @@ pub async fn tonic_channel(address: SocketAddr) -> Result<Tonic<Channel>> {
 pub fn balance_list(addresses: &[SocketAddr]) -> Result<Tonic<Channel>> {
     let endpoints = addresses.iter().map(|address| endpoint(*address)).collect::<Result<Vec<_>>>()?;
     Ok(Tonic { service: Channel::balance_list(endpoints.into_iter()), uri: path() })
+}
+
+/// Channels of tonic's, one to each of `addresses`, in turn: what a client of tonic's does at best. With an identity, over mutual TLS.
+///
+/// # Errors
+/// When an address makes no URI, or a connection cannot be made.
+pub async fn tonic_turns(addresses: &[SocketAddr], identity: Option<&Path>) -> Result<Tonic<InTurn>> {
+    let tls = match identity {
+        None => None,
+        Some(identity) => {
+            let mut settings = ClientSettings::mtls(Arc::new(inbound::source(identity)?));
+            settings.alpn = vec![b"h2".to_vec()];
+            Some(ClientTls::new(settings, mesh_tls::default_provider())?)
+        }
+    };
+    let mut channels = Vec::with_capacity(addresses.len());
+    for address in addresses.iter().copied() {
+        let endpoint = endpoint(address)?;
+        channels.push(match tls.clone() {
+            None => endpoint.connect().await?,
+            Some(tls) => {
+                let connect = move |_: Uri| {
+                    let tls = tls.clone();
+                    async move {
+                        let socket = TcpStream::connect(address).await?;
+                        socket.set_nodelay(true)?;
+                        let (stream, _) = tls.connect(socket, None).await.map_err(std::io::Error::other)?;
+                        Ok::<_, std::io::Error>(TokioIo::new(stream))
+                    }
+                };
+                endpoint.connect_with_connector(tower::service_fn(connect)).await?
+            }
+        });
+    }
+    Ok(Tonic { service: InTurn { channels, next: Arc::default(), ready: None }, uri: path() })
+}
+
+/// Several channels of tonic's, one after the other.
+#[derive(Debug)]
+pub struct InTurn {
+    channels: Vec<Channel>,
+    next: Arc<AtomicUsize>,
+    ready: Option<usize>,
+}
+
+impl Clone for InTurn {
+    fn clone(&self) -> Self {
+        Self { channels: self.channels.clone(), next: self.next.clone(), ready: None }
+    }
+}
+
+impl Service<Request<tonic::body::Body>> for InTurn {
+    type Response = Response<tonic::body::Body>;
+    type Error = tonic::transport::Error;
+    type Future = tonic::transport::channel::ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        let turn = *self.ready.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len());
+        self.channels[turn].poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        let turn = self.ready.take().unwrap_or_default();
+        self.channels[turn].call(request)
+    }
 }
 
 fn endpoint(address: SocketAddr) -> Result<Endpoint> {

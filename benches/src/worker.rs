@@ -5,6 +5,7 @@
 
 use std::io::BufRead;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::client::{self, Client, Hyper, Kind, Meshed, Ours};
+use crate::inbound::{self, Side};
 use crate::load::{self, Load, Measured};
 use crate::{apply, server, xds};
 
@@ -60,6 +62,27 @@ pub enum Role {
         addresses: Vec<SocketAddr>,
         /// Where the control plane listens, for clients with xDS.
         control_plane: SocketAddr,
+    },
+    /// Be a server of the `inbound` measurement; see [`inbound::serve`](crate::inbound::serve).
+    Inbound {
+        /// Which one.
+        side: Side,
+        /// How many listening sockets.
+        listeners: usize,
+        /// Where the certificate is, for mutual TLS.
+        identity: Option<PathBuf>,
+    },
+    /// Be a client of the `inbound` measurement: one of tonic's channels to each address, in turn.
+    TonicTurns {
+        /// The addresses.
+        addresses: Vec<SocketAddr>,
+        /// Where the certificate is, for mutual TLS.
+        identity: Option<PathBuf>,
+    },
+    /// Be a client of the `inbound` measurement: our channel, with everything on.
+    MeshClient {
+        /// The control plane and the certificates, as JSON.
+        bootstrap: String,
     },
     /// Be the client of the `apply` measurement; see [`crate::apply`].
     Follower {
@@ -116,6 +139,17 @@ pub fn play(role: &str) -> Result<ExitCode> {
         match role {
             Role::Server { backends } => serve(backends, lines).await,
             Role::Client { kind, addresses, control_plane, .. } => call(kind, &addresses, control_plane, lines).await,
+            Role::Inbound { side, listeners, identity } => inbound::serve(side, listeners, identity, lines).await,
+            Role::TonicTurns { addresses, identity } => {
+                answer(client::tonic_turns(&addresses, identity.as_deref()).await?, lines).await
+            }
+            Role::MeshClient { bootstrap } => {
+                client::record_metrics()?;
+                let mesh = mesh_client::Mesh::builder().bootstrap_json(&bootstrap)?.build().await?;
+                let channel = mesh.channel("xds:///echo.default.svc.cluster.local:50051")?;
+                channel.ready(Duration::from_secs(10)).await?;
+                answer(client::over(channel), lines).await
+            }
             Role::Follower { kind, control_plane } => apply::follow(kind, control_plane, lines).await,
         }
     })?;
@@ -205,13 +239,36 @@ impl Worker {
         Ok((worker, addresses))
     }
 
+    /// Starts a server of the `inbound` measurement and waits for its addresses.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn inbound(side: Side, listeners: usize, identity: Option<PathBuf>) -> Result<(Self, Vec<SocketAddr>)> {
+        let mut worker = Self::start(side.title(), &Role::Inbound { side, listeners, identity })?;
+        let addresses = worker.read(Duration::from_secs(20)).await?;
+        Ok((worker, addresses))
+    }
+
+    /// Asks such a server for the CPU time it has used, in microseconds.
+    ///
+    /// # Errors
+    /// When the process ended.
+    pub async fn cpu_us(&mut self) -> Result<u64> {
+        self.ask(&"cpu", Duration::from_secs(10)).await
+    }
+
     /// Starts a client process and waits until it is connected.
     ///
     /// # Errors
     /// When it does not come up.
     pub async fn client(role: &Role) -> Result<Self> {
-        let Role::Client { kind, .. } = role else { bail!("not a client") };
-        let mut worker = Self::start(kind.name(), role)?;
+        let name = match role {
+            Role::Client { kind, .. } => kind.name(),
+            Role::TonicTurns { .. } => "tonic's channels",
+            Role::MeshClient { .. } => "our channel",
+            _ => bail!("not a client"),
+        };
+        let mut worker = Self::start(name, role)?;
         match worker.read(Duration::from_secs(20)).await? {
             Answer::Ready => Ok(worker),
             other => bail!("{} began with {other:?}", worker.name),

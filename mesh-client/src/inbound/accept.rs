@@ -45,11 +45,11 @@ enum Socket {
 
 /// A connection just accepted, that nobody has spoken on.
 pub(super) struct Fresh {
-    pub(super) socket: TcpStream,
+    socket: TcpStream,
     remote: SocketAddr,
     open: Open,
     /// Its place among the handshakes under way.
-    pub(super) place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 /// One of the connections that are open.
@@ -72,9 +72,12 @@ impl Drop for Open {
 impl Shared {
     /// The next connection within the limits.
     ///
+    /// # Errors
+    /// The socket does not listen.
+    ///
     /// # Cancel safety
     /// No connection is lost.
-    pub(super) async fn accept(&self) -> Fresh {
+    pub(super) async fn accept(&self) -> io::Result<Fresh> {
         loop {
             let place = Arc::clone(&self.handshakes).acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
@@ -85,9 +88,10 @@ impl Shared {
                     };
                     // Without it small frames wait for acknowledgements; a failure only costs speed.
                     let _ = socket.set_nodelay(true);
-                    return Fresh { socket, remote, open, place };
+                    return Ok(Fresh { socket, remote, open, place });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "connections cannot be accepted");
                     sleep(PAUSE).await;

@@ -60,6 +60,14 @@ impl ConnectionInfo {
         self.0.tls.as_ref()?.alpn.as_deref()
     }
 
+    /// Puts itself and the client's identity into the extensions of a request.
+    pub(super) fn tell(&self, extensions: &mut http::Extensions) {
+        extensions.insert(self.clone());
+        if let Some(peer) = self.peer() {
+            extensions.insert(peer.clone());
+        }
+    }
+
     /// The filter chain that took it.
     pub(crate) fn chain(&self) -> &Arc<Chain> {
         &self.0.chain

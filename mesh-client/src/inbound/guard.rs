@@ -25,6 +25,15 @@ pub struct InboundLayer(());
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
+    /// Of one connection; else the requests say of which they are.
+    connection: Option<ConnectionInfo>,
+}
+
+impl<S> Guard<S> {
+    /// For the requests of one connection.
+    pub(super) fn of_connection(inner: S, connection: ConnectionInfo) -> Self {
+        Self { inner, connection: Some(connection) }
+    }
 }
 
 /// The future of [`Guard`].
@@ -92,7 +101,7 @@ impl<S> Layer<S> for InboundLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner }
+        Guard { inner, connection: None }
     }
 }
 
@@ -111,9 +120,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> GuardFuture<S, B> {
         let (mut head, body) = request.into_parts();
-        let Some(connection) = head.extensions.get::<ConnectionInfo>().cloned() else {
+        let known = match &self.connection {
+            Some(connection) => {
+                connection.tell(&mut head.extensions);
+                Some(connection.clone())
+            }
+            None => head
+                .extensions
+                .get::<ConnectionInfo>()
+                .cloned()
+                .inspect(|connection| connection.tell(&mut head.extensions)),
+        };
+        let Some(connection) = known else {
             tracing::error!("a request that did not come through the mesh's own connections");
-            let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "not a connection of the mesh");
+            let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "not a connection of the mesh").grpc_status(13);
             let local = Local::of(&head);
             return GuardFuture { stage: Stage::Answered { reply: Some((reply, Exchange::none())), local } };
         };

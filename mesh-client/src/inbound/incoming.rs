@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
-/// tonic's own server. Never ends.
+/// tonic's own server. Ends only with the socket.
 ///
 /// The policy is in [`Inbound::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
 /// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more; those it gave live on.
@@ -32,6 +32,10 @@ impl Incoming {
             loop {
                 tokio::select! {
                     fresh = inbound.0.accept() => {
+                        let fresh = match fresh {
+                            Ok(fresh) => fresh,
+                            Err(error) => return tracing::error!(%error, "the listening socket is broken"),
+                        };
                         let (shared, give) = (Arc::clone(&inbound.0), give.clone());
                         handshakes.spawn(async move {
                             if let Some((stream, _place)) = shared.secure(fresh).await {

@@ -1,5 +1,6 @@
 //! What clients may cost.
 
+use crate::Keepalive;
 use std::time::Duration;
 
 /// What clients may cost a server, whoever they are. The defaults suit a service of a mesh.
@@ -26,6 +27,8 @@ pub struct Limits {
     /// A connection that is so old is told to go away, up to a tenth earlier or later; what is in flight goes on (gRFC A9). Default
     /// none.
     pub max_connection_age: Option<Duration>,
+    /// PINGs that find out whether a client that has requests in flight is still there; `None`: none. Default: [`Keepalive::default`].
+    pub keepalive: Option<Keepalive>,
     /// How long what is in flight may go on when a connection has to go; then it is cut. Default 30 s.
     pub drain_timeout: Duration,
     /// Bytes that a client may send on one stream before they are read. Default 1 MiB.
@@ -45,6 +48,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(30),
             idle_timeout: None,
             max_connection_age: None,
+            keepalive: Some(Keepalive::default()),
             drain_timeout: Duration::from_secs(30),
             stream_window: 1 << 20,
             connection_window: 4 << 20,

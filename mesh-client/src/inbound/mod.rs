@@ -4,17 +4,19 @@
 //! |---|---|
 //! | accept | [`accept`]: limits, which filter chain ([`config`]), TLS or plaintext |
 //! | transport | `crate::transport`: HTTP/2 of our own, HTTP/1.1 on hyper |
+//! | serve | [`serve`]: which protocol, and how connections end ([`connections`]) |
 //! | decide | [`policy`], by [`guard`], for every request |
-//! | serve | the application's service |
 
 mod accept;
 mod builder;
 mod config;
 mod connection;
+mod connections;
 mod guard;
 mod incoming;
 mod limits;
 mod policy;
+mod serve;
 
 pub use accept::InboundStream;
 pub use builder::{BuildError, InboundBuilder};
@@ -25,7 +27,10 @@ pub use incoming::Incoming;
 pub use limits::Limits;
 pub(crate) use policy::{Deciding, Decision, Exchange, Policy, Verdict};
 
+pub use crate::transport::{RequestBody, RequestBodyError};
+
 use arc_swap::ArcSwap;
+use connections::Connections;
 use std::{
     fmt, io,
     net::SocketAddr,
@@ -47,6 +52,8 @@ struct Shared {
     limits: Limits,
     /// Connections that are open.
     open: Arc<AtomicUsize>,
+    /// Those that are served here.
+    connections: Connections,
     /// Room for handshakes.
     handshakes: Arc<Semaphore>,
 }
@@ -61,7 +68,8 @@ impl Inbound {
         let local = listener.local_addr()?;
         let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
         let config = ArcSwap::from_pointee(config);
-        Ok(Self(Arc::new(Shared { listener, local, config, limits, open: Arc::default(), handshakes })))
+        let (open, connections) = (Arc::default(), Connections::new());
+        Ok(Self(Arc::new(Shared { listener, local, config, limits, open, connections, handshakes })))
     }
 
     /// Where it listens.

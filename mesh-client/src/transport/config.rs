@@ -47,6 +47,23 @@ pub(crate) struct TransportConfig {
     pub(crate) max_concurrent_streams: Option<u32>,
 }
 
+/// Settings of the connections that a server takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerConfig {
+    /// Bytes the client may send on one stream before we read them.
+    pub(crate) stream_window: u32,
+    /// Bytes the client may send on the connection before we read them.
+    pub(crate) connection_window: u32,
+    /// Bytes of one header block that are accepted.
+    pub(crate) max_header_list_size: u32,
+    /// Requests in progress at the same time.
+    pub(crate) max_concurrent_streams: u32,
+    /// How long the head of a request may take, over HTTP/1.1.
+    pub(crate) header_timeout: Duration,
+    /// `None`: no PINGs.
+    pub(crate) keepalive: Option<Keepalive>,
+}
+
 /// What a connection leads to, where the request does not say.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {

@@ -1,21 +1,26 @@
-//! One connection to one endpoint, HTTP/2 or HTTP/1.1, driven from the caller's own future.
+//! One connection, HTTP/2 or HTTP/1.1: to an endpoint, driven from the caller's own future; or of a client, driven by one task.
 
 mod body;
 mod config;
 mod error;
 mod fate;
 mod h1;
+mod h1_server;
 mod h2;
 mod head;
 mod io;
 mod load;
+mod request_body;
 
 pub use body::RecvBody;
 pub use config::Keepalive;
-pub(crate) use config::{Origin, Protocol, TransportConfig};
+pub(crate) use config::{Origin, Protocol, ServerConfig, TransportConfig};
 pub use error::{Kind, TransportError};
 pub(crate) use fate::Fate;
+pub(crate) use h1_server::serve_http1;
+pub(crate) use h2::{Control, PREFACE, Server};
 pub(crate) use io::Stream;
+pub use request_body::{RequestBody, RequestBodyError};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};

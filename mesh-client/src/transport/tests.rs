@@ -4,4 +4,5 @@ mod frames;
 mod http1;
 mod http2;
 mod lifecycle;
+mod server_frames;
 mod support;

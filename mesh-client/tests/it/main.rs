@@ -38,6 +38,7 @@ mod health_checks_tls;
 mod hedging;
 mod hedging_legs;
 mod hostile;
+mod inbound_serve;
 mod layers;
 mod localities;
 mod matching;

@@ -2,6 +2,7 @@
 
 pub(crate) mod echo;
 mod h2_server;
+pub(crate) mod inbound;
 pub(crate) mod raw_h2;
 
 pub(crate) use h2_server::{H2Server, Served, Then};

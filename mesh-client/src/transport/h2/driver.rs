@@ -84,6 +84,11 @@ impl Alarm {
         std::ptr::from_ref(self).addr()
     }
 
+    /// Whom it wakes.
+    pub(super) fn wakes(&self, driver: &Waker) {
+        self.driver.register(driver);
+    }
+
     /// There is something to do.
     pub(super) fn ring(&self) {
         if QUIET.get() != self.address() {
@@ -186,7 +191,7 @@ impl Future for Driver {
             return Poll::Pending;
         }
         *yielded = false;
-        engine.link.alarm.driver.register(cx.waker());
+        engine.link.alarm.wakes(cx.waker());
         match engine.phase.load(Ordering::SeqCst) {
             ABORTED => return Poll::Ready(()),
             SHUT => {

@@ -108,10 +108,10 @@ pub(super) fn ping(out: &mut Vec<u8>, flags: u8, payload: [u8; 8]) {
     out.extend_from_slice(&payload);
 }
 
-/// No stream of the peer's was taken: we have no push.
-pub(super) fn goaway(out: &mut Vec<u8>, reason: Reason) {
+/// `last`: the highest stream of the peer's that was or may be taken; 0 of a client, as there is no push.
+pub(super) fn goaway(out: &mut Vec<u8>, last: u32, reason: Reason) {
     head(out, 8, GOAWAY, 0, 0);
-    out.extend_from_slice(&0u32.to_be_bytes());
+    out.extend_from_slice(&last.to_be_bytes());
     out.extend_from_slice(&u32::from(reason).to_be_bytes());
 }
 

@@ -1,7 +1,7 @@
 //! PINGs that notice a silent peer (gRFC A8).
 
-use super::Shared;
-use crate::transport::{Keepalive, Kind};
+use super::{Shared, outbox::Link, server::Conn};
+use crate::transport::{Keepalive, Kind, io::Activity};
 use std::{future::poll_fn, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
@@ -20,23 +20,33 @@ enum Verdict {
 pub(super) async fn run(shared: Arc<Shared>, config: Keepalive) {
     tokio::select! {
         () = shared.closed() => {}
-        verdict = watch(&shared, config) => match verdict {
+        verdict = watch_client(&shared, config) => match verdict {
             Verdict::Silent => shared.abort(Kind::KeepaliveTimeout),
             Verdict::Gone => {}
         }
     }
 }
 
-async fn watch(shared: &Shared, config: Keepalive) -> Verdict {
+/// The same for a server.
+pub(super) async fn of_server(conn: Arc<Conn>, config: Keepalive) {
+    if let Verdict::Silent = watch(&conn.link, &conn.activity, || conn.link.serving() > 0, config).await {
+        conn.abort();
+    }
+}
+
+async fn watch_client(shared: &Shared, config: Keepalive) -> Verdict {
     let engine = &shared.h2().engine;
-    let activity = &engine.activity;
+    watch(&engine.link, &engine.activity, || shared.load.snapshot().in_flight() > 0, config).await
+}
+
+async fn watch(link: &Link, activity: &Activity, busy: impl Fn() -> bool, config: Keepalive) -> Verdict {
     let step = config.interval.max(MIN_INTERVAL) / 2;
     let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos());
     let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
     loop {
         sleep(step + config.jitter.mul_f64(fastrand::f64()) / 2).await;
         let reads = activity.reads();
-        if reads != seen || (!config.while_idle && shared.load.snapshot().in_flight() == 0) {
+        if reads != seen || (!config.while_idle && !busy()) {
             (seen, quiet, pinged) = (reads, 0, false);
             continue;
         }
@@ -44,10 +54,10 @@ async fn watch(shared: &Shared, config: Keepalive) -> Verdict {
         if quiet < if pinged { repeat_steps.max(2) } else { 2 } {
             continue;
         }
-        let Some(ping) = engine.link.ping() else { return Verdict::Gone };
+        let Some(ping) = link.ping() else { return Verdict::Gone };
         // Anything that arrives proves life; only then is the PONG waited for on.
         loop {
-            match timeout(config.timeout, poll_fn(|cx| engine.link.poll_pong(ping, cx))).await {
+            match timeout(config.timeout, poll_fn(|cx| link.poll_pong(ping, cx))).await {
                 Ok(()) => break,
                 Err(_) if activity.reads() != seen => seen = activity.reads(),
                 Err(_) => return Verdict::Silent,

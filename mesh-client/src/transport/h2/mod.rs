@@ -1,17 +1,22 @@
-//! HTTP/2, the client's side of RFC 9113.
+//! HTTP/2, both sides of RFC 9113.
 //!
 //! A call encodes its frames right into the bytes that are to be written, behind one lock ([`outbox`]). One task per connection, the
 //! [`driver`], moves bytes: it writes what has gathered, and hands what arrives to the streams ([`reader`]), each with a lock of its
-//! own, where their calls pick it up ([`stream`]).
+//! own, where their calls pick it up ([`stream`]). The server's side ([`server`]) hands on requests ([`request`]) in its task, and each
+//! answers by the same outbox ([`exchange`]).
 
 mod driver;
+mod exchange;
 mod fault;
+mod floods;
 mod frame;
 mod hpack;
 mod keepalive;
 mod outbox;
 mod queue;
 mod reader;
+mod request;
+mod server;
 mod stream;
 mod upload;
 mod wire;
@@ -29,6 +34,8 @@ use h2::Reason;
 use http::{Response, request::Parts};
 use outbox::Link;
 use reader::Reader;
+pub(super) use server::Conn;
+pub(crate) use server::{Control, Server};
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -38,6 +45,9 @@ use std::{
 pub(super) use stream::{Part, Stream};
 pub(super) use upload::Upload;
 use wire::Wire;
+
+/// The first bytes of a client.
+pub(crate) const PREFACE: &[u8] = frame::PREFACE;
 
 /// One HTTP/2 connection.
 pub(super) struct Client {
@@ -52,7 +62,7 @@ pub(super) async fn handshake(
     events: Option<Arc<dyn Events>>,
 ) -> Result<Connection, TransportError> {
     let activity = Arc::new(Activity::default());
-    let link = Link::new(
+    let link = Link::client(
         Arc::new(Alarm::default()),
         config.stream_window,
         config.connection_window,

@@ -8,17 +8,21 @@ use super::{
     queue::Queue,
     stream::{Part, State, Stream},
 };
-use crate::transport::head::without_user;
+use crate::transport::{
+    ServerConfig,
+    head::{is_of_connection, without_user},
+};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use h2::Reason;
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, response};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker, ready},
+    time::SystemTime,
 };
 
 /// Bytes that wait for the socket, above which request bodies wait too.
@@ -29,6 +33,9 @@ const OVERFULL: usize = 4 * FULL;
 const FEW: usize = 64;
 /// The largest payload we send, whatever the peer takes: others wait behind it.
 const MAX_PAYLOAD: usize = 64 << 10;
+
+/// Marks a stream that we reset; numbers of streams have 31 bits.
+pub(super) const CUT: u32 = 1 << 31;
 
 /// What the users of a connection and its driver share.
 pub(in crate::transport) struct Link {
@@ -48,6 +55,12 @@ pub(in crate::transport) struct Link {
     /// The last PING of ours that was answered, and who waits for that.
     pongs: AtomicU32,
     ponged: AtomicWaker,
+    /// Of a server: requests in progress, whatever became of their streams.
+    pub(super) serving: AtomicU32,
+    /// Header blocks in pieces that began and ended: odd while there is one.
+    heads: AtomicU32,
+    /// Of a server: the last stream.
+    pub(super) started: AtomicU32,
 }
 
 pub(super) struct Outbox {
@@ -60,7 +73,7 @@ pub(super) struct Outbox {
     pub(super) max_payload: usize,
     /// Streams that the reader has not seen yet.
     pub(super) opened: Vec<Arc<Stream>>,
-    /// Streams that we ended.
+    /// Streams that we ended; with [`CUT`] when the peer had not.
     pub(super) closed: Vec<u32>,
     /// Streams whose data waits for the connection.
     waiting: Vec<Arc<Stream>>,
@@ -71,6 +84,17 @@ pub(super) struct Outbox {
     /// The driver was woken and has not looked since.
     signalled: bool,
     pings: u32,
+    /// Frames of answers that were queued, wrapping.
+    pub(super) answered: u32,
+    date: Date,
+}
+
+/// What follows the first chunk of an answer, as far as is known.
+pub(super) enum Tail<'a> {
+    /// Perhaps more.
+    More,
+    End,
+    Trailers(&'a HeaderMap),
 }
 
 /// How much of a chunk was taken.
@@ -83,19 +107,33 @@ pub(super) enum Sent {
 }
 
 impl Link {
-    /// With the preface and our SETTINGS ready to be written.
-    pub(super) fn new(alarm: Arc<Alarm>, window: u32, connection_window: u32, max_header_list_size: u32) -> Self {
+    /// A client's, with the preface and our SETTINGS ready to be written.
+    pub(super) fn client(alarm: Arc<Alarm>, window: u32, connection_window: u32, max_header_list_size: u32) -> Self {
         let mut queue = Queue::default();
         queue.buf.extend_from_slice(frame::PREFACE);
+        let settings = [(frame::ENABLE_PUSH, 0), (frame::MAX_HEADER_LIST_SIZE, max_header_list_size)];
+        Self::new(alarm, queue, &settings, window, connection_window)
+    }
+
+    /// A server's.
+    pub(super) fn server(alarm: Arc<Alarm>, config: &ServerConfig) -> Self {
+        let settings = [
+            (frame::MAX_CONCURRENT_STREAMS, config.max_concurrent_streams),
+            (frame::MAX_HEADER_LIST_SIZE, config.max_header_list_size),
+        ];
+        Self::new(alarm, Queue::default(), &settings, config.stream_window, config.connection_window)
+    }
+
+    fn new(
+        alarm: Arc<Alarm>,
+        mut queue: Queue,
+        settings: &[(u16, u32); 2],
+        window: u32,
+        connection_window: u32,
+    ) -> Self {
         let window = window.min(frame::MAX);
-        frame::settings(
-            &mut queue.buf,
-            &[
-                (frame::ENABLE_PUSH, 0),
-                (frame::INITIAL_WINDOW_SIZE, window),
-                (frame::MAX_HEADER_LIST_SIZE, max_header_list_size),
-            ],
-        );
+        let [first, second] = *settings;
+        frame::settings(&mut queue.buf, &[first, (frame::INITIAL_WINDOW_SIZE, window), second]);
         let connection_window = connection_window.clamp(frame::WINDOW, frame::MAX);
         if connection_window > frame::WINDOW {
             frame::window_update(&mut queue.buf, 0, connection_window - frame::WINDOW);
@@ -115,6 +153,8 @@ impl Link {
                 leaving: false,
                 signalled: false,
                 pings: 0,
+                answered: 0,
+                date: Date::default(),
             }),
             alarm,
             read: AtomicU32::new(0),
@@ -125,6 +165,9 @@ impl Link {
             goaway: OnceLock::new(),
             pongs: AtomicU32::new(0),
             ponged: AtomicWaker::new(),
+            serving: AtomicU32::new(0),
+            heads: AtomicU32::new(0),
+            started: AtomicU32::new(0),
         }
     }
 
@@ -232,7 +275,7 @@ impl Link {
         let (reader, writer) = (state.take_reader(), state.take_writer());
         drop(state);
         frame::reset(&mut guard.queue.buf, stream.id, reason);
-        guard.closed.push(stream.id);
+        guard.closed.push(stream.id | CUT);
         self.signal(guard);
         self.took(unread);
         reader.into_iter().chain(writer).for_each(Waker::wake);
@@ -327,9 +370,122 @@ impl Link {
         let mut outbox = self.lock();
         if !std::mem::replace(&mut outbox.leaving, true) && outbox.ended.is_none() {
             outbox.ended = Some(Fault::Closed);
-            frame::goaway(&mut outbox.queue.buf, Reason::NO_ERROR);
+            frame::goaway(&mut outbox.queue.buf, 0, Reason::NO_ERROR);
         }
         self.signal(outbox);
+    }
+
+    /// Tells a client that no stream above `last` is served; the connection stays.
+    pub(super) fn say_goodbye(&self, last: u32) {
+        let mut outbox = self.lock();
+        frame::goaway(&mut outbox.queue.buf, last, Reason::NO_ERROR);
+        self.signal(outbox);
+    }
+
+    /// All is said: the connection closes when it is written.
+    pub(super) fn close(&self) {
+        let mut outbox = self.lock();
+        outbox.leaving = true;
+        outbox.ended = Some(Fault::Closed);
+        self.signal(outbox);
+    }
+
+    /// Begins the answer on a stream with `head`, as much of `chunk` as may be sent, and `tail` if that was all. True: the answer is
+    /// complete, or nobody waits for it.
+    pub(super) fn respond(
+        &self,
+        stream: &Stream,
+        head: &response::Parts,
+        chunk: Option<&mut Bytes>,
+        tail: Tail<'_>,
+    ) -> bool {
+        let mut guard = self.lock();
+        let outbox = &mut *guard;
+        let mut state = stream.lock();
+        if state.sent {
+            return true;
+        }
+        state.answering = true;
+        let last = matches!(tail, Tail::End);
+        outbox.answer(stream.id, head, last && chunk.is_none());
+        let queued = match chunk {
+            Some(chunk) => outbox.data(&mut state, stream.id, chunk, last),
+            None => {
+                state.sent = last;
+                true
+            }
+        };
+        if queued && let Tail::Trailers(trailers) = tail {
+            outbox.trailers(stream.id, trailers);
+            state.sent = true;
+        }
+        let (complete, received) = (state.sent, state.received);
+        outbox.forget_if_closed(&state, stream.id);
+        drop(state);
+        self.signal(guard);
+        if complete && !received {
+            // What the client has not sent yet nobody waits for (RFC 9113 section 8.1).
+            self.reset(stream, Reason::NO_ERROR, Fault::Cancelled);
+        }
+        complete
+    }
+
+    /// Requests in progress.
+    pub(super) fn serving(&self) -> u32 {
+        self.serving.load(Ordering::Acquire)
+    }
+
+    /// A header block goes on in further frames, or has ended.
+    pub(super) fn head_in_pieces(&self) {
+        self.heads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Odd while a header block is incomplete.
+    pub(super) fn heads(&self) -> u32 {
+        self.heads.load(Ordering::Relaxed)
+    }
+
+    /// Asks the client for the body of its request, if the answer has not begun (RFC 9110 section 10.1.1).
+    pub(in crate::transport) fn ask(&self, stream: &Stream) {
+        let mut outbox = self.lock();
+        let state = stream.lock();
+        if state.sent || state.answering || state.received {
+            return;
+        }
+        drop(state);
+        outbox.bare_answer(stream.id, StatusCode::CONTINUE, false);
+        self.signal(outbox);
+    }
+
+    /// Answers a request that was not accepted.
+    pub(super) fn refuse(&self, id: u32, refusal: Refusal, ended: bool) {
+        let mut outbox = self.lock();
+        match refusal {
+            Refusal::Status(status) => {
+                outbox.bare_answer(id, status, true);
+                if !ended {
+                    frame::reset(&mut outbox.queue.buf, id, Reason::NO_ERROR);
+                }
+            }
+            Refusal::Reset(reason) => frame::reset(&mut outbox.queue.buf, id, reason),
+        }
+        self.signal(outbox);
+    }
+
+    /// Nobody reads the request any more: what comes of it is thrown away, and the stream's window stays as it is.
+    pub(in crate::transport) fn ignore(&self, stream: &Stream) {
+        let mut state = stream.lock();
+        state.ignored = !state.received;
+        let unread = state.discard();
+        drop(state);
+        self.took(unread);
+    }
+
+    /// Whoever queues something from here on need not wake the driver: it looks before it rests. Answers bear this date from now on.
+    pub(super) fn attend(&self, now: SystemTime) {
+        let mut outbox = self.lock();
+        outbox.signalled = true;
+        outbox.date.set(now);
     }
 
     /// The connection is over: nothing can be opened or sent. Returns the streams that only the outbox knows.
@@ -391,6 +547,37 @@ impl Outbox {
         self.close_block(start);
     }
 
+    fn answer(&mut self, id: u32, head: &response::Parts, end: bool) {
+        let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
+        frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | if end { frame::END_STREAM } else { 0 }, id);
+        self.encoder.begin(out);
+        self.encoder.status(head.status, out);
+        let mut dated = false;
+        for (name, value) in &head.headers {
+            if is_of_connection(name, value) {
+                continue;
+            }
+            // gRPC has no use for a date.
+            dated |= name == header::DATE
+                || name == header::CONTENT_TYPE && value.as_bytes().starts_with(b"application/grpc");
+            self.encoder.header(name, value, out);
+        }
+        if !dated && let Some(date) = &self.date.value {
+            self.encoder.header(&header::DATE, date, out);
+        }
+        self.close_block(start);
+        self.answered = self.answered.wrapping_add(1);
+    }
+
+    /// A head without fields.
+    fn bare_answer(&mut self, id: u32, status: StatusCode, end: bool) {
+        let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
+        frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | if end { frame::END_STREAM } else { 0 }, id);
+        self.encoder.begin(out);
+        self.encoder.status(status, out);
+        self.close_block(start);
+    }
+
     fn trailers(&mut self, id: u32, trailers: &HeaderMap) {
         let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
         frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, id);
@@ -430,6 +617,7 @@ impl Outbox {
                 return false;
             }
             let end = last && length == chunk.len();
+            self.answered = self.answered.wrapping_add(1);
             frame::head(&mut self.queue.buf, length, frame::DATA, if end { frame::END_STREAM } else { 0 }, id);
             self.queue.push(chunk, length);
             // At most a window, which fits.
@@ -452,6 +640,29 @@ impl Outbox {
     /// The peer's SETTINGS_MAX_FRAME_SIZE.
     pub(super) fn set_max_payload(&mut self, max: u32) {
         self.max_payload = usize::try_from(max).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
+    }
+}
+
+/// What a request that is not accepted gets.
+pub(super) enum Refusal {
+    Status(StatusCode),
+    Reset(Reason),
+}
+
+/// The `date` of answers (RFC 9110 section 6.6.1), written once a second.
+#[derive(Debug, Default)]
+struct Date {
+    second: u64,
+    value: Option<HeaderValue>,
+}
+
+impl Date {
+    fn set(&mut self, now: SystemTime) {
+        let Ok(since) = now.duration_since(SystemTime::UNIX_EPOCH) else { return };
+        if since.as_secs() != self.second || self.value.is_none() {
+            self.second = since.as_secs();
+            self.value = HeaderValue::try_from(httpdate::fmt_http_date(now)).ok();
+        }
     }
 }
 

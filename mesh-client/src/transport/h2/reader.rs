@@ -4,13 +4,14 @@ use super::{
     fault::Fault,
     frame::{self, Head},
     hpack::{Decoder, Malformed, Name},
-    outbox::Link,
+    outbox::{CUT, Link, Refusal},
+    request::{Accepted, Requests},
     stream::{Breach, Stream},
 };
 use crate::transport::head::is_of_connection;
 use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
@@ -20,6 +21,9 @@ use std::{
 
 /// Header blocks are read to their end, for the tables' sake, up to so many times the size we take.
 const MAX_BLOCK: usize = 4;
+/// What a reset, and a request that is not accepted, cost a client of what it may do without use.
+const RESET: u32 = 2;
+const REFUSED: u32 = 3;
 /// Bytes of GOAWAY's debug data that errors show.
 const MAX_DEBUG: usize = 256;
 
@@ -31,6 +35,8 @@ pub(super) struct Reader {
     partial: Option<Partial>,
     /// Bytes of data that the peer may send on the connection.
     window: i64,
+    /// Bytes of data that we may send on a new stream.
+    peer_window: i64,
     max_header_list_size: usize,
     /// The first SETTINGS arrived.
     settled: bool,
@@ -40,6 +46,8 @@ pub(super) struct Reader {
     reads: u32,
     /// Bytes of answers queued and not known to be written.
     pub(super) answers: usize,
+    /// We are the server; the streams are the client's.
+    server: Option<Box<Requests>>,
 }
 
 struct Partial {
@@ -91,12 +99,39 @@ impl Reader {
             streams: HashMap::default(),
             partial: None,
             window: i64::from(connection_window.clamp(frame::WINDOW, frame::MAX)),
+            peer_window: i64::from(frame::WINDOW),
             max_header_list_size: usize::try_from(max_header_list_size).unwrap_or(usize::MAX),
             settled: false,
             waking: None,
             reads: 0,
             answers: 0,
+            server: None,
         }
+    }
+
+    /// The server's side, behind the client's preface.
+    pub(super) fn server(connection_window: u32, max_header_list_size: u32, requests: Requests) -> Self {
+        Self { server: Some(Box::new(requests)), ..Self::new(connection_window, max_header_list_size) }
+    }
+
+    /// The requests whose heads arrived since.
+    pub(super) fn accepted(&mut self) -> impl Iterator<Item = Accepted> {
+        self.server.iter_mut().flat_map(|server| server.accepted.drain(..))
+    }
+
+    /// Whether there are any.
+    pub(super) fn has_accepted(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| !server.accepted.is_empty())
+    }
+
+    /// Takes no more streams; returns the last that was taken.
+    pub(super) fn stop(&mut self) -> u32 {
+        self.server.as_mut().map_or(0, |server| *server.stop.get_or_insert(server.last))
+    }
+
+    /// The last stream of the peer's that was taken.
+    pub(super) fn last(&self) -> u32 {
+        self.server.as_ref().map_or(0, |server| server.stop.unwrap_or(server.last))
     }
 
     /// The peer's SETTINGS arrived.
@@ -120,11 +155,19 @@ impl Reader {
 
     /// Takes note of streams that were opened and ended since. Before anything of theirs is written.
     pub(super) fn keep_up(&mut self, opened: &mut Vec<Arc<Stream>>, closed: &mut Vec<u32>) {
+        if let Some(server) = &mut self.server {
+            server.floods.earn(closed.len());
+        }
         for stream in opened.drain(..) {
             self.streams.insert(stream.id, stream);
         }
         for id in closed.drain(..) {
-            self.streams.remove(&id);
+            self.streams.remove(&(id & frame::MAX));
+            if let Some(server) = &mut self.server
+                && id & CUT != 0
+            {
+                server.cut(id & frame::MAX);
+            }
         }
     }
 
@@ -196,7 +239,7 @@ impl Reader {
             frame::WINDOW_UPDATE => self.window_update(head, &payload, link),
             frame::PRIORITY if head.stream == 0 => Err(broken("PRIORITY of no stream")),
             // PRIORITY, and kinds that nobody knows yet, mean nothing here.
-            _ => Ok(()),
+            _ => self.charge(1),
         }
     }
 
@@ -209,6 +252,9 @@ impl Reader {
         }
         unpad(head, &mut payload)?;
         let Some(stream) = self.find(head.stream, link)? else {
+            if self.server.as_ref().is_some_and(|server| !server.was_cut(head.stream)) {
+                return Err(Fault::Broken(Reason::STREAM_CLOSED, "data of a stream that ended"));
+            }
             // It crossed our RST_STREAM.
             link.took(whole);
             return Ok(());
@@ -216,6 +262,8 @@ impl Reader {
         let end = head.has(frame::END_STREAM);
         let mut state = stream.lock();
         let length = payload.len();
+        let useless = length == 0 && !end;
+        let ignored = state.ignored;
         let result = state.on_data(payload, counted, end, self.reads);
         // Padding is never read: it is as good as given back.
         let more = state.took(whole - length);
@@ -226,7 +274,7 @@ impl Reader {
             link.took(whole);
             self.breach(head.stream, breach, link);
         } else {
-            link.took(whole - length);
+            link.took(if ignored { whole } else { whole - length });
             if let Some(more) = more {
                 link.widen(head.stream, more);
             }
@@ -235,7 +283,7 @@ impl Reader {
             }
         }
         self.wake_later(head.stream, waker);
-        Ok(())
+        if useless { self.charge(1) } else { Ok(()) }
     }
 
     fn headers(&mut self, head: Head, mut payload: Bytes, link: &Link) -> Result<(), Fault> {
@@ -250,6 +298,7 @@ impl Reader {
         if head.has(frame::END_HEADERS) {
             return self.block(head.stream, &payload, end, link);
         }
+        link.head_in_pieces();
         self.partial = Some(Partial { stream: head.stream, end, block: BytesMut::from(&payload[..]) });
         Ok(())
     }
@@ -268,10 +317,14 @@ impl Reader {
             return Ok(());
         }
         let Some(Partial { stream, end, block }) = self.partial.take() else { return Ok(()) };
+        link.head_in_pieces();
         self.block(stream, &block.freeze(), end, link)
     }
 
     fn block(&mut self, id: u32, block: &Bytes, end: bool, link: &Link) -> Result<(), Fault> {
+        if self.server.is_some() && !self.streams.contains_key(&id) {
+            return self.request(id, block, end, link);
+        }
         let mut fields = Fields { room: self.max_header_list_size, ..Fields::default() };
         self.decoder.decode(block, |field| fields.add(field))?;
         let Some(stream) = self.find(id, link)? else { return Ok(()) };
@@ -292,6 +345,58 @@ impl Reader {
         Ok(())
     }
 
+    /// A client opens a stream.
+    fn request(&mut self, id: u32, block: &Bytes, end: bool, link: &Link) -> Result<(), Fault> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if id <= server.last || id.is_multiple_of(2) {
+            // Trailers may cross our reset.
+            self.decoder.decode(block, |_| {})?;
+            return match id.is_multiple_of(2) {
+                false if server.was_cut(id) => Ok(()),
+                false => Err(Fault::Broken(Reason::STREAM_CLOSED, "headers of a stream that ended")),
+                true => Err(broken("a stream with an even number")),
+            };
+        }
+        server.last = id;
+        link.started.store(id, Ordering::Relaxed);
+        let mut asked = server.begin(self.max_header_list_size);
+        self.decoder.decode(block, |field| asked.add(field))?;
+        if server.stop.is_some() {
+            // It hears of that by our GOAWAY.
+            return Ok(());
+        }
+        let (too_large, length) = (asked.too_large, asked.length);
+        let busy = link.serving().max(u32::try_from(self.streams.len()).unwrap_or(u32::MAX));
+        let refusal = if busy >= server.limit {
+            Refusal::Reset(Reason::REFUSED_STREAM)
+        } else if too_large {
+            Refusal::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+        } else {
+            match server.head(asked, end) {
+                Ok(head) => {
+                    let window = self.peer_window;
+                    let stream = Arc::new(Stream::of_request(id, window, server.window, length, end));
+                    self.streams.insert(id, Arc::clone(&stream));
+                    server.accepted.push(Accepted { head, stream, ended: end });
+                    return Ok(());
+                }
+                Err((reason, what)) => {
+                    tracing::debug!(what, "a request that is none");
+                    Refusal::Reset(reason)
+                }
+            }
+        };
+        server.cut(id);
+        link.refuse(id, refusal, end);
+        self.answers += frame::HEAD + 4;
+        self.charge(REFUSED)
+    }
+
+    /// A client did something that is of no use.
+    fn charge(&mut self, cost: u32) -> Result<(), Fault> {
+        self.server.as_mut().map_or(Ok(()), |server| server.floods.charge(cost))
+    }
+
     fn reset(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
         let &[a, b, c, d] = payload else { return Err(size_error("RST_STREAM")) };
         if self.find(head.stream, link)?.is_some()
@@ -299,7 +404,7 @@ impl Reader {
         {
             fail(&stream, Fault::Reset(Reason::from(u32::from_be_bytes([a, b, c, d]))));
         }
-        Ok(())
+        self.charge(RESET)
     }
 
     fn settings(&mut self, head: Head, payload: &[u8], link: &Link) -> Result<(), Fault> {
@@ -310,13 +415,15 @@ impl Reader {
             return if payload.is_empty() { Ok(()) } else { Err(size_error("SETTINGS")) };
         }
         let (settings, []) = payload.as_chunks::<6>() else { return Err(size_error("SETTINGS")) };
+        self.charge(1)?;
+        let most = u32::from(self.server.is_some());
         let mut outbox = link.lock();
         let mut window = outbox.stream_window;
         for &[a, b, v, w, x, y] in settings {
             let value = u32::from_be_bytes([v, w, x, y]);
             match u16::from_be_bytes([a, b]) {
                 frame::HEADER_TABLE_SIZE => outbox.encoder.resize(usize::try_from(value).unwrap_or(usize::MAX)),
-                frame::ENABLE_PUSH if value != 0 => return Err(broken("SETTINGS_ENABLE_PUSH of a server")),
+                frame::ENABLE_PUSH if value > most => return Err(broken("SETTINGS_ENABLE_PUSH out of its bounds")),
                 frame::MAX_CONCURRENT_STREAMS => link.limit.store(value, Ordering::SeqCst),
                 frame::INITIAL_WINDOW_SIZE if value > frame::MAX => return Err(TOO_LARGE),
                 frame::INITIAL_WINDOW_SIZE => window = i64::from(value),
@@ -333,6 +440,7 @@ impl Reader {
             // Nothing said about streams: as many as there are numbers.
             let _ = link.limit.compare_exchange(u32::MAX, frame::MAX, Ordering::SeqCst, Ordering::SeqCst);
         }
+        self.peer_window = window;
         // The last one counts, as if there were no others: each is a walk over all streams.
         let change = window - std::mem::replace(&mut outbox.stream_window, window);
         let mut wakers = Vec::new();
@@ -361,8 +469,17 @@ impl Reader {
             let [.., a, b, c, d] = payload;
             link.on_pong(u32::from_be_bytes([a, b, c, d]));
         } else {
-            frame::ping(&mut link.lock().queue.buf, frame::ACK, payload);
+            let mut outbox = link.lock();
+            frame::ping(&mut outbox.queue.buf, frame::ACK, payload);
+            let answered = outbox.answered;
+            drop(outbox);
             self.answers += frame::HEAD + 8;
+            // One for every frame of ours measures the path; others do nothing.
+            if let Some(server) = &mut self.server
+                && std::mem::replace(&mut server.pinged_at, answered) == answered
+            {
+                server.floods.charge(1)?;
+            }
         }
         Ok(())
     }
@@ -378,6 +495,10 @@ impl Reader {
         let debug = &payload[8..payload.len().min(8 + MAX_DEBUG)];
         let fault = Fault::GoAway(reason, String::from_utf8_lossy(debug).into());
         let _ = link.goaway.set(reason);
+        if self.server.is_some() {
+            // It speaks of streams that we would have opened.
+            return self.charge(1);
+        }
         // Those that are opened and not yet written will not be taken either.
         let mut outbox = link.lock();
         let mut opened = std::mem::take(&mut outbox.opened);
@@ -417,7 +538,8 @@ impl Reader {
     /// The stream of a frame; `None` for those that are closed already.
     fn find(&self, id: u32, link: &Link) -> Result<Option<&Arc<Stream>>, Fault> {
         let stream = self.streams.get(&id);
-        if stream.is_none() && (id.is_multiple_of(2) || !link.lock().has_opened(id)) {
+        let known = || self.server.as_ref().map_or_else(|| link.lock().has_opened(id), |server| id <= server.last);
+        if stream.is_none() && (id.is_multiple_of(2) || !known()) {
             return Err(broken("frame of a stream that was never opened"));
         }
         Ok(stream)
@@ -428,6 +550,9 @@ impl Reader {
         if let Some(stream) = self.streams.remove(&id) {
             link.reset(&stream, reason, Fault::Malformed(reason, what));
             self.answers += frame::HEAD + 4;
+            if let Some(server) = &mut self.server {
+                server.cut(id);
+            }
         }
     }
 }
@@ -452,6 +577,16 @@ fn unpad(head: Head, payload: &mut Bytes) -> Result<(), Fault> {
         payload.truncate(length);
     }
     Ok(())
+}
+
+/// Takes note of a `content-length`.
+pub(super) fn content_length(known: &mut Option<u64>, value: &HeaderValue) -> Result<(), &'static str> {
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let length = digits.and_then(|text| text.parse().ok()).ok_or("content-length that is no number")?;
+    match known.replace(length) {
+        Some(other) if other != length => Err("content-length twice"),
+        _ => Ok(()),
+    }
 }
 
 /// A header block, as it is read.
@@ -482,11 +617,7 @@ impl Fields {
                     return Err("a header of the connection");
                 }
                 if name == header::CONTENT_LENGTH {
-                    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-                    let length = digits.and_then(|text| text.parse().ok()).ok_or("content-length that is no number")?;
-                    if self.length.replace(length).is_some_and(|other| other != length) {
-                        return Err("content-length twice");
-                    }
+                    content_length(&mut self.length, &value)?;
                 }
                 self.map.try_append(name, value).map_err(|_| "more headers than are taken")?;
             }
@@ -496,7 +627,9 @@ impl Fields {
                 }
                 self.status = Some(StatusCode::from_bytes(value.as_bytes()).map_err(|_| "status that is no number")?);
             }
-            Name::Pseudo => return Err("a pseudo header that responses do not have"),
+            Name::Method | Name::Scheme | Name::Authority | Name::Path | Name::Pseudo => {
+                return Err("a pseudo header that this block does not have");
+            }
             Name::Invalid => return Err("a header name that HTTP/2 does not allow"),
         }
         Ok(())

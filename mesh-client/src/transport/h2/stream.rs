@@ -45,6 +45,10 @@ pub(super) struct State {
     length: Option<u64>,
     /// Answers to HEAD have a `content-length` and no data.
     bodiless: bool,
+    /// Of a request: nobody reads it any more.
+    pub(super) ignored: bool,
+    /// Of a request: the head of its answer was sent.
+    pub(super) answering: bool,
     /// Bytes the peer may send; what was read and not yet given back to it; half of the window.
     receive_window: i64,
     read: u32,
@@ -85,6 +89,8 @@ impl Stream {
                 fault: None,
                 length: None,
                 bodiless,
+                ignored: false,
+                answering: false,
                 receive_window: i64::from(receive_window),
                 read: 0,
                 give_back: receive_window / 2,
@@ -94,6 +100,16 @@ impl Stream {
                 writer: None,
             }),
         }
+    }
+
+    /// A stream that a client opened with a request. `ended`: it has no body; else one of `length` bytes, if that is known.
+    pub(super) fn of_request(id: u32, send_window: i64, receive_window: u32, length: Option<u64>, ended: bool) -> Self {
+        let mut stream = Self::new(id, send_window, receive_window, false);
+        let state = stream.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.has_head = true;
+        state.received = ended;
+        state.length = length;
+        stream
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -222,7 +238,7 @@ impl State {
         if let Some(length) = &mut self.length {
             *length = length.checked_sub(data.len() as u64).filter(|rest| !end || *rest == 0).ok_or(LENGTH)?;
         }
-        if !data.is_empty() {
+        if !data.is_empty() && !self.ignored {
             self.push(data, read);
         }
         if end { self.on_end() } else { Ok(()) }

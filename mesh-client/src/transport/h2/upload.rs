@@ -2,7 +2,7 @@
 
 use super::{
     fault::Fault,
-    outbox::{Link, Sent, poll_sent},
+    outbox::{Link, Sent, Tail, poll_sent},
     stream::Stream,
 };
 use crate::transport::BoxError;
@@ -20,6 +20,11 @@ use tokio::sync::oneshot;
 /// A request body. Never more than two of its chunks are held.
 pub(in crate::transport) struct Upload<B> {
     body: B,
+    progress: Progress,
+}
+
+/// How far a body is sent.
+pub(super) struct Progress {
     /// `None` until the stream is open.
     stream: Option<Arc<Stream>>,
     /// The chunk to send next. It waits for what follows it, to carry END_STREAM if it is the last.
@@ -52,7 +57,7 @@ where
     B::Error: Into<BoxError>,
 {
     pub(super) fn new(body: B) -> Self {
-        Self { body, stream: None, chunk: None, after: None }
+        Self { body, progress: Progress { stream: None, chunk: None, after: None } }
     }
 
     /// Takes what the body has ready, before the stream is open. False: the request has no body.
@@ -60,12 +65,12 @@ where
         if self.body.is_end_stream() {
             return Ok(false);
         }
-        self.look_ahead(cx);
-        match self.after.take() {
-            Some(After::End) if self.chunk.is_none() => Ok(false),
-            Some(After::Failed(error)) if self.chunk.is_none() => Err(error),
+        self.progress.look_ahead(&mut self.body, cx);
+        match self.progress.after.take() {
+            Some(After::End) if self.progress.chunk.is_none() => Ok(false),
+            Some(After::Failed(error)) if self.progress.chunk.is_none() => Err(error),
             after => {
-                self.after = after;
+                self.progress.after = after;
                 Ok(true)
             }
         }
@@ -78,15 +83,16 @@ where
 
     /// What can go with the head of the request, and whether nothing follows it.
     pub(super) fn first(&mut self) -> (Option<&mut Bytes>, bool) {
-        (self.chunk.as_mut(), matches!(self.after, Some(After::End)))
+        (self.progress.chunk.as_mut(), matches!(self.progress.after, Some(After::End)))
     }
 
     /// The stream is open, and took what it could of [`first`](Self::first). True: that was all.
     pub(super) fn start(&mut self, stream: &Arc<Stream>) -> bool {
-        self.stream = Some(Arc::clone(stream));
-        if self.chunk.as_ref().is_some_and(Bytes::is_empty) {
-            self.chunk = None;
-            return matches!(self.after, Some(After::End));
+        let progress = &mut self.progress;
+        progress.stream = Some(Arc::clone(stream));
+        if progress.chunk.as_ref().is_some_and(Bytes::is_empty) {
+            progress.chunk = None;
+            return matches!(progress.after, Some(After::End));
         }
         false
     }
@@ -97,8 +103,78 @@ where
     ///
     /// The body's own; the stream is then reset.
     pub(super) fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.progress.poll(&mut self.body, link, cx)
+    }
+
+    /// Ends the upload of a stream whose response is complete. RFC 9113 section 8.1 lets the client stop then; NO_ERROR
+    /// says that nothing failed.
+    pub(in crate::transport) fn end(&self, link: &Link) {
+        if let Some(stream) = &self.progress.stream {
+            link.reset(stream, Reason::NO_ERROR, Fault::Cancelled);
+        }
+    }
+
+    /// The rest of the upload as a task of its own: also ends when the peer resets the stream, and with its response.
+    ///
+    /// `response` is told when the response is complete, and closed when its body is dropped before.
+    pub(in crate::transport) async fn finish(mut self, link: &Link, mut response: oneshot::Receiver<()>) {
+        let end = std::future::poll_fn(|cx| {
+            if let Poll::Ready(told) = Pin::new(&mut response).poll(cx) {
+                return Poll::Ready(if told.is_ok() { End::Answered } else { End::Abandoned });
+            }
+            if let Poll::Ready(result) = self.poll(link, cx) {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "request body failed after the response headers");
+                }
+                return Poll::Ready(End::Sent);
+            }
+            // Only a wake-up: the response body reports the reset.
+            self.progress.stream.as_ref().map_or(Poll::Ready(()), |stream| poll_sent(stream, cx)).map(|()| End::Sent)
+        })
+        .await;
+        match (end, &self.progress.stream) {
+            (End::Answered, _) => self.end(link),
+            (End::Abandoned, Some(stream)) => link.reset(stream, Reason::CANCEL, Fault::Cancelled),
+            _ => {}
+        }
+    }
+}
+
+impl Progress {
+    /// Of the answer on a stream.
+    pub(super) fn of(stream: Arc<Stream>) -> Self {
+        Self { stream: Some(stream), chunk: None, after: None }
+    }
+
+    /// What can go with the head of an answer.
+    pub(super) fn parts(&mut self) -> (Option<&mut Bytes>, Tail<'_>) {
+        let tail = match &self.after {
+            Some(After::End) => Tail::End,
+            Some(After::Trailers(trailers)) => Tail::Trailers(trailers),
+            Some(After::Data(_) | After::Failed(_)) | None => Tail::More,
+        };
+        (self.chunk.as_mut(), tail)
+    }
+
+    /// The head is sent, with what it could take of the chunk.
+    pub(super) fn begun(&mut self) {
+        if self.chunk.as_ref().is_some_and(Bytes::is_empty) {
+            self.chunk = None;
+        }
+    }
+
+    /// Ready when all is queued, or the peer wants no more of it.
+    ///
+    /// # Errors
+    ///
+    /// The body's own; the stream is then reset.
+    pub(super) fn poll<B>(&mut self, body: &mut B, link: &Link, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
         loop {
-            self.look_ahead(cx);
+            self.look_ahead(body, cx);
             let Some(stream) = &self.stream else { return Poll::Ready(Ok(())) };
             if matches!(self.after, Some(After::Failed(_))) {
                 // Also while what came before it waits for room.
@@ -132,13 +208,17 @@ where
     }
 
     /// Polls the body until it is known what follows the chunk in hand, or it has nothing ready.
-    fn look_ahead(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn look_ahead<B>(&mut self, body: &mut B, cx: &mut Context<'_>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
         while self.after.is_none() {
-            if self.chunk.is_some() && self.body.is_end_stream() {
+            if self.chunk.is_some() && body.is_end_stream() {
                 self.after = Some(After::End);
                 return;
             }
-            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            let frame = match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Pending => return,
                 Poll::Ready(None) => {
                     self.after = Some(After::End);
@@ -158,39 +238,6 @@ where
                     self.after = frame.into_trailers().ok().map(|trailers| After::Trailers(Box::new(trailers)))
                 }
             }
-        }
-    }
-
-    /// Ends the upload of a stream whose response is complete. RFC 9113 section 8.1 lets the client stop then; NO_ERROR
-    /// says that nothing failed.
-    pub(in crate::transport) fn end(&self, link: &Link) {
-        if let Some(stream) = &self.stream {
-            link.reset(stream, Reason::NO_ERROR, Fault::Cancelled);
-        }
-    }
-
-    /// The rest of the upload as a task of its own: also ends when the peer resets the stream, and with its response.
-    ///
-    /// `response` is told when the response is complete, and closed when its body is dropped before.
-    pub(in crate::transport) async fn finish(mut self, link: &Link, mut response: oneshot::Receiver<()>) {
-        let end = std::future::poll_fn(|cx| {
-            if let Poll::Ready(told) = Pin::new(&mut response).poll(cx) {
-                return Poll::Ready(if told.is_ok() { End::Answered } else { End::Abandoned });
-            }
-            if let Poll::Ready(result) = self.poll(link, cx) {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "request body failed after the response headers");
-                }
-                return Poll::Ready(End::Sent);
-            }
-            // Only a wake-up: the response body reports the reset.
-            self.stream.as_ref().map_or(Poll::Ready(()), |stream| poll_sent(stream, cx)).map(|()| End::Sent)
-        })
-        .await;
-        match (end, &self.stream) {
-            (End::Answered, _) => self.end(link),
-            (End::Abandoned, Some(stream)) => link.reset(stream, Reason::CANCEL, Fault::Cancelled),
-            _ => {}
         }
     }
 }

@@ -38,6 +38,17 @@ impl Wire {
         Self { io, input: BytesMut::new(), ask: READ, reader, out: Queue::default() }
     }
 
+    /// Behind what was read already.
+    pub(super) fn after(mut self, input: BytesMut) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// No more streams of the peer's are taken; which was the last.
+    pub(super) fn stop(&mut self) -> u32 {
+        self.reader.stop()
+    }
+
     /// The peer's SETTINGS arrived.
     pub(super) fn is_settled(&self) -> bool {
         self.reader.is_settled()
@@ -45,9 +56,21 @@ impl Wire {
 
     /// Reads and writes what can be. Ready when the connection is over; [`fail`](Self::fail) then tells the streams why.
     pub(super) fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Fault> {
+        self.poll_with(link, cx, |_, _| {})
+    }
+
+    /// The same, with something to do between reading and writing.
+    pub(super) fn poll_with(
+        &mut self,
+        link: &Link,
+        cx: &mut Context<'_>,
+        mut between: impl FnMut(&mut Reader, &mut Context<'_>),
+    ) -> Poll<Fault> {
         let mut reads = 0;
         loop {
-            let halted = match self.read(link, &mut reads, cx) {
+            let read = self.read(link, &mut reads, cx);
+            between(&mut self.reader, cx);
+            let halted = match read {
                 Ok(halted) => halted,
                 Err(fault) => {
                     self.say_why(link, &fault, cx);
@@ -155,7 +178,7 @@ impl Wire {
     fn say_why(&mut self, link: &Link, fault: &Fault, cx: &mut Context<'_>) {
         if let Fault::Broken(reason, what) = fault {
             tracing::debug!(%reason, what, "peer broke the protocol");
-            frame::goaway(&mut link.lock().queue.buf, *reason);
+            frame::goaway(&mut link.lock().queue.buf, self.reader.last(), *reason);
             let _ = self.write(link, cx);
         }
     }

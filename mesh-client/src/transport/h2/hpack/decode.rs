@@ -20,6 +20,14 @@ static TABLE: LazyLock<Vec<Field>> = LazyLock::new(|| {
 pub(in super::super) enum Name {
     /// `:status`
     Status,
+    /// `:method`
+    Method,
+    /// `:scheme`
+    Scheme,
+    /// `:authority`
+    Authority,
+    /// `:path`
+    Path,
     /// Any other pseudo header.
     Pseudo,
     Header(HeaderName),
@@ -57,6 +65,10 @@ impl Name {
     fn parse(name: &[u8]) -> Self {
         match name {
             b":status" => Self::Status,
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":authority" => Self::Authority,
+            b":path" => Self::Path,
             [b':', ..] => Self::Pseudo,
             name => HeaderName::from_lowercase(name).map_or(Self::Invalid, Self::Header),
         }
@@ -236,10 +248,10 @@ mod tests {
     #[test]
     fn names_and_values_that_http_forbids_are_told() {
         let mut fields = Vec::new();
-        let block = Bytes::from_static(b"\x00\x01A\x011\x00\x01a\x01\x0a\x00\x05:path\x01/");
+        let block = Bytes::from_static(b"\x00\x01A\x011\x00\x01a\x01\x0a\x00\x05:path\x01/\x00\x03:pa\x01/");
         Decoder::default().decode(&block, |field| fields.push(field)).expect("well formed");
         assert!(matches!(fields[0].name, Name::Invalid));
         assert!(matches!(fields[1], Field { name: Name::Header(_), value: None, .. }));
-        assert!(matches!(fields[2].name, Name::Pseudo));
+        assert!(matches!((&fields[2].name, &fields[3].name), (Name::Path, Name::Pseudo)));
     }
 }

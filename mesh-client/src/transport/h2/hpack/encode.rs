@@ -1,7 +1,7 @@
 //! Writing header blocks.
 
 use super::{ENTRY, STATIC, TABLE_SIZE, names};
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::collections::VecDeque;
 
 /// Places of the indexes below; a power of two. Two that fall on one place only cost some compression.
@@ -102,6 +102,21 @@ impl Encoder {
             Some([_, second]) if second.1.as_bytes() == value && twin => integer(out, 0x80, 7, fixed + 1),
             _ => self.field(Key { fixed, text: &[] }, value, true, out),
         }
+    }
+
+    /// `:status`.
+    pub(in super::super) fn status(&mut self, status: StatusCode, out: &mut Vec<u8>) {
+        let fixed = match status.as_u16() {
+            200 => 8,
+            204 => 9,
+            206 => 10,
+            304 => 11,
+            400 => 12,
+            404 => 13,
+            500 => 14,
+            _ => return self.field(Key { fixed: names::STATUS, text: &[] }, status.as_str().as_bytes(), true, out),
+        };
+        integer(out, 0x80, 7, fixed);
     }
 
     /// A header. Sensitive ones are marked so for all who forward them; credentials never enter the table.

@@ -7,6 +7,7 @@ pub(in super::super) const AUTHORITY: usize = 1;
 pub(in super::super) const METHOD: usize = 2;
 pub(in super::super) const PATH: usize = 4;
 pub(in super::super) const SCHEME: usize = 6;
+pub(in super::super) const STATUS: usize = 8;
 
 /// Names and values, from index 1 on.
 pub(super) const TABLE: [(&str, &str); super::STATIC] = [
@@ -136,7 +137,9 @@ mod tests {
         for (at, (name, _)) in TABLE.iter().enumerate().skip(14) {
             assert_eq!(index(&HeaderName::from_static(name)), at + 1, "{name}");
         }
-        for (at, name) in [(AUTHORITY, ":authority"), (METHOD, ":method"), (PATH, ":path"), (SCHEME, ":scheme")] {
+        for (at, name) in
+            [(AUTHORITY, ":authority"), (METHOD, ":method"), (PATH, ":path"), (SCHEME, ":scheme"), (STATUS, ":status")]
+        {
             assert_eq!(TABLE[at - 1].0, name);
         }
     }

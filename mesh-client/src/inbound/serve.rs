@@ -1,0 +1,233 @@
+//! Serving connections on our own transport: which protocol they speak, and how they end.
+
+use super::{
+    ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
+    accept::Fresh,
+    connections::{Ending, Http1},
+};
+use crate::{
+    BoxError,
+    transport::{PREFACE, RequestBody, Server, ServerConfig, serve_http1},
+};
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Request, Response};
+use http_body::Body;
+use std::{future, io, sync::Arc};
+use tokio::{
+    io::AsyncReadExt,
+    time::{Instant, sleep, timeout},
+};
+use tower_service::Service;
+
+/// Bytes that are asked for at first.
+const FIRST: usize = 2 << 10;
+
+/// What the first bytes of a connection say.
+enum Spoken {
+    /// HTTP/2; what came behind the preface.
+    Http2(BytesMut),
+    /// Anything else; all that came.
+    Http1(BytesMut),
+}
+
+impl Inbound {
+    /// Serves requests until [`shutdown`](Self::shutdown) is called: HTTP/2, and HTTP/1.1 on the same port, told apart by ALPN or the first
+    /// bytes.
+    ///
+    /// `service` is any tower service: tonic's `Routes`, an axum `Router`, or your own. It is cloned for each connection, and polled
+    /// where the connection is read first: one that is ready at once costs no task. Requests carry their
+    /// [`ConnectionInfo`] and, where there is one, the client's [`PeerIdentity`](mesh_tls::PeerIdentity) in their extensions. A service that
+    /// fails resets the stream (INTERNAL_ERROR).
+    ///
+    /// May be called more than once at a time: connections are shared out.
+    ///
+    /// # Errors
+    /// The socket is broken. Errors of single connections are logged.
+    ///
+    /// # Cancel safety
+    /// Dropping the future accepts no more; open connections are served on.
+    pub async fn serve<S, B>(&self, service: S) -> io::Result<()>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.serve_with_shutdown(service, future::pending()).await
+    }
+
+    /// [`serve`](Self::serve), until `signal` is ready; then [`shutdown`](Self::shutdown).
+    ///
+    /// # Errors
+    /// As for `serve`.
+    pub async fn serve_with_shutdown<S, B>(&self, service: S, signal: impl Future<Output = ()>) -> io::Result<()>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let shared = &self.0;
+        let accept = async {
+            loop {
+                let fresh = shared.accept().await?;
+                tokio::spawn(connection(Arc::clone(shared), fresh, service.clone()));
+            }
+        };
+        let result = tokio::select! {
+            result = accept => result,
+            () = signal => Ok(()),
+            () = shared.connections.stopping() => Ok(()),
+        };
+        self.shutdown().await;
+        result
+    }
+
+    /// Accepts no more connections, tells the clients of open ones to go elsewhere (GOAWAY in two steps, so that no request
+    /// is lost), and waits until all is answered; what is not within [`Limits::drain_timeout`] is cut. Connections of
+    /// [`incoming`](Self::incoming) end with their server.
+    pub async fn shutdown(&self) {
+        let connections = &self.0.connections;
+        connections.stop();
+        if timeout(self.0.limits.drain_timeout, connections.ended()).await.is_err() {
+            tracing::warn!("requests were still open when the time to drain was over");
+            connections.abort();
+            connections.ended().await;
+        }
+    }
+}
+
+async fn connection<S, B>(shared: Arc<Shared>, fresh: Fresh, service: S)
+where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let limit = shared.limits.handshake_timeout;
+    let beginning = timeout(limit, async {
+        let (mut stream, place) = shared.secure(fresh).await?;
+        let spoken = listen(&mut stream).await;
+        drop(place);
+        Some((stream, spoken))
+    });
+    let (stream, spoken) = match beginning.await {
+        Ok(Some((stream, Ok(spoken)))) => (stream, spoken),
+        Ok(Some((_, Err(error)))) => return tracing::debug!(%error, "a connection ended before it spoke"),
+        Ok(None) => return,
+        Err(_) => return tracing::debug!(?limit, "a connection did not speak in time"),
+    };
+    let info = stream.info().clone();
+    let service = Guard::of_connection(service, info.clone());
+    match spoken {
+        Spoken::Http2(read) => http2(&shared, stream, read, &info, service).await,
+        Spoken::Http1(read) => http1(&shared, stream, read.freeze(), &info, service).await,
+    }
+}
+
+/// Reads until the protocol is known: at most as much as the client sends at once.
+async fn listen(stream: &mut InboundStream) -> io::Result<Spoken> {
+    let mut read = BytesMut::new();
+    if stream.info().alpn() == Some(b"http/1.1") {
+        return Ok(Spoken::Http1(read));
+    }
+    read.reserve(FIRST);
+    loop {
+        if stream.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let known = read.len().min(PREFACE.len());
+        if read[..known] != PREFACE[..known] {
+            return Ok(Spoken::Http1(read));
+        }
+        if known == PREFACE.len() {
+            read.advance(known);
+            return Ok(Spoken::Http2(read));
+        }
+    }
+}
+
+async fn http2<S, B>(shared: &Shared, stream: InboundStream, read: BytesMut, info: &ConnectionInfo, service: Guard<S>)
+where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let server = Server::new(stream, read, &config(&shared.limits), service);
+    let control = server.control();
+    let _entry = shared.connections.enter(Ending::Http2(control.clone()), info.chain());
+    let limits = shared.limits.clone();
+    // A task of its own: it has to do once in a while what the driver need not look at each time.
+    let _mind = Mind(tokio::spawn(async move { mind(&control, &limits).await }));
+    server.await;
+}
+
+/// Stops minding a connection that ended.
+struct Mind(tokio::task::JoinHandle<()>);
+
+impl Drop for Mind {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Ends a connection that is too old, idle for too long, or whose client does not finish what it says.
+async fn mind(control: &crate::transport::Control, limits: &Limits) {
+    let born = Instant::now();
+    let age = limits.max_connection_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let step = limits.header_timeout.min(limits.idle_timeout.unwrap_or(limits.header_timeout));
+    let step = step.min(age.unwrap_or(step)).max(std::time::Duration::from_millis(10));
+    let (mut requests, mut quiet_since, mut heads) = (control.started(), born, control.heads());
+    loop {
+        sleep(step).await;
+        let now = Instant::now();
+        let started = control.started();
+        if started != requests || control.serving() > 0 {
+            (requests, quiet_since) = (started, now);
+        }
+        let idle = limits.idle_timeout.is_some_and(|limit| now - quiet_since >= limit);
+        if idle || age.is_some_and(|age| now - born >= age) {
+            return control.leave();
+        }
+        let seen = std::mem::replace(&mut heads, control.heads());
+        // Odd: within a header block. The same one for a whole step.
+        if seen == heads && heads % 2 == 1 {
+            tracing::debug!("a client did not finish a head in time");
+            return control.abort();
+        }
+    }
+}
+
+async fn http1<S, B>(shared: &Shared, stream: InboundStream, read: Bytes, info: &ConnectionInfo, service: Guard<S>)
+where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let end = Arc::new(Http1::default());
+    let _entry = shared.connections.enter(Ending::Http1(Arc::clone(&end)), info.chain());
+    let config = config(&shared.limits);
+    let served = serve_http1(stream, read, &config, service, end.leave.notified());
+    tokio::select! {
+        () = served => {}
+        () = end.abort.notified() => {}
+    }
+}
+
+fn config(limits: &Limits) -> ServerConfig {
+    ServerConfig {
+        stream_window: limits.stream_window,
+        connection_window: limits.connection_window,
+        max_header_list_size: limits.max_header_bytes,
+        max_concurrent_streams: limits.max_concurrent_streams.max(1),
+        header_timeout: limits.header_timeout,
+        keepalive: limits.keepalive,
+    }
+}

@@ -1,0 +1,124 @@
+//! HTTP/1.1 of clients, on hyper.
+
+use super::{BoxError, RequestBody, ServerConfig, Stream};
+use bytes::{Buf, Bytes};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1::Builder, service::Service as HyperService};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pin_project::pin_project;
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tower_service::Service;
+
+/// The smallest buffer that hyper takes.
+const MIN_BUFFER: usize = 8 << 10;
+
+/// Serves a connection on which `read` arrived already, until it ends; once `leave` is ready, until the request in progress is answered.
+pub(crate) async fn serve_http1<S, B>(
+    io: impl Stream,
+    read: Bytes,
+    config: &ServerConfig,
+    service: S,
+    leave: impl Future<Output = ()>,
+) where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let most = usize::try_from(config.max_header_list_size).unwrap_or(usize::MAX);
+    let connection = Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(most.max(MIN_BUFFER))
+        .serve_connection(TokioIo::new(Rewound { read, io }), Adapted(service))
+        .with_upgrades();
+    let (mut connection, mut leave) = (pin!(connection), pin!(leave));
+    let mut leaving = false;
+    let result = poll_fn(|cx| {
+        if !leaving && leave.as_mut().poll(cx).is_ready() {
+            leaving = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = result.await {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// A tower service as one of hyper's.
+struct Adapted<S>(S);
+
+impl<S, B> HyperService<Request<Incoming>> for Adapted<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut service = self.0.clone();
+        Box::pin(async move {
+            poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
+            service.call(request.map(RequestBody::h1)).await.map_err(Into::into)
+        })
+    }
+}
+
+/// A byte stream, of which some was read already.
+#[pin_project]
+struct Rewound<IO> {
+    read: Bytes,
+    #[pin]
+    io: IO,
+}
+
+impl<IO: AsyncRead> AsyncRead for Rewound<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.project();
+        if this.read.is_empty() {
+            return this.io.poll_read(cx, buf);
+        }
+        let some = this.read.len().min(buf.remaining());
+        buf.put_slice(&this.read[..some]);
+        this.read.advance(some);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite> AsyncWrite for Rewound<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,212 @@
+//! One request on the server's side: the service's future, then the body of its answer.
+
+use super::{
+    fault::Fault,
+    outbox::{Tail, poll_sent},
+    server::Conn,
+    stream::Stream,
+    upload::Progress,
+};
+use crate::{
+    headers,
+    transport::{BoxError, RequestBody},
+};
+use bytes::Bytes;
+use h2::Reason;
+use http::{Request, Response, StatusCode, header::CONTENT_LENGTH, response};
+use http_body::Body;
+use pin_project::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+/// A request that is served. Dropped before its end, it resets the stream.
+#[pin_project]
+pub(super) struct Exchange<S, B>
+where
+    S: Service<Request<RequestBody>>,
+{
+    #[pin]
+    stage: Stage<S, B>,
+    served: Served,
+    /// The answer has no body, whatever it says: to HEAD.
+    bodiless: bool,
+}
+
+#[pin_project(project = StageProjection)]
+enum Stage<S, B>
+where
+    S: Service<Request<RequestBody>>,
+{
+    Waiting {
+        service: S,
+        request: Option<Request<RequestBody>>,
+    },
+    Calling(#[pin] S::Future),
+    Sending {
+        #[pin]
+        body: B,
+        /// Until it is queued.
+        head: Option<response::Parts>,
+        progress: Progress,
+    },
+}
+
+/// Counts as one of the requests in progress while it lives.
+pub(super) struct Served {
+    conn: Arc<Conn>,
+    stream: Arc<Stream>,
+    /// The answer is complete, or nobody waits for it.
+    done: bool,
+}
+
+impl<S, B> Exchange<S, B>
+where
+    S: Service<Request<RequestBody>>,
+{
+    /// The service was ready and was called.
+    pub(super) fn called(served: Served, bodiless: bool, future: S::Future) -> Self {
+        Self { stage: Stage::Calling(future), served, bodiless }
+    }
+
+    /// The service has to get ready.
+    pub(super) fn waiting(served: Served, bodiless: bool, service: S, request: Request<RequestBody>) -> Self {
+        Self { stage: Stage::Waiting { service, request: Some(request) }, served, bodiless }
+    }
+}
+
+impl<S, B> Future for Exchange<S, B>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let poll = loop {
+            match this.stage.as_mut().project() {
+                StageProjection::Waiting { service, request } => match service.poll_ready(cx) {
+                    Poll::Pending => break Poll::Pending,
+                    Poll::Ready(Err(error)) => break this.served.failed(error.into()),
+                    Poll::Ready(Ok(())) => {
+                        let future = service.call(request.take().expect("called once"));
+                        this.stage.set(Stage::Calling(future));
+                    }
+                },
+                StageProjection::Calling(future) => match future.poll(cx) {
+                    Poll::Pending => break Poll::Pending,
+                    Poll::Ready(Err(error)) => break this.served.failed(error.into()),
+                    Poll::Ready(Ok(response)) => {
+                        let (head, body) = response.into_parts();
+                        let progress = Progress::of(Arc::clone(&this.served.stream));
+                        this.stage.set(Stage::Sending { body, head: Some(head), progress });
+                    }
+                },
+                StageProjection::Sending { mut body, head, progress } => {
+                    if let Some(mut head) = head.take() {
+                        let Ok(empty) = settle(&mut head, &*body, *this.bodiless) else {
+                            break this.served.failed("an interim status as an answer".into());
+                        };
+                        if empty {
+                            this.served.respond(&head, None, Tail::End);
+                            break Poll::Ready(());
+                        }
+                        progress.look_ahead(&mut body, cx);
+                        let (chunk, tail) = progress.parts();
+                        if this.served.respond(&head, chunk, tail) {
+                            break Poll::Ready(());
+                        }
+                        progress.begun();
+                    }
+                    break match ready_or(progress.poll(&mut body, &this.served.conn.link, cx)) {
+                        None => Poll::Pending,
+                        Some(result) => {
+                            this.served.sent(result);
+                            Poll::Ready(())
+                        }
+                    };
+                }
+            }
+        };
+        if poll.is_pending() {
+            // Only while the client wants it.
+            ready!(poll_sent(&this.served.stream, cx));
+            this.served.done = true;
+        }
+        Poll::Ready(())
+    }
+}
+
+fn ready_or<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+impl Served {
+    pub(super) fn new(conn: &Arc<Conn>, stream: Arc<Stream>) -> Self {
+        conn.serves();
+        Self { conn: Arc::clone(conn), stream, done: false }
+    }
+
+    /// True: the answer is complete.
+    fn respond(&mut self, head: &response::Parts, chunk: Option<&mut Bytes>, tail: Tail<'_>) -> bool {
+        self.done = self.conn.link.respond(&self.stream, head, chunk, tail);
+        self.done
+    }
+
+    /// The body of the answer ended.
+    fn sent(&mut self, result: Result<(), BoxError>) {
+        self.done = true;
+        match result {
+            // What the client has not sent yet nobody waits for (RFC 9113 section 8.1).
+            Ok(()) => self.conn.link.reset(&self.stream, Reason::NO_ERROR, Fault::Cancelled),
+            Err(error) => tracing::debug!(%error, "the body of an answer failed"),
+        }
+    }
+
+    fn failed(&mut self, error: BoxError) -> Poll<()> {
+        tracing::debug!(%error, "the service failed");
+        self.done = true;
+        self.conn.link.reset(&self.stream, Reason::INTERNAL_ERROR, Fault::Cancelled);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if !self.done {
+            // The service panicked, or its runtime ends.
+            self.conn.link.reset(&self.stream, Reason::INTERNAL_ERROR, Fault::Cancelled);
+        }
+        self.conn.served();
+    }
+}
+
+/// Completes the head of an answer. `Ok(true)`: nothing follows it.
+fn settle<B: Body>(head: &mut response::Parts, body: &B, bodiless: bool) -> Result<bool, ()> {
+    if head.status.is_informational() {
+        return Err(());
+    }
+    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        if head.status == StatusCode::NO_CONTENT {
+            head.headers.remove(CONTENT_LENGTH);
+        }
+        return Ok(true);
+    }
+    let ended = body.is_end_stream();
+    if let Some(length) = body.size_hint().exact()
+        && !(bodiless && length == 0)
+        && headers::find(&head.headers, &CONTENT_LENGTH).is_none()
+    {
+        head.headers.insert(CONTENT_LENGTH, headers::decimal(length));
+    }
+    Ok(ended || bodiless)
+}

@@ -1,0 +1,69 @@
+//! What a client may send that costs us work and gives it nothing.
+
+use super::fault::Fault;
+use h2::Reason;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What may be spent at once.
+const BUDGET: u32 = 2_000;
+/// And how often anew.
+const WINDOW: Duration = Duration::from_secs(10);
+/// A stream that was answered pays for so much.
+const EARNED: u32 = 4;
+
+/// A budget for resets, PINGs, SETTINGS, PRIORITY, empty DATA and refused requests: two hundred a second, and as many as go with the
+/// requests that are answered. A client that does such things all the time is cut off.
+#[derive(Debug)]
+pub(super) struct Floods {
+    left: u32,
+    since: Instant,
+}
+
+impl Floods {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: BUDGET, since: now }
+    }
+
+    /// Something of this kind happened.
+    pub(super) fn charge(&mut self, cost: u32) -> Result<(), Fault> {
+        self.charge_at(cost, Instant::now)
+    }
+
+    fn charge_at(&mut self, cost: u32, now: impl FnOnce() -> Instant) -> Result<(), Fault> {
+        if let Some(left) = self.left.checked_sub(cost) {
+            self.left = left;
+            return Ok(());
+        }
+        let now = now();
+        if now.duration_since(self.since) < WINDOW {
+            return Err(Fault::Broken(Reason::ENHANCE_YOUR_CALM, "too many frames without use"));
+        }
+        *self = Self { left: BUDGET.saturating_sub(cost), since: now };
+        Ok(())
+    }
+
+    /// So many streams were answered.
+    pub(super) fn earn(&mut self, answered: usize) {
+        let earned = u32::try_from(answered).unwrap_or(BUDGET).saturating_mul(EARNED);
+        self.left = self.left.saturating_add(earned).min(BUDGET);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_renewed_by_time_and_by_work() {
+        let start = Instant::now();
+        let mut floods = Floods::new(start);
+        floods.charge_at(BUDGET, || start).expect("within the budget");
+        assert!(floods.charge_at(1, || start + WINDOW / 2).is_err());
+        floods.earn(1);
+        floods.charge_at(EARNED, || start).expect("earned");
+        assert!(floods.charge_at(1, || start + WINDOW / 2).is_err());
+        floods.charge_at(BUDGET, || start + WINDOW).expect("a new window");
+        assert!(floods.charge_at(1, || start + WINDOW).is_err());
+    }
+}
