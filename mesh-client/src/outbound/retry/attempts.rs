@@ -85,7 +85,7 @@ impl Attempts {
         budget: impl FnOnce() -> Option<Option<Permit>>,
         rng: &mut impl FnMut(u32) -> u32,
     ) -> Decision {
-        self.permit = None;
+        let held = self.permit.take();
         let unprocessed = match outcome {
             Outcome::Failure(Failure::NeverSent) => self.transparent < MAX_NEVER_SENT,
             Outcome::Failure(Failure::Refused) => !self.refused,
@@ -100,8 +100,11 @@ impl Attempts {
             }
             self.refused |= matches!(outcome, Outcome::Failure(Failure::Refused));
             self.transparent += 1;
+            // What is sent anew is still the retry that it was.
+            self.permit = held;
             return Decision::RetryNow;
         }
+        drop(held);
         let Some(policy) = policy else { return Decision::Return(Stop::NoPolicy) };
         match self.delay(policy, outcome, situation, rng) {
             Err(stop) => Decision::Return(stop),

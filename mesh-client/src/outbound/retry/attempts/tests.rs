@@ -123,6 +123,8 @@ fn a_retry_holds_its_share_of_the_budget_until_the_next_decision_or_drop() {
     assert_eq!(retry(&mut second, &unavailable()), Decision::Return(Stop::Budget));
     assert_eq!(retry(&mut first, &unavailable()), after(20), "its own share comes back first");
     assert_eq!(budget.in_flight(), 1);
+    assert_eq!(retry(&mut first, &failed(Failure::NeverSent)), Decision::RetryNow);
+    assert_eq!(budget.in_flight(), 1, "what is sent anew is the same retry");
     let success =
         Outcome::Response(Response { status: 200, grpc: None, pushback: Pushback::None, signs: Signs::default() });
     retry(&mut first, &success);
