@@ -1,6 +1,9 @@
 //! A backend that can be slow, fail, crash and come back, and that notes who comes when.
 
-use crate::net::{LATENCY, Net, Pipe};
+use crate::{
+    ledger::Ledger,
+    net::{LATENCY, Net, Pipe},
+};
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -27,6 +30,7 @@ use tokio::{
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     pub(crate) state: Arc<Mutex<State>>,
+    ledger: Arc<Mutex<Ledger>>,
     net: Net,
     task: Option<JoinHandle<()>>,
 }
@@ -39,8 +43,6 @@ pub(crate) struct State {
     /// Of a hundred requests, so many fail.
     pub(crate) failing: u32,
     pub(crate) requests: u32,
-    /// Those of them that say that they were tried before.
-    pub(crate) retries: u32,
     /// Streams that are being answered.
     pub(crate) streams: u32,
     /// Since then its client knows that it is no endpoint any more.
@@ -60,15 +62,16 @@ const ON_ITS_WAY: Duration = LATENCY.saturating_mul(4);
 const BEAT: Duration = Duration::from_millis(200);
 
 impl Backend {
-    pub(crate) fn start(net: &Net, address: SocketAddr) -> Self {
-        let mut this = Self { address, state: Arc::default(), net: net.clone(), task: None };
+    pub(crate) fn start(net: &Net, address: SocketAddr, ledger: &Arc<Mutex<Ledger>>) -> Self {
+        let mut this = Self { address, state: Arc::default(), ledger: ledger.clone(), net: net.clone(), task: None };
         this.restart();
         this
     }
 
     pub(crate) fn restart(&mut self) {
         let pipes = self.net.listen(self.address);
-        self.task = Some(tokio::spawn(serve(pipes, self.state.clone(), self.net.clone(), self.address)));
+        let (state, ledger) = (self.state.clone(), self.ledger.clone());
+        self.task = Some(tokio::spawn(serve(pipes, state, ledger, self.net.clone(), self.address)));
     }
 
     /// `silently`: its clients are not told.
@@ -92,30 +95,45 @@ impl Drop for Backend {
     }
 }
 
-async fn serve(mut pipes: mpsc::UnboundedReceiver<Pipe>, state: Arc<Mutex<State>>, net: Net, address: SocketAddr) {
+async fn serve(
+    mut pipes: mpsc::UnboundedReceiver<Pipe>,
+    state: Arc<Mutex<State>>,
+    ledger: Arc<Mutex<Ledger>>,
+    net: Net,
+    address: SocketAddr,
+) {
     let mut connections = JoinSet::new();
     while let Some(pipe) = pipes.recv().await {
-        let (state, net) = (state.clone(), net.clone());
+        let (state, ledger, net) = (state.clone(), ledger.clone(), net.clone());
         connections.spawn(async move {
-            let service = service_fn(move |request| answer(request, state.clone(), net.clone(), address));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let retried = request.uri().path() == "/unary";
+                let attempt = Ledger::arrived(&ledger, request.headers(), retried);
+                let answer = answer(request, state.clone(), net.clone(), address);
+                async move {
+                    let (response, well) = answer.await;
+                    attempt.answered(well);
+                    Ok::<_, Infallible>(response)
+                }
+            });
             // A connection that breaks is the client's business.
             let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(pipe), service).await;
         });
     }
 }
 
+/// Whether it is a good answer, is said too.
 async fn answer(
     request: Request<Incoming>,
     state: Arc<Mutex<State>>,
     net: Net,
     address: SocketAddr,
-) -> Result<Response<Body>, Infallible> {
+) -> (Response<Body>, bool) {
     let (head, body) = request.into_parts();
     let grpc = head.headers.contains_key("content-type");
     let (delay, fails) = {
         let mut state = state.lock().unwrap();
         state.requests += 1;
-        state.retries += u32::from(is_retry(&head.headers));
         if let Some(gone) = state.gone
             && gone.elapsed() > ON_ITS_WAY
             && net.quiet_since(address, gone)
@@ -126,10 +144,10 @@ async fn answer(
         (state.delay, fastrand::u32(..100) < state.failing)
     };
     // What cannot be read is not answered either.
-    let Ok(body) = body.collect().await else { return Ok(status(503, grpc)) };
+    let Ok(body) = body.collect().await else { return (status(503, grpc), false) };
     tokio::time::sleep(delay).await;
     if fails {
-        return Ok(status(503, grpc));
+        return (status(503, grpc), false);
     }
     let beats = head.headers.get("x-beats").and_then(|beats| beats.to_str().ok()?.parse().ok()).unwrap_or(0);
     let size = body.to_bytes().len();
@@ -153,14 +171,7 @@ async fn answer(
     }
     let name = HeaderValue::from_str(&address.to_string()).unwrap();
     response.headers_mut().insert("x-backend", name);
-    Ok(response)
-}
-
-/// Any attempt but the first says so, as its profile does.
-fn is_retry(headers: &HeaderMap) -> bool {
-    let number = |name| headers.get(name).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-    number("grpc-previous-rpc-attempts").is_some_and(|previous| previous > 0)
-        || number("x-envoy-attempt-count").is_some_and(|count| count > 1)
+    (response, true)
 }
 
 fn status(status: u16, grpc: bool) -> Response<Body> {

@@ -4,7 +4,7 @@
 //! that are slow or fail, endpoints that leave and join, a control plane that is lost. Client, control plane and backends are the real
 //! ones, on one runtime with paused time, over pipes in memory ([`mesh_client::dial`]). In every seed:
 //!
-//! - retries stay within the budget, Envoy's, Linkerd's or gRPC's;
+//! - retries, as they reach the backends, stay within the budget, Envoy's, Linkerd's or gRPC's, and within those of their call;
 //! - no call outlives its timeout;
 //! - an endpoint gets no request once its removal is known, and no stream outlives the drain;
 //! - after the faults every call succeeds, and every endpoint is used;
@@ -17,6 +17,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
 
 mod backend;
+mod ledger;
 mod net;
 mod plan;
 mod resources;

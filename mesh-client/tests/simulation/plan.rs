@@ -183,16 +183,16 @@ impl Budget {
         }
     }
 
-    /// The most retries in all, if that is what it limits.
-    pub(crate) fn in_all(self, calls: u32, elapsed: Duration) -> Option<f64> {
+    /// The most retries in all within this time, if that is what it limits: after so many calls, and attempts that were answered well.
+    pub(crate) fn in_all(self, calls: u32, well: u32, elapsed: Duration) -> Option<f64> {
         match self {
             Self::Percent(..) | Self::Fixed(_) => None,
-            // The reserve of a window, that of one that fades out, and a retry that is paid in part.
+            // The reserve of the windows that lie in it, in part or whole.
             Self::Ratio { ratio, per_second, ttl } => {
-                Some(f64::from(calls) * ratio + f64::from(per_second) * (elapsed + 2 * ttl).as_secs_f64() + 1.0)
+                Some(f64::from(calls) * ratio + f64::from(per_second) * (elapsed + 2 * ttl).as_secs_f64() + 0.001)
             }
-            // Each follows a failure, which costs a token; half of them are never given; a call that ends well gives back.
-            Self::Throttle { tokens, ratio } => Some(f64::from(tokens) / 2.0 + f64::from(calls) * ratio),
+            // Each follows a failure, which costs a token; half of them are never given; what ends well gives back.
+            Self::Throttle { tokens, ratio } => Some(f64::from(tokens) / 2.0 + f64::from(well) * ratio),
         }
     }
 }

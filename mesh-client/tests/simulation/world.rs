@@ -2,6 +2,7 @@
 
 use crate::{
     backend::Backend,
+    ledger::{CALL, Ledger},
     net::{Healing, Net},
     plan::{Balancing, FAULTS, Fault, Plan},
     resources::{self, NAME, TIMEOUT},
@@ -44,16 +45,6 @@ pub(crate) struct Summary {
     pub(crate) retries: u32,
 }
 
-/// What callers count.
-#[derive(Debug, Default)]
-struct Tally {
-    begun: u32,
-    active: u32,
-    peak: u32,
-    failed: u32,
-    wrong: Vec<String>,
-}
-
 /// The xDS server of the network.
 struct ControlPlane {
     net: Net,
@@ -68,7 +59,7 @@ struct World {
     backends: Vec<Backend>,
     /// Whether each is in the assignment.
     members: Vec<bool>,
-    tally: Arc<Mutex<Tally>>,
+    ledger: Arc<Mutex<Ledger>>,
     tasks: JoinSet<()>,
 }
 
@@ -79,11 +70,12 @@ struct World {
 pub(crate) async fn run(seed: u64) -> Result<Summary, String> {
     let plan = Plan::of(seed);
     let net = Net::new(seed);
-    let backends = (0..plan.backends).map(|i| Backend::start(&net, address(i))).collect();
+    let ledger = Ledger::new(plan.budget, plan.retries);
+    let backends = (0..plan.backends).map(|i| Backend::start(&net, address(i), &ledger)).collect();
     let cache = ResourceCache::new();
     let members = vec![true; plan.backends];
     let control = ControlPlane { net: net.clone(), cache, task: None };
-    let mut world = World { plan, net, control, backends, members, tally: Arc::default(), tasks: JoinSet::new() };
+    let mut world = World { plan, net, control, backends, members, ledger, tasks: JoinSet::new() };
     world.control.cache.set(resources::all(&world.plan, &world.assignment()));
     world.control.restart();
 
@@ -106,19 +98,17 @@ pub(crate) async fn run(seed: u64) -> Result<Summary, String> {
     channel.ready(Duration::from_secs(5)).await.map_err(|error| format!("never ready: {error}"))?;
 
     let begun = Instant::now();
-    let calling = tokio::spawn(callers(channel.clone(), world.grpc(), world.tally.clone(), world.plan.pace));
-    let watch = tokio::spawn(watch_budget(channel.clone(), world.tally.clone(), world.plan.budget));
+    let calling = tokio::spawn(callers(channel.clone(), world.grpc(), world.ledger.clone(), world.plan.pace));
+    let watch = tokio::spawn(watch_budget(channel.clone(), world.ledger.clone(), world.plan.budget));
     world.suffer(begun).await;
     world.heal();
     calling.abort();
-    let calling = tokio::spawn(callers(channel.clone(), world.grpc(), world.tally.clone(), SETTLING_PACE));
+    let calling = tokio::spawn(callers(channel.clone(), world.grpc(), world.ledger.clone(), SETTLING_PACE));
     sleep(SETTLING).await;
     calling.abort();
-    timeout(2 * TIMEOUT + GRACE, idle(&world.tally)).await.map_err(|_| "calls never end".to_owned())?;
-    let elapsed = begun.elapsed();
+    timeout(2 * TIMEOUT + GRACE, idle(&world.ledger)).await.map_err(|_| "calls never end".to_owned())?;
     watch.abort();
     world.last_calls(&mesh, &channel).await?;
-    world.check_retries(elapsed)?;
     until("all counts are zero", || channel.load().is_idle())
         .await
         .map_err(|error| format!("{error}: {:?}", channel.load()))?;
@@ -159,8 +149,8 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<(), String
     Err(format!("never so: {what}"))
 }
 
-async fn idle(tally: &Mutex<Tally>) {
-    while tally.lock().unwrap().active > 0 {
+async fn idle(ledger: &Mutex<Ledger>) {
+    while ledger.lock().unwrap().active > 0 {
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -267,8 +257,7 @@ impl World {
     async fn last_calls(&self, mesh: &Mesh, channel: &MeshChannel) -> Result<(), String> {
         let before: Vec<u32> = self.backends.iter().map(|backend| backend.state.lock().unwrap().requests).collect();
         for number in 0..LAST_CALLS {
-            self.tally.lock().unwrap().begun += 1;
-            call(channel, self.grpc(), Kind::Unary)
+            call(channel, &self.ledger, self.grpc(), Kind::Unary)
                 .await
                 .map_err(|error| format!("call {number} after all healed: {error}"))?;
         }
@@ -288,26 +277,12 @@ impl World {
         Ok(())
     }
 
-    fn retries(&self) -> u32 {
-        self.backends.iter().map(|backend| backend.state.lock().unwrap().retries).sum()
-    }
-
-    fn check_retries(&self, elapsed: Duration) -> Result<(), String> {
-        let (calls, retries) = (self.tally.lock().unwrap().begun, self.retries());
-        match self.plan.budget.in_all(calls, elapsed) {
-            Some(limit) if f64::from(retries) > limit => {
-                Err(format!("{retries} retries of {calls} calls, and the budget allows {limit}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn verdict(self) -> Result<Summary, String> {
         let states = self.backends.iter().flat_map(|b| std::mem::take(&mut b.state.lock().unwrap().wrong));
-        let tally = self.tally.lock().unwrap();
-        match states.chain(tally.wrong.iter().cloned()).next() {
+        let ledger = self.ledger.lock().unwrap();
+        match states.chain(ledger.wrong.iter().cloned()).next() {
             Some(wrong) => Err(wrong),
-            None => Ok(Summary { calls: tally.begun, failed: tally.failed, retries: self.retries() }),
+            None => Ok(Summary { calls: ledger.begun, failed: ledger.failed, retries: ledger.retries }),
         }
     }
 }
@@ -320,7 +295,8 @@ enum Kind {
     Stream(u32),
 }
 
-async fn call(channel: &MeshChannel, grpc: bool, kind: Kind) -> Result<(), String> {
+async fn call(channel: &MeshChannel, ledger: &Arc<Mutex<Ledger>>, grpc: bool, kind: Kind) -> Result<(), String> {
+    let underway = Ledger::begin(ledger);
     let path = match kind {
         Kind::Unary => "/unary",
         Kind::Stream(_) => "/stream",
@@ -328,6 +304,7 @@ async fn call(channel: &MeshChannel, grpc: bool, kind: Kind) -> Result<(), Strin
     let body = Bytes::from(vec![b'x'; fastrand::usize(..2_000)]);
     let mut request = Request::post(format!("http://{NAME}{path}"))
         .header("x-key", fastrand::u32(..).to_string())
+        .header(CALL, underway.number)
         .body(Full::new(body))
         .expect("a request");
     if grpc {
@@ -350,52 +327,42 @@ async fn call(channel: &MeshChannel, grpc: bool, kind: Kind) -> Result<(), Strin
 }
 
 /// Calls, and calls.
-async fn callers(channel: MeshChannel, grpc: bool, tally: Arc<Mutex<Tally>>, pace: Duration) {
+async fn callers(channel: MeshChannel, grpc: bool, ledger: Arc<Mutex<Ledger>>, pace: Duration) {
     loop {
         sleep(pace.mul_f64(2.0 * fastrand::f64())).await;
-        let (channel, tally) = (channel.clone(), tally.clone());
+        let (channel, ledger) = (channel.clone(), ledger.clone());
         tokio::spawn(async move {
-            {
-                let mut tally = tally.lock().unwrap();
-                tally.begun += 1;
-                tally.active += 1;
-                tally.peak = tally.peak.max(tally.active);
-            }
+            let call = |kind| call(&channel, &ledger, grpc, kind);
             let (failed, wrong) = match fastrand::u32(..10) {
                 // Patience ends some time.
-                0 => {
-                    (timeout(2 * TIMEOUT, call(&channel, grpc, Kind::Stream(fastrand::u32(..20)))).await.is_err(), None)
+                0 => (timeout(2 * TIMEOUT, call(Kind::Stream(fastrand::u32(..20)))).await.is_err(), None),
+                1 => {
+                    let patience = Duration::from_millis(fastrand::u64(..500));
+                    (timeout(patience, call(Kind::Unary)).await.is_err(), None)
                 }
-                1 => (
-                    timeout(Duration::from_millis(fastrand::u64(..500)), call(&channel, grpc, Kind::Unary))
-                        .await
-                        .is_err(),
-                    None,
-                ),
-                _ => match timeout(TIMEOUT + GRACE, call(&channel, grpc, Kind::Unary)).await {
+                _ => match timeout(TIMEOUT + GRACE, call(Kind::Unary)).await {
                     Ok(result) => (result.is_err(), None),
                     Err(_) => (true, Some(format!("a call did not end within {TIMEOUT:?}"))),
                 },
             };
-            let mut tally = tally.lock().unwrap();
-            tally.active -= 1;
-            tally.failed += u32::from(failed);
-            tally.wrong.extend(wrong);
+            let mut ledger = ledger.lock().unwrap();
+            ledger.failed += u32::from(failed);
+            ledger.wrong.extend(wrong);
         });
     }
 }
 
 /// Never more retries in flight than the budget allows.
-async fn watch_budget(channel: MeshChannel, tally: Arc<Mutex<Tally>>, budget: crate::plan::Budget) {
+async fn watch_budget(channel: MeshChannel, ledger: Arc<Mutex<Ledger>>, budget: crate::plan::Budget) {
     loop {
         sleep(Duration::from_millis(23)).await;
         let retries = channel.load().retries;
-        let mut tally = tally.lock().unwrap();
-        if let Some(limit) = budget.at_once(tally.peak)
+        let mut ledger = ledger.lock().unwrap();
+        if let Some(limit) = budget.at_once(ledger.peak)
             && retries > limit
         {
-            let line = format!("{retries} retries at once, and the budget allows {limit} of {} calls", tally.peak);
-            tally.wrong.push(line);
+            let line = format!("{retries} retries at once, and the budget allows {limit} of {} calls", ledger.peak);
+            ledger.wrong.push(line);
         }
     }
 }
