@@ -110,3 +110,122 @@ proptest! {
         }
     }
 }
+
+/// What one thread does: a call that begins, an attempt that ends (badly or not), a retry that is wanted, one that is over.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Begins,
+    Ends { failed: bool },
+    Wants,
+    GivesBack,
+}
+
+fn threads() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    let step = prop_oneof![
+        2 => Just(Step::Begins),
+        2 => any::<bool>().prop_map(|failed| Step::Ends { failed }),
+        4 => Just(Step::Wants),
+        2 => Just(Step::GivesBack),
+    ];
+    proptest::collection::vec(proptest::collection::vec(step, 0..60), 2..6)
+}
+
+/// What threads that play at the same time have seen.
+#[derive(Default)]
+struct Seen {
+    begun: AtomicU32,
+    succeeded: AtomicU32,
+    failed: AtomicU32,
+    retries: AtomicU32,
+    held: AtomicU32,
+    /// The most that were held at once.
+    peak: AtomicU32,
+}
+
+/// Plays all threads at once. What speaks for a retry is noted before the budget hears of it, and what speaks against one after it: what
+/// is noted allows what was given. `check` gets the failures that were noted when a retry was asked for.
+fn play(budget: &Arc<RetryBudget>, active: u32, threads: &[Vec<Step>], check: impl Fn(&Seen, u32) + Sync) -> Seen {
+    let (seen, check) = (Seen::default(), &check);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let begin = std::sync::Barrier::new(threads.len());
+    std::thread::scope(|scope| {
+        for steps in threads {
+            let (seen, begin, handle) = (&seen, &begin, runtime.handle());
+            scope.spawn(move || {
+                let _inside = handle.enter();
+                let mut held = Vec::new();
+                begin.wait();
+                for step in steps {
+                    match step {
+                        Step::Begins => {
+                            seen.begun.fetch_add(1, SeqCst);
+                            budget.call_begins();
+                        }
+                        Step::Ends { failed: true } => {
+                            budget.attempt_ended(true);
+                            seen.failed.fetch_add(1, SeqCst);
+                        }
+                        Step::Ends { failed: false } => {
+                            seen.succeeded.fetch_add(1, SeqCst);
+                            budget.attempt_ended(false);
+                        }
+                        Step::Wants => {
+                            let failed = seen.failed.load(SeqCst);
+                            let Some(permit) = budget.try_acquire(active) else { continue };
+                            held.push(permit);
+                            seen.retries.fetch_add(1, SeqCst);
+                            seen.peak.fetch_max(seen.held.fetch_add(1, SeqCst) + 1, SeqCst);
+                            check(seen, failed);
+                        }
+                        Step::GivesBack => {
+                            if let Some(permit) = held.pop() {
+                                seen.held.fetch_sub(1, SeqCst);
+                                drop(permit);
+                            }
+                        }
+                    }
+                }
+                seen.held.fetch_sub(u32::try_from(held.len()).unwrap(), SeqCst);
+            });
+        }
+    });
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_threads_hold_more_than_a_share(percent in 0.0..100.0f64, min in 0..4u32, active in 0..40u32, threads in threads()) {
+        let budget = Arc::new(RetryBudget::percent(percent, min));
+        let limit = Limit::percent(percent, min).max(active);
+        let seen = play(&budget, active, &threads, |_, _| {});
+        prop_assert!(seen.peak.load(SeqCst) <= limit, "{} of {limit}", seen.peak.load(SeqCst));
+        prop_assert_eq!(budget.in_flight(), 0);
+        prop_assert_eq!(take(&budget, active).len(), limit as usize, "all came back");
+    }
+
+    #[test]
+    fn no_threads_take_more_than_calls_paid_for(hundredths in 0..150u32, min in 0..2u32, threads in threads()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let inside = runtime.enter();
+        // One window is longer than the test.
+        let budget = Arc::new(RetryBudget::ratio(f64::from(hundredths) / 100.0, min, Duration::from_secs(30)));
+        drop(inside);
+        play(&budget, 0, &threads, |seen, _| {
+            let (retries, begun) = (seen.retries.load(SeqCst), seen.begun.load(SeqCst));
+            assert!(retries * 100 <= begun * hundredths + min * 3000, "{retries} retries of {begun} calls");
+        });
+    }
+
+    #[test]
+    fn no_threads_retry_while_too_much_fails(tokens in 1..12u32, thousandths in 0..1_500u32, threads in threads()) {
+        let budget = Arc::new(RetryBudget::throttle(tokens, f64::from(thousandths) / 1000.0));
+        play(&budget, 0, &threads, |seen, failed| {
+            // At most: as if all failures had come first.
+            let succeeded = seen.succeeded.load(SeqCst);
+            let count = tokens.saturating_sub(failed) * 1000 + succeeded * thousandths;
+            assert!(count * 2 > tokens * 1000, "{failed} failures, {succeeded} successes");
+        });
+    }
+}
