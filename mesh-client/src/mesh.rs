@@ -78,6 +78,7 @@ pub struct MeshBuilder {
     observers: Observers,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     keepalive: Option<Keepalive>,
+    user_timeout: Option<Duration>,
     drain_timeout: Duration,
     dial: Option<DialRef>,
     extensions: Extensions,
@@ -394,6 +395,15 @@ impl MeshBuilder {
         self
     }
 
+    /// How long what was sent to an endpoint may stay unacknowledged, or unsent before a peer that does not read, until the system gives
+    /// the connection up (`TCP_USER_TIMEOUT`, RFC 5482; Linux and Android), over HTTP/1.1 and HTTP/2. Default: the timeout of the PINGs over
+    /// HTTP/2 (gRFC A18), and the system's own over HTTP/1.1, which is a quarter of an hour.
+    #[must_use]
+    pub fn tcp_user_timeout(mut self, timeout: Duration) -> Self {
+        self.user_timeout = Some(timeout);
+        self
+    }
+
     /// How long requests to an endpoint that was removed, or is unhealthy, may go on; then they are cut. Default 10 min.
     /// [`Duration::MAX`]: for ever.
     #[must_use]
@@ -474,6 +484,7 @@ impl MeshBuilder {
             upstreams: Arc::new(Upstreams::new(
                 identities,
                 self.keepalive,
+                self.user_timeout,
                 self.drain_timeout,
                 self.dial,
                 balancing,
@@ -507,6 +518,7 @@ impl Default for MeshBuilder {
             observers: Observers::default(),
             crypto: None,
             keepalive: Some(Keepalive::default()),
+            user_timeout: None,
             drain_timeout: DRAIN_TIMEOUT,
             dial: None,
             extensions: Extensions::default(),

@@ -53,6 +53,8 @@ struct Shared {
     runtime: tokio::runtime::Handle,
     handshakes: Arc<Semaphore>,
     keepalive: Option<Keepalive>,
+    /// Of every socket, where the mesh says it.
+    user_timeout: Option<Duration>,
     drain_timeout: Duration,
     dial: Option<DialRef>,
 }
@@ -64,13 +66,14 @@ impl Upstreams {
     pub(crate) fn new(
         identities: Arc<Identities>,
         keepalive: Option<Keepalive>,
+        user_timeout: Option<Duration>,
         drain_timeout: Duration,
         dial: Option<DialRef>,
         balancing: Balancing,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let shared = Arc::new(Shared { runtime, handshakes, keepalive, drain_timeout, dial });
+        let shared = Arc::new(Shared { runtime, handshakes, keepalive, user_timeout, drain_timeout, dial });
         let (clusters, balancing) = (Mutex::default(), Arc::new(balancing));
         Self { clusters, identities, shared, balancing, filters: Filters::default() }
     }
@@ -157,11 +160,12 @@ fn connector(
             Err(error) => Security::Broken(error.into()),
         },
     };
-    let settings = ConnectorSettings {
+    let mut settings = ConnectorSettings {
         dial: shared.dial.clone(),
         numbers,
         ..ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout)
     };
+    settings.tcp.user_timeout = shared.user_timeout.or(settings.tcp.user_timeout);
     Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())
 }
 

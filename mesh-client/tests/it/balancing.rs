@@ -1,6 +1,8 @@
 //! Who gets the requests: localities by weight, and endpoints that fail far more often than the others not at all.
 
-use crate::support::{CLUSTER, World, assignment, edit_cluster, greeter, hello, mesh_on, routes, service, to, until};
+use crate::support::{
+    CLUSTER, TARGET, World, assignment, echo::Way, edit_cluster, greeter, mesh_on, routes, service, to, until,
+};
 use envoy_types::{
     pb::{
         envoy::config::{
@@ -13,7 +15,7 @@ use envoy_types::{
 };
 use examples::backend::Backend;
 use futures::{StreamExt, future::join_all, stream};
-use mesh_client::MeshChannel;
+use mesh_client::Mesh;
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use std::collections::BTreeMap;
@@ -29,9 +31,9 @@ fn over(backends: &[Backend]) -> String {
     service(&endpoints) + &routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")))
 }
 
-/// Who answered `calls` calls, by name; calls that failed are not in it.
-async fn spread(channel: &MeshChannel, calls: usize) -> BTreeMap<String, u32> {
-    let replies = stream::iter(0..calls).map(|_| hello(channel)).buffer_unordered(8);
+/// Who answered `calls` calls, by name, either way by turns; calls that failed are not in it.
+async fn spread(mesh: &Mesh, calls: usize) -> BTreeMap<String, u32> {
+    let replies = stream::iter(0..calls).map(|call| Way::BOTH[call % 2].hello(mesh)).buffer_unordered(8);
     replies
         .filter_map(|reply| async move { reply.ok().map(|reply| reply.backend) })
         .fold(BTreeMap::new(), |mut seen, backend| async move {
@@ -57,9 +59,10 @@ async fn localities_get_requests_by_their_weight() {
         cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
     };
     serve([3, 1]);
-    let channel = mesh_on(&cp).await.channel(crate::support::TARGET).unwrap();
-    until("all are connected", async || spread(&channel, 32).await.len() == 3).await;
-    let seen = spread(&channel, 800).await;
+    let mesh = mesh_on(&cp).await;
+    let _channel = mesh.channel(TARGET).unwrap();
+    until("all are connected", async || spread(&mesh, 32).await.len() == 3).await;
+    let seen = spread(&mesh, 800).await;
     // Six standard deviations, if it were a draw.
     assert!((526..=674).contains(&seen["near"]), "{seen:?}");
     let apart = seen["far-1"].abs_diff(seen["far-2"]);
@@ -67,11 +70,11 @@ async fn localities_get_requests_by_their_weight() {
 
     serve([1, 9]);
     until("the new weights hold", async || {
-        let seen = spread(&channel, 100).await;
+        let seen = spread(&mesh, 100).await;
         seen.get("near").is_none_or(|near| *near < 30)
     })
     .await;
-    let seen = spread(&channel, 800).await;
+    let seen = spread(&mesh, 800).await;
     assert!((29..=131).contains(seen.get("near").unwrap_or(&0)), "{seen:?}");
 }
 
@@ -103,12 +106,12 @@ async fn an_endpoint_whose_success_rate_is_far_below_the_others_is_ejected() {
     }
     backends[4].state().set_fail_rate(0.95);
     until("the bad endpoint is ejected", async || {
-        spread(&world.channel, 50).await;
+        spread(&world.mesh, 50).await;
         world.explain().contains("ejected for")
     })
     .await;
     let before = backends[4].state().calls();
-    let seen = spread(&world.channel, 100).await;
+    let seen = spread(&world.mesh, 100).await;
     assert_eq!((seen.get("bad"), backends[4].state().calls()), (None, before), "{seen:?}");
     assert_eq!(seen.len(), 4, "all others serve: {seen:?}");
 }

@@ -4,8 +4,9 @@
 #![allow(deprecated, reason = "control planes still send the deprecated fields")]
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, assignment, edit_cluster, http_backend, routes,
-    rule, service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, assignment,
+    echo::{Way, get},
+    edit_cluster, http_backend, routes, rule, service, to, until,
 };
 use bytes::Bytes;
 use envoy_types::{
@@ -131,6 +132,24 @@ async fn tcp_keepalive_probes_the_peer() {
         let world = World::new(&served(&[backend.addr()], protocol, pool)).await;
         fetch(&world.mesh).await.unwrap();
         until("the kernel's timer runs", async || crate::connections::probed_by_tcp(backend.addr().port())).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_given_up_after_the_tcp_user_timeout() {
+    // It accepts, and reads nothing: the window closes, and what is left of a body cannot be sent.
+    let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let cp = ControlPlane::builder().yaml(served(&[deaf.local_addr().unwrap()], "HTTP", "{}")).start().await.unwrap();
+    let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap();
+    let mesh = builder.tcp_user_timeout(Duration::from_millis(300)).build().await.unwrap();
+    let _channel = mesh.channel(TARGET).unwrap();
+    for way in Way::BOTH {
+        let body = Full::from(vec![0; 64 << 20]);
+        let error = way.send_body(&mesh, get("/x").method("POST"), body).await.unwrap_err();
+        let causes = std::iter::successors(Some(&*error as &dyn std::error::Error), |error| error.source());
+        let told = causes.map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        assert_says(&told, &["timed out", &deaf.local_addr().unwrap().to_string()]);
     }
 }
 

@@ -11,6 +11,6 @@ fn docs_features_name_real_tests() {
     for (file, test) in names {
         let path = root.join(format!("{file}.rs"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(text.contains(&format!("fn {test}()")), "{file}.rs has no test {test}");
+        assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
     }
 }

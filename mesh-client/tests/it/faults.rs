@@ -1,10 +1,10 @@
 //! Endpoints that misbehave: refused connections, black holes, cut responses, GOAWAY and REFUSED_STREAM storms.
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, greeter, hello, hello_with, mesh_on, plain_mesh,
-    prompt_hello, routes, service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, echo::Way, greeter, hello, hello_with, mesh_on,
+    plain_mesh, prompt_hello, routes, service, to, until,
 };
-use examples::greeter::{HelloRequest, greeter_client::GreeterClient};
+use examples::greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient};
 use futures::{StreamExt, stream};
 use h2::Reason;
 use mesh_client::{Keepalive, Mesh, MeshChannel};
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::Notify};
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// A retry policy for what fails without a response.
 fn retried(conditions: &str) -> String {
@@ -33,15 +33,24 @@ async fn plain_channel(addresses: &[std::net::SocketAddr]) -> MeshChannel {
     plain_mesh().await.fixed_channel(addresses).unwrap()
 }
 
-/// Calls with their number in the metadata, `concurrency` at a time; all must succeed.
-async fn storm(channel: &MeshChannel, calls: usize, concurrency: usize) {
+/// Calls with their number in the metadata, `concurrency` at a time, by turns either way, without a retry policy; all must succeed.
+async fn storm(server: &H2Server, calls: usize, concurrency: usize) {
+    let once = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
+    let world = &World::new(&(service(&[("one", server.addr())]) + &once)).await;
     let all = stream::iter(0..calls).map(|n| async move {
-        let call = hello_with(channel, |r| drop(r.metadata_mut().insert("x-call", n.to_string().parse().unwrap())));
+        let call = Way::BOTH[n % 2]
+            .hello_with(&world.mesh, |r| drop(r.metadata_mut().insert("x-call", n.to_string().parse().unwrap())));
         call.await.unwrap_or_else(|status| panic!("call {n}: {status}"));
     });
     let all = all.buffer_unordered(concurrency).collect::<Vec<_>>();
     tokio::time::timeout(GUARD, all).await.expect("a call hangs");
-    assert!(channel.load().is_idle(), "{:?}", channel.load());
+    assert!(world.channel.load().is_idle(), "{:?}", world.channel.load());
+}
+
+/// How a call with an hour's deadline ends, which is far sooner.
+async fn prompt(way: Way, mesh: &Mesh) -> Result<HelloReply, Status> {
+    let call = way.hello_with(mesh, |r| r.set_timeout(HOUR));
+    tokio::time::timeout(GUARD, call).await.expect("did not end promptly")
 }
 
 #[tokio::test]
@@ -50,9 +59,11 @@ async fn endpoints_that_refuse_connections_fail_calls_at_once() {
     one.kill().await;
     two.kill().await;
     let world = World::new(&service(&[("one", one.addr()), ("two", two.addr())])).await;
-    let status = prompt_hello(&world.channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[TARGET, CLUSTER, "127.0.0.1:", "refused"]);
+    for way in Way::BOTH {
+        let status = prompt(way, &world.mesh).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[TARGET, CLUSTER, "127.0.0.1:", "refused"]);
+    }
     assert!(world.channel.load().is_idle());
     one.restart().await.unwrap();
     until("the endpoint that came back serves", async || hello(&world.channel).await.is_ok()).await;
@@ -82,9 +93,11 @@ async fn a_black_hole_is_given_up_after_the_connect_timeout() {
     let addr = hole.local_addr().unwrap();
     let rule = crate::support::rule("{connectionPool: {tcp: {connectTimeout: 50ms}}}", &[]);
     let world = World::new(&(service(&[("hole", addr)]) + &rule)).await;
-    let status = prompt_hello(&world.channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[CLUSTER, &addr.to_string(), "HTTP handshake took longer than 50ms"]);
+    for way in Way::BOTH {
+        let status = prompt(way, &world.mesh).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[CLUSTER, &addr.to_string(), "HTTP handshake took longer than 50ms"]);
+    }
 }
 
 #[tokio::test]
@@ -100,12 +113,13 @@ async fn keepalive_notices_a_peer_that_went_silent() {
     assert_says(status.message(), &["keepalive PING", &silent.addr().to_string()]);
     assert!(channel.load().is_idle());
 
-    let yaml = service(&[("silent", silent.addr()), ("good", good.addr())]) + &retried("unavailable");
+    let yaml = service(&[("silent", silent.addr()), ("good", good.addr())]) + &retried("unavailable,reset");
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().keepalive(Some(keepalive));
-    let channel = builder.build().await.unwrap().channel(TARGET).unwrap();
-    for _ in 0..4 {
-        assert_eq!(prompt_hello(&channel).await.unwrap().backend, "good");
+    let mesh = builder.build().await.unwrap();
+    let _channel = mesh.channel(TARGET).unwrap();
+    for call in 0..8 {
+        assert_eq!(prompt(Way::BOTH[call % 2], &mesh).await.unwrap().backend, "good");
     }
 }
 
@@ -180,7 +194,7 @@ async fn a_goaway_storm_fails_no_call() {
         if number % 3 == 2 { Then::GoAway } else { Then::GoOn }
     })
     .await;
-    storm(&plain_channel(&[server.addr()]).await, 300, 8).await;
+    storm(&server, 300, 8).await;
     assert!(connections.load(Ordering::Relaxed) >= 10, "{connections:?}");
 }
 
@@ -197,7 +211,7 @@ async fn refused_streams_are_sent_again_without_a_policy() {
         Then::GoOn
     })
     .await;
-    storm(&plain_channel(&[server.addr()]).await, 200, 8).await;
+    storm(&server, 200, 8).await;
 }
 
 #[tokio::test]
@@ -220,26 +234,24 @@ async fn a_server_that_refuses_every_stream_is_named() {
 
 #[tokio::test]
 async fn a_connection_cut_before_the_response_is_retried_by_policy_only() {
-    let server = H2Server::start(|served| {
-        if served.connection == 0 {
-            return Then::Cut;
+    for way in Way::BOTH {
+        // `unavailable` is what gRPC calls it, `reset` what Envoy does.
+        for (conditions, succeeds) in [("unavailable,reset", true), ("internal", false)] {
+            let server = H2Server::start(|served| {
+                if served.connection == 0 {
+                    return Then::Cut;
+                }
+                served.ok();
+                Then::GoOn
+            })
+            .await;
+            let world = World::new(&(service(&[("one", server.addr())]) + &retried(conditions))).await;
+            match prompt(way, &world.mesh).await {
+                Ok(_) => assert!(succeeds, "{way:?}"),
+                Err(status) => assert_eq!((status.code(), succeeds), (Code::Unavailable, false), "{way:?}: {status}"),
+            }
         }
-        served.ok();
-        Then::GoOn
-    })
-    .await;
-    let status = prompt_hello(&plain_channel(&[server.addr()]).await).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    let server = H2Server::start(|served| {
-        if served.connection == 0 {
-            return Then::Cut;
-        }
-        served.ok();
-        Then::GoOn
-    })
-    .await;
-    let world = World::new(&(service(&[("one", server.addr())]) + &retried("unavailable"))).await;
-    prompt_hello(&world.channel).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -248,20 +260,24 @@ async fn a_body_over_the_replay_cap_goes_on_and_is_not_retried() {
     let yaml = service(&[("one", backend.addr())]) + &retried("unavailable");
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().max_replay_bytes(1024);
-    let channel = builder.build().await.unwrap().channel(TARGET).unwrap();
-    let call = async |length: usize| {
-        let before = backend.state().calls();
-        let request = HelloRequest { name: "x".repeat(length), count: 0 };
-        let result = GreeterClient::new(channel.clone()).say_hello(request).await;
-        (result.map(|r| r.into_inner().message.len()), backend.state().calls() - before)
-    };
-    assert_eq!(call(100_000).await.0.unwrap(), 100_006, "a large body passes");
-    backend.state().set_unavailable(true);
-    let (small, attempts) = call(512).await;
-    assert_eq!((small.unwrap_err().code(), attempts), (Code::Unavailable, 4));
-    let (large, attempts) = call(4096).await;
-    assert_eq!((large.unwrap_err().code(), attempts), (Code::Unavailable, 1));
-    assert!(channel.load().is_idle());
+    let mesh = builder.build().await.unwrap();
+    let channel = mesh.channel(TARGET).unwrap();
+    for way in Way::BOTH {
+        backend.state().set_unavailable(false);
+        let call = async |length: usize| {
+            let before = backend.state().calls();
+            let request = HelloRequest { name: "x".repeat(length), count: 0 };
+            let result = way.client(&mesh).say_hello(request).await;
+            (result.map(|r| r.into_inner().message.len()), backend.state().calls() - before)
+        };
+        assert_eq!(call(100_000).await.0.unwrap(), 100_006, "a large body passes");
+        backend.state().set_unavailable(true);
+        let (small, attempts) = call(512).await;
+        assert_eq!((small.unwrap_err().code(), attempts), (Code::Unavailable, 4));
+        let (large, attempts) = call(4096).await;
+        assert_eq!((large.unwrap_err().code(), attempts), (Code::Unavailable, 1));
+        assert!(channel.load().is_idle());
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Active health checks: an endpoint that fails them gets no requests, and comes back.
 
 use crate::support::{
-    ANY, CLUSTER, World, assert_says, assignment, edit_cluster, greeter, hello, http_backend, routes, service, to,
-    until,
+    ANY, CLUSTER, World, assert_says, assignment, echo::Way, edit_cluster, greeter, hello, http_backend, routes,
+    service, to, until,
 };
 use bytes::Bytes;
 use envoy_types::{
@@ -167,15 +167,14 @@ pub(crate) fn placed(endpoints: &[SocketAddr], at: &[Option<SocketAddr>]) -> Clu
     assignment
 }
 
-/// Who answers, of 20 calls.
+/// Who answers, of 20 calls each way.
 async fn answering(world: &World) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for _ in 0..20 {
-        names.push(hello(&world.channel).await.unwrap().backend);
+    let [channel, layer] = Way::BOTH.map(|way| way.calls(&world.mesh, 20));
+    let (channel, layer) = (channel.await, layer.await);
+    match channel.keys().eq(layer.keys()) {
+        true => channel.into_keys().collect(),
+        false => vec![format!("the ways differ: {channel:?}, {layer:?}")],
     }
-    names.sort();
-    names.dedup();
-    names
 }
 
 /// Two greeters; the second is checked at the clinic.

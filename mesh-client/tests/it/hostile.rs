@@ -1,17 +1,14 @@
 //! Upstreams that mean harm: calls fail in time, with a cause, and memory stays flat.
 
 use crate::support::{
-    GUARD, HOUR, assert_says,
+    GUARD, HOUR, World, assert_says,
     echo::Way,
-    hello, hello_with, mesh_on, prompt_hello,
     raw_h2::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS,
         RST_STREAM, RawH2, SETTINGS, field, frame, grpc_head,
     },
-    service, until,
+    routes, service, to, until,
 };
-use mesh_client::{Mesh, MeshChannel};
-use mesh_control::ControlPlane;
 use std::{
     sync::{
         Arc,
@@ -26,7 +23,7 @@ use tonic::{Code, Status};
 /// were kept.
 const GROWTH: usize = 96 << 20;
 /// What a flood comes to, in bytes on the wire, unless it is ended.
-const FLOOD: usize = 32 << 20;
+pub(crate) const FLOOD: usize = 32 << 20;
 
 /// Bytes of memory in use.
 fn resident() -> usize {
@@ -36,30 +33,37 @@ fn resident() -> usize {
 }
 
 /// Memory has not grown.
-struct Flat(usize);
+pub(crate) struct Flat(usize);
 
 impl Flat {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self(resident())
     }
 
     #[track_caller]
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let growth = resident().saturating_sub(self.0);
         assert!(growth < GROWTH, "{} MiB more", growth >> 20);
     }
 }
 
-async fn channel(server: &RawH2) -> MeshChannel {
-    Mesh::builder().build().await.unwrap().fixed_channel(&[server.addr()]).unwrap()
+/// The greeter on this server, without retries.
+async fn world(server: &RawH2) -> World {
+    let once = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
+    World::new(&(service(&[("v1", server.addr())]) + &once)).await
+}
+
+/// A call with a deadline, which must fail within the time.
+async fn fails_within(world: &World, way: Way, limit: Duration) -> Status {
+    let call = way.hello_with(&world.mesh, |r| r.set_timeout(limit));
+    let status = tokio::time::timeout(GUARD, call).await.expect("it does not end").unwrap_err();
+    until("all is given back", async || world.channel.load().is_idle()).await;
+    status
 }
 
 /// A call with a short deadline, which is to hold.
-async fn fails(channel: &MeshChannel) -> Status {
-    let call = hello_with(channel, |r| r.set_timeout(Duration::from_millis(500)));
-    let status = tokio::time::timeout(GUARD, call).await.expect("the deadline does not hold").unwrap_err();
-    until("all is given back", async || channel.load().is_idle()).await;
-    status
+async fn fails(world: &World, way: Way) -> Status {
+    fails_within(world, way, Duration::from_millis(500)).await
 }
 
 /// Answers a request with these bytes, and then with more and more of the others, until the client ends it. How many it wrote, is
@@ -90,10 +94,12 @@ async fn flooding(begin: fn(u32) -> Vec<u8>, more: fn(u32) -> Vec<u8>) -> (RawH2
 /// A flood that holds a call to its deadline only.
 async fn is_held_to_its_deadline(begin: fn(u32) -> Vec<u8>, more: fn(u32) -> Vec<u8>) {
     let flat = Flat::begin();
-    let (server, _) = flooding(begin, more).await;
-    let status = fails(&channel(&server).await).await;
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
-    assert_says(status.message(), &[&server.addr().to_string()]);
+    for way in Way::BOTH {
+        let (server, _) = flooding(begin, more).await;
+        let status = fails(&world(&server).await, way).await;
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{status}");
+        assert_says(status.message(), &[&server.addr().to_string()]);
+    }
     flat.check();
 }
 
@@ -110,14 +116,14 @@ async fn a_loop_of_resets_and_goaways_fails_each_call_and_keeps_nothing() {
         peer.silence().await
     })
     .await;
-    let channel = channel(&server).await;
-    for _ in 0..200 {
-        let status = prompt_hello(&channel).await.unwrap_err();
+    let world = world(&server).await;
+    for call in 0..200 {
+        let status = fails_within(&world, Way::BOTH[call % 2], HOUR).await;
         assert!(matches!(status.code(), Code::Cancelled | Code::Unavailable), "{status}");
         assert_says(status.message(), &[&server.addr().to_string()]);
     }
     assert!(server.accepted() >= 200, "each connection serves one call");
-    until("no connection is left", async || channel.load().connections == 0).await;
+    until("no connection is left", async || world.channel.load().connections == 0).await;
     flat.check();
 }
 
@@ -125,10 +131,13 @@ async fn a_loop_of_resets_and_goaways_fails_each_call_and_keeps_nothing() {
 async fn a_flood_of_continuations_ends_the_connection() {
     let flat = Flat::begin();
     let head = |stream| frame(HEADERS, 0, stream, &grpc_head());
-    let (server, written) = flooding(head, |stream| frame(CONTINUATION, 0, stream, &field("x-more", "of this"))).await;
-    let status = prompt_hello(&channel(&server).await).await.unwrap_err();
-    assert_says(status.message(), &[&server.addr().to_string()]);
-    assert!(written.load(SeqCst) < FLOOD, "all of it was taken");
+    for way in Way::BOTH {
+        let more = |stream| frame(CONTINUATION, 0, stream, &field("x-more", "of this"));
+        let (server, written) = flooding(head, more).await;
+        let status = fails_within(&world(&server).await, way, HOUR).await;
+        assert_says(status.message(), &[&server.addr().to_string()]);
+        assert!(written.load(SeqCst) < FLOOD, "all of it was taken");
+    }
     flat.check();
 }
 
@@ -156,39 +165,41 @@ async fn endless_settings_hold_a_call_to_its_deadline_only() {
 #[tokio::test]
 async fn a_server_that_allows_no_streams_holds_calls_to_their_deadline_until_it_does() {
     let flat = Flat::begin();
-    let go = Arc::new(Semaphore::new(0));
-    let gate = go.clone();
-    let server = RawH2::start(move |mut peer| {
-        let gate = gate.clone();
-        async move {
-            peer.greet(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
-            gate.acquire().await.unwrap().forget();
-            peer.settings(&[(MAX_CONCURRENT_STREAMS, 10)]).await?;
-            let stream = peer.request().await?;
-            // Lowered again while a stream is open: that one goes on.
-            peer.settings(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
-            peer.frame(HEADERS, END_HEADERS, stream, &grpc_head()).await?;
-            peer.frame(DATA, 0, stream, &[0; 5]).await?;
-            peer.frame(HEADERS, END_HEADERS | END_STREAM, stream, &field("grpc-status", "0")).await?;
-            peer.silence().await
-        }
-    })
-    .await;
-    let channel = channel(&server).await;
-    let status = fails(&channel).await;
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["while waiting for a connection", &server.addr().to_string()]);
-    let waiting = tokio::spawn({
-        let channel = channel.clone();
-        async move { hello_with(&channel, |r| r.set_timeout(HOUR)).await }
-    });
-    until("a call waits", async || channel.load().pending == 1).await;
-    go.add_permits(1);
-    tokio::time::timeout(GUARD, waiting).await.expect("hangs").unwrap().unwrap();
-    // What was lowered holds.
-    let status = fails(&channel).await;
-    assert_says(status.message(), &["while waiting for a connection"]);
-    assert_eq!(server.accepted(), 1);
+    for way in Way::BOTH {
+        let go = Arc::new(Semaphore::new(0));
+        let gate = go.clone();
+        let server = RawH2::start(move |mut peer| {
+            let gate = gate.clone();
+            async move {
+                peer.greet(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
+                gate.acquire().await.unwrap().forget();
+                peer.settings(&[(MAX_CONCURRENT_STREAMS, 10)]).await?;
+                let stream = peer.request().await?;
+                // Lowered again while a stream is open: that one goes on.
+                peer.settings(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
+                peer.frame(HEADERS, END_HEADERS, stream, &grpc_head()).await?;
+                peer.frame(DATA, 0, stream, &[0; 5]).await?;
+                peer.frame(HEADERS, END_HEADERS | END_STREAM, stream, &field("grpc-status", "0")).await?;
+                peer.silence().await
+            }
+        })
+        .await;
+        let world = world(&server).await;
+        let status = fails(&world, way).await;
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["while waiting for a connection", &server.addr().to_string()]);
+        let waiting = tokio::spawn({
+            let mesh = world.mesh.clone();
+            async move { way.hello_with(&mesh, |r| r.set_timeout(HOUR)).await }
+        });
+        until("a call waits", async || world.channel.load().pending == 1).await;
+        go.add_permits(1);
+        tokio::time::timeout(GUARD, waiting).await.expect("hangs").unwrap().unwrap();
+        // What was lowered holds.
+        let status = fails(&world, way).await;
+        assert_says(status.message(), &["while waiting for a connection"]);
+        assert_eq!(server.accepted(), 1);
+    }
     flat.check();
 }
 
@@ -200,11 +211,13 @@ async fn a_window_of_zero_holds_a_call_to_its_deadline_only() {
         peer.silence().await
     })
     .await;
-    let channel = channel(&server).await;
-    let status = fails(&channel).await;
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
-    assert_eq!(channel.load().streams, 0);
+    let world = world(&server).await;
+    for way in Way::BOTH {
+        let status = fails(&world, way).await;
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+        assert_eq!(world.channel.load().streams, 0);
+    }
     flat.check();
 }
 
@@ -223,9 +236,11 @@ async fn headers_that_never_end_hold_a_call_to_its_deadline_only() {
         peer.silence().await
     })
     .await;
-    let status = fails(&channel(&server).await).await;
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+    for way in Way::BOTH {
+        let status = fails(&world(&server).await, way).await;
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["before the response began", &server.addr().to_string()]);
+    }
     flat.check();
 }
 
@@ -247,9 +262,7 @@ async fn headers_that_are_too_large_are_refused() {
             }
         })
         .await;
-        let cp = ControlPlane::builder().yaml(service(&[("v1", server.addr())])).start().await.unwrap();
-        let mesh = mesh_on(&cp).await;
-        let error = way.send(&mesh, crate::support::echo::get("/x"), "").await.unwrap_err();
+        let error = way.send(&world(&server).await.mesh, crate::support::echo::get("/x"), "").await.unwrap_err();
         assert_says(&error.to_string(), &["headers of more bytes than are taken", &server.addr().to_string()]);
     }
     flat.check();
@@ -268,12 +281,10 @@ async fn data_behind_the_trailers_harms_no_other_call() {
         }
     })
     .await;
-    let channel = channel(&server).await;
-    for _ in 0..20 {
-        let call = tokio::time::timeout(GUARD, hello(&channel));
-        let status = call.await.expect("hangs").unwrap_err();
+    let world = world(&server).await;
+    for call in 0..20 {
+        let status = fails_within(&world, Way::BOTH[call % 2], HOUR).await;
         assert!(matches!(status.code(), Code::Internal | Code::Unavailable), "{status}");
     }
-    until("all is given back", async || channel.load().is_idle()).await;
     flat.check();
 }

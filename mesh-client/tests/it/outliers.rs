@@ -8,10 +8,10 @@ use envoy_types::pb::{
     envoy::config::cluster::v3::OutlierDetection,
     google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value},
 };
-use examples::greeter::{HelloRequest, greeter_client::GreeterClient};
+use examples::greeter::HelloRequest;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue};
-use mesh_client::{Mesh, MeshChannel, Profile};
+use mesh_client::{Mesh, Profile};
 use mesh_control::ControlPlane;
 use mesh_xds::{
     resource::{Cluster, FailureAccrual, OutlierDetection as Detection},
@@ -123,8 +123,15 @@ fn long() -> Option<ProtoDuration> {
     Some(ProtoDuration { seconds: 3000, nanos: 0 })
 }
 
-/// Calls at endpoints that fail always, by these rules, under this profile; how many are ejected.
+/// Calls at endpoints that fail always, by these rules, under this profile; how many are ejected, whichever way the calls go.
 async fn ejected_of(count: usize, profile: Profile, detection: OutlierDetection) -> usize {
+    let [one, other] = Way::BOTH.map(|way| ejected_by(way, count, profile, detection.clone()));
+    let (one, other) = (one.await, other.await);
+    assert_eq!(one, other);
+    one
+}
+
+async fn ejected_by(way: Way, count: usize, profile: Profile, detection: OutlierDetection) -> usize {
     let (_servers, yaml) = endpoints(&vec![status_503 as Answer; count]).await;
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     edit_cluster(&cp, CLUSTER, |cluster| cluster.outlier_detection = Some(detection));
@@ -133,7 +140,7 @@ async fn ejected_of(count: usize, profile: Profile, detection: OutlierDetection)
     channel.ready(GUARD).await.unwrap();
     let world = World { cp, mesh, channel };
     for _ in 0..30 * count {
-        hello(&world.channel).await.unwrap_err();
+        way.hello(&world.mesh).await.unwrap_err();
     }
     world.explain().matches("ejected for").count()
 }
@@ -187,18 +194,22 @@ async fn an_endpoint_that_fails_too_large_a_part_of_its_requests_is_ejected() {
             ..OutlierDetection::default()
         });
     });
-    let world = World::on(cp).await;
-    let line = ejected(&world, Way::Channel, servers[0].addr()).await;
-    assert!(line.contains("by failure_percentage"), "{line}");
-    for _ in 0..20 {
-        hello(&world.channel).await.unwrap();
+    let mut world = World::on(cp).await;
+    for way in Way::BOTH {
+        let line = ejected(&world, way, servers[0].addr()).await;
+        assert!(line.contains("by failure_percentage"), "{line}");
+        for _ in 0..20 {
+            way.hello(&world.mesh).await.unwrap();
+        }
+        // Another one, that knows nothing of it.
+        world = World::on(world.cp).await;
     }
 }
 
 /// A response that ends badly after its first message.
-async fn stream(channel: &MeshChannel) -> Result<(), tonic::Status> {
+async fn stream(way: Way, mesh: &Mesh) -> Result<(), tonic::Status> {
     let request = HelloRequest { name: "all".to_owned(), count: 3 };
-    let mut replies = GreeterClient::new(channel.clone()).say_hellos(request).await?.into_inner();
+    let mut replies = way.client(mesh).say_hellos(request).await?.into_inner();
     while replies.message().await?.is_some() {}
     Ok(())
 }
@@ -212,14 +223,15 @@ async fn streams_count_by_how_they_end() {
         body.send_trailers(trailers).unwrap();
     };
     let cut: Answer = |mut served| served.begin().send_reset(Reason::INTERNAL_ERROR);
-    for (bad, code) in [(by_trailers, Code::Unavailable), (cut, Code::Internal)] {
+    let cases = [(by_trailers, Code::Unavailable), (cut, Code::Internal)];
+    for ((bad, code), way) in cases.into_iter().flat_map(|case| Way::BOTH.map(|way| (case, way))) {
         let (servers, yaml) = endpoints(&[bad, fine]).await;
         let detection = "{outlierDetection: {consecutive5xxErrors: 2, interval: 3000s, baseEjectionTime: 3000s, \
                          maxEjectionPercent: 100}}";
         let world = World::new(&(yaml + &rule(detection, &[]))).await;
         let mut failed = 0;
         while !said(&world.explain(), servers[0].addr()).contains("ejected") {
-            if let Err(status) = stream(&world.channel).await {
+            if let Err(status) = stream(way, &world.mesh).await {
                 failed += 1;
                 assert_eq!(status.code(), code, "{status}");
             }
@@ -227,7 +239,7 @@ async fn streams_count_by_how_they_end() {
         }
         assert_eq!(failed, 2);
         for _ in 0..10 {
-            stream(&world.channel).await.unwrap();
+            stream(way, &world.mesh).await.unwrap();
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Policies beside round robin: what callers and backends see of each.
 
 use crate::support::{
-    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, assignment, echo::Way, edit_cluster, greeter, hello, hello_with,
+    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, assignment,
+    echo::{Way, get},
+    edit_cluster, greeter, hello, hello_with,
+    memory::{Host, Memory},
     routes, service, to, until,
 };
 use envoy_types::{
@@ -25,13 +28,13 @@ use envoy_types::{
 use examples::backend::Backend;
 use futures::future::join_all;
 use mesh_client::{
-    Mesh, MeshChannel,
+    Mesh,
     balance::{EndpointInfo, EndpointPicker, Endpoints, LbPolicyFactory, PickRequest},
 };
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use prost::Message;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -69,21 +72,15 @@ async fn backends(count: usize) -> Vec<Backend> {
 
 /// The greeter on these backends, without retries.
 async fn control_plane(backends: &[Backend], change: impl FnOnce(&mut Cluster)) -> ControlPlane {
-    let endpoints: Vec<_> = backends.iter().map(|backend| ("v1", backend.addr())).collect();
+    plane_of(backends.iter().map(Backend::addr), change).await
+}
+
+async fn plane_of(addresses: impl Iterator<Item = SocketAddr>, change: impl FnOnce(&mut Cluster)) -> ControlPlane {
+    let endpoints: Vec<_> = addresses.map(|address| ("v1", address)).collect();
     let routes = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
     let cp = ControlPlane::builder().yaml(service(&endpoints) + &routes).start().await.unwrap();
     edit_cluster(&cp, CLUSTER, change);
     cp
-}
-
-/// Who answered, one call after the other.
-async fn calls(channel: &MeshChannel, count: usize) -> BTreeMap<String, u32> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..count {
-        let who = hello(channel).await.map_or_else(|status| status.to_string(), |reply| reply.backend);
-        *seen.entry(who).or_insert(0) += 1;
-    }
-    seen
 }
 
 #[tokio::test]
@@ -91,19 +88,20 @@ async fn pick_first_stays_with_one_endpoint_until_it_cannot_be_reached() {
     let mut backends = backends(3).await;
     let config = pack_any(PickFirst { shuffle_address_list: false });
     let world = World::on(control_plane(&backends, policy(vec![config])).await).await;
-    assert_eq!(calls(&world.channel, 30).await, [("a".to_owned(), 30)].into());
+    let all_at = async |name: &str| {
+        for way in Way::BOTH {
+            assert_eq!(way.calls(&world.mesh, 15).await, [(name.to_owned(), 15)].into(), "{way:?}");
+        }
+    };
+    all_at("a").await;
     assert_eq!(backends[1].connections() + backends[2].connections(), 0, "the others are left alone");
     backends[0].kill().await;
     until("the next one takes over", async || hello(&world.channel).await.is_ok_and(|reply| reply.backend == "b"))
         .await;
-    assert_eq!(calls(&world.channel, 30).await, [("b".to_owned(), 30)].into());
+    all_at("b").await;
     backends[0].restart().await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    for way in Way::BOTH {
-        for _ in 0..10 {
-            assert_eq!(way.greeter(&world.mesh, &[]).await, "b", "it stays where it is, {way:?}");
-        }
-    }
+    all_at("b").await;
 }
 
 #[tokio::test]
@@ -111,39 +109,47 @@ async fn shuffled_pick_first_starts_anywhere_and_then_stays() {
     let backends = backends(4).await;
     let config = pack_any(PickFirst { shuffle_address_list: true });
     let cp = control_plane(&backends, policy(vec![config])).await;
-    let mut firsts = BTreeMap::new();
-    for _ in 0..24 {
-        let mesh = crate::support::mesh_on(&cp).await;
-        let seen = calls(&mesh.channel(TARGET).unwrap(), 5).await;
-        assert_eq!(seen.len(), 1, "{seen:?}");
-        *firsts.entry(seen.into_keys().next().unwrap()).or_insert(0) += 1;
+    for way in Way::BOTH {
+        let mut firsts = BTreeMap::new();
+        for _ in 0..24 {
+            let mesh = crate::support::mesh_on(&cp).await;
+            // Of a target that nobody holds any more nothing is remembered.
+            let _channel = mesh.channel(TARGET).unwrap();
+            let seen = way.calls(&mesh, 5).await;
+            assert_eq!(seen.len(), 1, "{seen:?}");
+            *firsts.entry(seen.into_keys().next().unwrap()).or_insert(0) += 1;
+        }
+        assert!(firsts.len() >= 3, "{way:?}: {firsts:?}");
     }
-    assert!(firsts.len() >= 3, "{firsts:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn peak_ewma_leaves_slow_and_failing_endpoints() {
-    let backends = backends(3).await;
     let ewma = [("penaltyMs", Kind::NumberValue(20_000.0)), ("decayMs", Kind::NumberValue(60_000.0))];
-    let world = World::on(control_plane(&backends, policy(vec![typed("peak_ewma", &ewma)])).await).await;
-    // Many at once: each is asked.
-    join_all((0..24).map(|_| hello(&world.channel))).await;
-    assert!(backends.iter().all(|backend| backend.state().calls() > 0));
-    backends[0].state().set_delay(Duration::from_millis(700));
-    until("the slow one was asked", async || {
-        let before = backends[0].state().calls();
-        hello(&world.channel).await.unwrap();
-        backends[0].state().calls() > before
-    })
-    .await;
-    let seen = calls(&world.channel, 100).await;
-    assert!(seen.get("a").is_none_or(|slow| *slow <= 5), "{seen:?}");
-    // It fails at once, which is quick: the penalty makes it dear.
-    backends[1].state().set_fail_rate(1.0);
-    until("the failing one was asked", async || hello(&world.channel).await.is_err()).await;
-    let seen = calls(&world.channel, 100).await;
-    let good: u32 = ["a", "c"].iter().filter_map(|name| seen.get(*name)).sum();
-    assert!(good >= 95 && seen["c"] > 50, "one of two draws: the slow one is better than the failing one: {seen:?}");
+    for way in Way::BOTH {
+        let net = Memory::new();
+        let hosts = NAMES[..3].iter().map(|name| net.host(name)).collect::<Vec<_>>();
+        hosts.iter().for_each(|host| host.set_delay(Duration::from_millis(10)));
+        let mesh =
+            net.mesh(&plane_of(hosts.iter().map(Host::addr), policy(vec![typed("peak_ewma", &ewma)])).await).await;
+        let _channel = mesh.channel(TARGET).unwrap();
+        // Many at once: each is asked.
+        join_all((0..24).map(|_| way.backend(&mesh, get("/x")))).await;
+        assert!(hosts.iter().all(|host| !host.seen("/x").is_empty()));
+        hosts[0].set_delay(Duration::from_millis(700));
+        until("the slow one was asked", async || way.backend(&mesh, get("/x")).await == "a").await;
+        let seen = way.spread(&mesh, 100).await;
+        assert_eq!(seen.get("a"), None, "{seen:?}");
+        // It fails at once, which is quick: the penalty makes it dear.
+        hosts[1].set_status(503);
+        until("the failing one was asked", async || way.backend(&mesh, get("/x")).await == "b").await;
+        let seen = way.spread(&mesh, 100).await;
+        assert_eq!(seen.get("b"), None, "{seen:?}");
+        assert!(
+            seen["c"] > 40 && seen["a"] > 5,
+            "one of two draws: the slow one is better than the failing one: {seen:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -155,11 +161,14 @@ async fn a_client_uses_its_own_part_of_the_endpoints() {
     let mut parts = BTreeMap::new();
     for _ in 0..12 {
         let mesh = crate::support::mesh_on(&cp).await;
-        let channel = mesh.channel(TARGET).unwrap();
-        let seen = calls(&channel, 10).await;
-        assert_eq!(seen.values().collect::<Vec<_>>(), [&5, &5], "{seen:?}");
-        *parts.entry(seen.into_keys().collect::<Vec<_>>()).or_insert(0) += 1;
+        let _channel = mesh.channel(TARGET).unwrap();
+        for way in Way::BOTH {
+            let seen = way.calls(&mesh, 10).await;
+            assert_eq!(seen.values().collect::<Vec<_>>(), [&5, &5], "{seen:?}");
+            *parts.entry(seen.into_keys().collect::<Vec<_>>()).or_insert(0) += 1;
+        }
     }
+    assert!(parts.values().all(|times| times % 2 == 0), "either way the part is the same: {parts:?}");
     assert!(parts.len() >= 3, "clients have different parts: {parts:?}");
     let used: std::collections::BTreeSet<_> = parts.keys().flatten().collect();
     assert!(used.len() >= 4, "together they use nearly all: {parts:?}");
@@ -175,9 +184,9 @@ async fn least_request_of_many_draws_finds_the_idle_endpoint() {
     }
     // Eight slow calls on each of four.
     let slow: Vec<_> = (0..32)
-        .map(|_| {
-            let channel = world.channel.clone();
-            tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await })
+        .map(|i| {
+            let (mesh, way) = (world.mesh.clone(), Way::BOTH[i % 2]);
+            tokio::spawn(async move { way.hello_with(&mesh, |r| r.set_timeout(GUARD)).await })
         })
         .collect();
     until("they are busy, and all other answers were read", async || {
@@ -186,7 +195,7 @@ async fn least_request_of_many_draws_finds_the_idle_endpoint() {
     })
     .await;
     // A draw misses it with a chance of 0.8^10; of two draws it would be found by a third.
-    let seen = join_all((0..6).map(|_| hello(&world.channel))).await;
+    let seen = join_all((0..6).map(|i| Way::BOTH[i % 2].hello(&world.mesh))).await;
     let idle = seen.iter().filter(|reply| reply.as_ref().is_ok_and(|reply| reply.backend == "e")).count();
     assert!(idle >= 3, "{idle} of 6 went to the idle one");
     for call in slow {
@@ -232,12 +241,12 @@ async fn the_bias_of_least_request_turns_load_into_weight() {
     }
     cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
     let world = World::on(cp).await;
-    until("both are connected", async || calls(&world.channel, 10).await.len() == 2).await;
+    until("both are connected", async || Way::Channel.calls(&world.mesh, 10).await.len() == 2).await;
     backends[1].state().set_delay(HOUR);
     let held: Vec<_> = (0..40)
-        .map(|_| {
-            let channel = world.channel.clone();
-            tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await })
+        .map(|i| {
+            let (mesh, way) = (world.mesh.clone(), Way::BOTH[i % 2]);
+            tokio::spawn(async move { way.hello_with(&mesh, |r| r.set_timeout(GUARD)).await })
         })
         .collect();
     let taken = async || backends[1].state().in_flight();
@@ -281,24 +290,29 @@ async fn a_policy_of_the_programs_own_chooses() {
     let cp = control_plane(&backends, policy(configs)).await;
     let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap();
     let mesh = builder.lb_policy("Greatest", Greatest).build().await.unwrap();
-    let channel = mesh.channel(TARGET).unwrap();
+    let _channel = mesh.channel(TARGET).unwrap();
     let best = (0..3).max_by_key(|i| backends[*i].addr().port()).unwrap();
     let chosen = (best + 1) % 3;
-    assert_eq!(calls(&channel, 10).await, [(NAMES[chosen].to_owned(), 10)].into());
-    for (place, name) in NAMES.iter().enumerate().take(3) {
-        let reply =
-            hello_with(&channel, |r| drop(r.metadata_mut().insert("x-place", place.to_string().parse().unwrap())));
-        assert_eq!(reply.await.unwrap().backend, *name);
+    for way in Way::BOTH {
+        assert_eq!(way.calls(&mesh, 10).await, [(NAMES[chosen].to_owned(), 10)].into());
+        for (place, name) in NAMES.iter().enumerate().take(3) {
+            assert_eq!(way.greeter(&mesh, &[("x-place", &place.to_string())]).await, *name);
+        }
     }
     // A choice that cannot be reached: another takes its place.
     backends[chosen].kill().await;
-    until("another one serves", async || hello(&channel).await.is_ok()).await;
-    let seen = calls(&channel, 10).await;
-    assert!(seen.keys().all(|name| name != NAMES[chosen]), "{seen:?}");
+    for way in Way::BOTH {
+        until("another one serves", async || way.hello(&mesh).await.is_ok()).await;
+        let seen = way.calls(&mesh, 10).await;
+        assert!(seen.keys().all(|name| name != NAMES[chosen]), "{seen:?}");
+    }
     // A mesh without it takes the next policy of the list.
     let other = crate::support::mesh_on(&cp).await;
+    let _channel = other.channel(TARGET).unwrap();
     backends[chosen].restart().await.unwrap();
-    until("round robin", async || calls(&other.channel(TARGET).unwrap(), 6).await.len() == 3).await;
+    for way in Way::BOTH {
+        until("round robin", async || way.calls(&other, 6).await.len() == 3).await;
+    }
 }
 
 #[tokio::test]
@@ -314,5 +328,7 @@ async fn a_cluster_without_a_policy_that_is_known_is_refused() {
     let status = world.mesh.status().unwrap();
     let error = status.resources.iter().find_map(|resource| resource.error_state.as_ref()).unwrap();
     assert_says(&format!("{error:?}"), &["no supported policy", "com.example.Unknown"]);
-    assert!(hello(&world.channel).await.is_ok(), "the last good configuration serves on");
+    for way in Way::BOTH {
+        assert!(way.hello(&world.mesh).await.is_ok(), "the last good configuration serves on");
+    }
 }

@@ -1,8 +1,9 @@
 //! What happens to requests on their way: timeouts, retries, budgets, breakers, ejections and injected faults.
 
 use crate::support::{
-    CLUSTER, GUARD, HOUR, TARGET, World, assert_says, greeter, hello, hello_with, prompt_hello, routes, rule, service,
-    to, until,
+    CLUSTER, GUARD, HOUR, TARGET, World, assert_says,
+    echo::{Way, get},
+    greeter, hello, routes, rule, service, to, until,
 };
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,33 +19,42 @@ fn route(fields: &str) -> String {
 
 const NO_RETRY: &str = "retries: {attempts: 0}";
 
+/// How a call with an hour's deadline fails, which is far sooner.
+async fn prompt(way: Way, world: &World) -> tonic::Status {
+    let call = way.hello_with(&world.mesh, |r| r.set_timeout(HOUR));
+    tokio::time::timeout(GUARD, call).await.expect("did not end promptly").unwrap_err()
+}
+
 #[tokio::test]
 async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
     let (good, bad) = (greeter("good").await, greeter("bad").await);
     let outlier = "{outlierDetection: {consecutive5xxErrors: 3, interval: 50ms, baseEjectionTime: 300ms, maxEjectionPercent: 50}}";
     let yaml = service(&[("good", good.addr()), ("bad", bad.addr())]) + &route(NO_RETRY) + &rule(outlier, &[]);
-    let world = World::new(&yaml).await;
-    bad.state().set_unavailable(true);
-    until("the bad endpoint is ejected", async || {
-        let _ = hello(&world.channel).await;
-        world.explain().contains("ejected for")
-    })
-    .await;
-    assert!(bad.state().failed() >= 3, "{} failures", bad.state().failed());
-    let before = bad.state().calls();
-    for _ in 0..10 {
-        // While it is out for sure, all goes to the other one.
-        let reply = hello(&world.channel).await;
-        if !world.explain().contains("ejected for") {
-            break;
-        }
-        assert_eq!(reply.unwrap().backend, "good");
-        assert_eq!(bad.state().calls(), before);
-    }
-    bad.state().set_unavailable(false);
-    until("the endpoint that healed serves", async || hello(&world.channel).await.is_ok_and(|r| r.backend == "bad"))
+    for way in Way::BOTH {
+        let world = World::new(&yaml).await;
+        let failed = bad.state().failed();
+        bad.state().set_unavailable(true);
+        until("the bad endpoint is ejected", async || {
+            let _ = way.hello(&world.mesh).await;
+            world.explain().contains("ejected for")
+        })
         .await;
-    assert!(world.channel.load().is_idle());
+        assert!(bad.state().failed() >= failed + 3, "{} failures", bad.state().failed() - failed);
+        let before = bad.state().calls();
+        for _ in 0..10 {
+            // While it is out for sure, all goes to the other one.
+            let reply = way.hello(&world.mesh).await;
+            if !world.explain().contains("ejected for") {
+                break;
+            }
+            assert_eq!(reply.unwrap().backend, "good");
+            assert_eq!(bad.state().calls(), before);
+        }
+        bad.state().set_unavailable(false);
+        let healed = async || way.hello(&world.mesh).await.is_ok_and(|reply| reply.backend == "bad");
+        until("the endpoint that healed serves", healed).await;
+        assert!(world.channel.load().is_idle());
+    }
 }
 
 #[tokio::test]
@@ -53,13 +63,15 @@ async fn retries_hide_a_failing_endpoint() {
     bad.state().set_unavailable(true);
     let retries = "retries: {attempts: 2, retryOn: unavailable, backoff: 1ms}";
     let world = World::new(&(service(&[("good", good.addr()), ("bad", bad.addr())]) + &route(retries))).await;
-    let mut retried = 0;
-    for _ in 0..50 {
-        let reply = hello(&world.channel).await.unwrap();
-        assert_eq!(reply.backend, "good");
-        retried += reply.previous_attempts;
+    for way in Way::BOTH {
+        let before = bad.state().failed();
+        assert_eq!(way.calls(&world.mesh, 50).await, [("good".to_owned(), 50)].into());
+        let retried = bad.state().failed() - before;
+        assert!(retried >= 20, "{way:?}: {retried} retries of 50 calls");
     }
-    assert!(retried >= 20, "{retried} retries of 50 calls");
+    let replies = futures::future::join_all((0..50).map(|_| hello(&world.channel))).await;
+    let told: u32 = replies.iter().map(|reply| reply.as_ref().unwrap().previous_attempts).sum();
+    assert!(told >= 20, "the backend is told of {told}");
 }
 
 #[tokio::test]
@@ -74,9 +86,11 @@ async fn max_requests_refuses_the_next_one_at_once() {
     });
     until("the first call is in flight", async || backend.state().in_flight() == 1).await;
 
-    let status = prompt_hello(&world.channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[TARGET, CLUSTER, "circuit breaker is open", "limit of 1 reached"]);
+    for way in Way::BOTH {
+        let status = prompt(way, &world).await;
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[TARGET, CLUSTER, "circuit breaker is open", "limit of 1 reached"]);
+    }
     let request = http::Request::post("/helloworld.Greeter/SayHello").body(Full::<Bytes>::default()).unwrap();
     let error: Error = world.channel.clone().oneshot(request).await.unwrap_err();
     assert!(error.is_overloaded() && error.is_local() && error.is_unavailable() && !error.is_timeout(), "{error:?}");
@@ -95,16 +109,16 @@ async fn max_pending_requests_limits_who_waits_for_a_connection() {
     let hole = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limits = "{connectionPool: {http: {http1MaxPendingRequests: 2}}}";
     let world = World::new(&(service(&[("one", hole.local_addr().unwrap())]) + &rule(limits, &[]))).await;
-    let in_line: Vec<_> = (0..2)
-        .map(|_| {
-            let channel = world.channel.clone();
-            tokio::spawn(async move { hello(&channel).await })
-        })
-        .collect();
+    let in_line = Way::BOTH.map(|way| {
+        let mesh = world.mesh.clone();
+        tokio::spawn(async move { way.hello(&mesh).await })
+    });
     until("two calls are in line", async || world.channel.load().pending == 2).await;
-    let status = prompt_hello(&world.channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[CLUSTER, "circuit breaker is open", "max_pending_requests limit of 2 reached"]);
+    for way in Way::BOTH {
+        let status = prompt(way, &world).await;
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[CLUSTER, "circuit breaker is open", "max_pending_requests limit of 2 reached"]);
+    }
     in_line.iter().for_each(tokio::task::JoinHandle::abort);
     until("the line is empty", async || world.channel.load().is_idle()).await;
 }
@@ -114,12 +128,15 @@ async fn the_timeout_of_the_route_holds_and_is_named() {
     let backend = greeter("slow").await;
     backend.state().set_delay(HOUR);
     let world = World::new(&(service(&[("one", backend.addr())]) + &route("timeout: 100ms"))).await;
-    let call = tokio::time::timeout(GUARD, hello(&world.channel));
-    let status = call.await.expect("the timeout does not hold").unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["deadline of 100ms exceeded", "max_stream_duration", CLUSTER]);
-    let status = hello_with(&world.channel, |r| r.set_timeout(Duration::from_millis(30))).await.unwrap_err();
-    assert_says(status.message(), &["deadline of 30ms exceeded", "grpc-timeout"]);
+    // gRPC knows no other limit of a route (gRFC A31).
+    for (way, whose) in Way::BOTH.into_iter().zip(["max_stream_duration", "the route's timeout"]) {
+        let call = tokio::time::timeout(GUARD, way.hello(&world.mesh));
+        let status = call.await.expect("the timeout does not hold").unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["deadline of 100ms exceeded", whose, CLUSTER]);
+        let status = way.hello_with(&world.mesh, |r| r.set_timeout(Duration::from_millis(30))).await.unwrap_err();
+        assert_says(status.message(), &["deadline of 30ms exceeded", "grpc-timeout"]);
+    }
     assert!(world.channel.load().is_idle());
 }
 
@@ -137,15 +154,17 @@ async fn an_exhausted_budget_stops_retries() {
         async move { hello(&channel).await }
     });
     until("the first call backs off", async || world.channel.load().retries == 1).await;
-    let before = backend.state().calls();
-    let explain = mesh_client::Explain::default();
-    let call = hello_with(&world.channel, |r| {
-        r.set_timeout(HOUR);
-        r.extensions_mut().insert(explain.clone());
-    });
-    let status = tokio::time::timeout(GUARD, call).await.expect("waits for a retry").unwrap_err();
-    assert_eq!((status.code(), backend.state().calls() - before), (Code::Unavailable, 1));
-    assert_says(&explain.explanation().to_string(), &["the cluster's retry budget is used up"]);
+    for way in Way::BOTH {
+        let before = backend.state().calls();
+        let explain = mesh_client::Explain::default();
+        let call = way.hello_with(&world.mesh, |r| {
+            r.set_timeout(HOUR);
+            r.extensions_mut().insert(explain.clone());
+        });
+        let status = tokio::time::timeout(GUARD, call).await.expect("waits for a retry").unwrap_err();
+        assert_eq!((status.code(), backend.state().calls() - before), (Code::Unavailable, 1));
+        assert_says(&explain.explanation().to_string(), &["the cluster's retry budget is used up"]);
+    }
     held.abort();
     until("the budget is back", async || world.channel.load().is_idle()).await;
 }
@@ -154,38 +173,39 @@ async fn an_exhausted_budget_stops_retries() {
 async fn faults_are_injected_as_the_virtual_service_says() {
     let backend = greeter("one").await;
     let service = service(&[("one", backend.addr())]);
-    let world = World::new(
-        &(service.clone() + &route("fault: {abort: {percentage: {value: 100}, grpcStatus: PERMISSION_DENIED}}")),
-    )
-    .await;
-    let status = hello(&world.channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::PermissionDenied);
-    assert_says(status.message(), &["Fault injected"]);
-    assert_eq!(backend.state().calls(), 0);
+    let abort = "fault: {abort: {percentage: {value: 100}, grpcStatus: PERMISSION_DENIED}}";
+    let world = World::new(&(service.clone() + &route(abort))).await;
+    for way in Way::BOTH {
+        let status = way.hello(&world.mesh).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert_says(status.message(), &["Fault injected"]);
+        assert_eq!(backend.state().calls(), 0);
+    }
 
-    let world =
-        World::new(&(service.clone() + &route("fault: {delay: {percentage: {value: 100}, fixedDelay: 200ms}}"))).await;
-    let begun = tokio::time::Instant::now();
-    hello(&world.channel).await.unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
-    let status = hello_with(&world.channel, |r| r.set_timeout(Duration::from_millis(20))).await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["deadline of 20ms exceeded", "injected delay of 200ms"]);
+    let delay = "fault: {delay: {percentage: {value: 100}, fixedDelay: 200ms}}";
+    let world = World::new(&(service.clone() + &route(delay))).await;
+    for way in Way::BOTH {
+        let begun = tokio::time::Instant::now();
+        way.hello(&world.mesh).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+        let status = way.hello_with(&world.mesh, |r| r.set_timeout(Duration::from_millis(20))).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["deadline of 20ms exceeded", "injected delay of 200ms"]);
+    }
 
     let half = "fault: {abort: {percentage: {value: 50}, grpcStatus: ABORTED}}";
     let world = World::new(&(service + &route(half))).await;
-    let mut aborted = 0;
-    for _ in 0..400 {
-        match hello(&world.channel).await {
-            Ok(_) => {}
-            Err(status) => {
+    for way in Way::BOTH {
+        let mut aborted = 0;
+        for _ in 0..400 {
+            if let Err(status) = way.hello(&world.mesh).await {
                 assert_eq!(status.code(), Code::Aborted);
                 aborted += 1;
             }
         }
+        // Six standard deviations.
+        assert!((140..=260).contains(&aborted), "{way:?}: {aborted} of 400");
     }
-    // Six standard deviations.
-    assert!((140..=260).contains(&aborted), "{aborted} of 400");
 }
 
 #[tokio::test]
@@ -213,14 +233,12 @@ async fn a_callers_own_failing_stream_is_not_held_against_the_endpoint() {
     let yaml =
         service(&[("a", backends[0].addr()), ("b", backends[1].addr())]) + &route(NO_RETRY) + &rule(outlier, &[]);
     let world = World::new(&yaml).await;
-    for _ in 0..20 {
+    for call in 0..40 {
         let broken = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from_static(b"\0"))), Err("broken")]);
         let body = http_body_util::StreamBody::new(broken);
-        let request = http::Request::post("/helloworld.Greeter/Chat").header("content-type", "application/grpc");
+        let request = get("/helloworld.Greeter/Chat").method("POST").header("content-type", "application/grpc");
         // The answer may begin before the stream breaks; then its body fails.
-        if let Ok(response) = world.channel.clone().oneshot(request.body(body).unwrap()).await {
-            let _ = http_body_util::BodyExt::collect(response.into_body()).await;
-        }
+        let _ = Way::BOTH[call % 2].send_body(&world.mesh, request, body).await;
     }
     assert!(!world.explain().contains("ejected"), "{}", world.explain());
     hello(&world.channel).await.unwrap();

@@ -3,7 +3,9 @@
 use crate::support::{
     GUARD, H2Server, HOUR, TARGET, Then, World,
     echo::{Way, get, joined},
-    hello_with, routes, service, to,
+    hello_with,
+    raw_h2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RawH2, field},
+    routes, service, to,
 };
 use bytes::Bytes;
 use h2::Reason;
@@ -151,9 +153,64 @@ async fn a_connection_that_cannot_be_made_is_tried_again_on_connect_failure_only
     }
 }
 
+/// An HTTP/2 server whose first connections go away at their first request, or, if `early`, before it; and how many it had.
+async fn leaving(connections: usize, early: bool) -> (RawH2, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let server = RawH2::start(move |mut peer| {
+        let leaves = count.fetch_add(1, SeqCst) < connections;
+        async move {
+            peer.greet(&[]).await?;
+            if !(leaves && early) {
+                let stream = peer.request().await?;
+                if !leaves {
+                    peer.frame(HEADERS, END_HEADERS | END_STREAM, stream, &field(":status", "200")).await?;
+                    return peer.silence().await;
+                }
+            }
+            // No stream was taken, and no error.
+            peer.frame(GOAWAY, 0, 0, &[0; 8]).await
+        }
+    })
+    .await;
+    (server, seen)
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_away_before_a_request_was_sent_is_tried_again_on_reset_before_request() {
+    for (conditions, retries) in [("reset-before-request", true), ("retriable-4xx", false), ("refused-stream", false)] {
+        for way in Way::BOTH {
+            let (server, seen) = leaving(2, true).await;
+            let (_cp, mesh) = envoy_mesh(server.addr(), &retried(conditions, 50, "100ms")).await;
+            let result = way.send(&mesh, get("/x"), "").await;
+            assert_eq!(result.is_ok(), retries, "{conditions}, {way:?}: {result:?}");
+            assert_eq!(seen.load(SeqCst) > 2, retries, "{conditions}, {way:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_a_goaway_excludes_is_sent_again_once_and_then_on_refused_stream_only() {
+    // What was sent and refused did not die before it was sent.
+    for (conditions, retries) in [("refused-stream", true), ("reset-before-request", false), ("retriable-4xx", false)] {
+        for way in Way::BOTH {
+            let (server, seen) = leaving(2, false).await;
+            let (_cp, mesh) = envoy_mesh(server.addr(), &retried(conditions, 1, "1ms")).await;
+            let result = way.send(&mesh, get("/x"), "").await;
+            let expected = if retries { (true, 3) } else { (false, 2) };
+            assert_eq!((result.is_ok(), seen.load(SeqCst)), expected, "{conditions}, {way:?}: {result:?}");
+            let (server, _) = leaving(1, false).await;
+            let (_cp, mesh) = envoy_mesh(server.addr(), &retried(conditions, 1, "1ms")).await;
+            way.send(&mesh, get("/x"), "").await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn refused_streams_are_retried_beyond_the_one_time_without_a_policy() {
-    for (conditions, status, attempts) in [("refused-stream", Some(StatusCode::OK), 3), ("retriable-4xx", None, 2)] {
+    let cases =
+        [("refused-stream", Some(StatusCode::OK), 3), ("reset-before-request", None, 2), ("retriable-4xx", None, 2)];
+    for (conditions, status, attempts) in cases {
         for layer in [false, true] {
             let seen = Arc::new(AtomicUsize::new(0));
             let count = Arc::clone(&seen);

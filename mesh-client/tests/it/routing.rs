@@ -1,8 +1,7 @@
 //! Where requests go: headers, paths, regular expressions, fractions, weights, priorities and policies.
 
 use crate::support::{
-    CLUSTER, TARGET, World, assert_says, assignment, greeter, hello, hello_with, mesh_on, routes, rule, service, to,
-    until,
+    CLUSTER, TARGET, World, assert_says, assignment, echo::Way, greeter, mesh_on, routes, rule, service, to, until,
 };
 use envoy_types::{
     pb::envoy::{
@@ -14,24 +13,11 @@ use envoy_types::{
     },
     util::pack_any,
 };
-use examples::{
-    backend::Backend,
-    greeter::{HelloRequest, greeter_client::GreeterClient},
-};
-use mesh_client::MeshChannel;
+use examples::{backend::Backend, greeter::HelloRequest};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use prost::Message;
 use std::collections::BTreeMap;
-
-/// Who answered `calls` calls.
-async fn spread(channel: &MeshChannel, calls: usize) -> BTreeMap<String, u32> {
-    let mut seen = BTreeMap::new();
-    for _ in 0..calls {
-        *seen.entry(hello(channel).await.unwrap().backend).or_default() += 1;
-    }
-    seen
-}
 
 /// Three greeters with a subset each, and these routes.
 async fn three(http: &str) -> (World, [Backend; 3]) {
@@ -39,6 +25,15 @@ async fn three(http: &str) -> (World, [Backend; 3]) {
     let endpoints = [("v1", backends[0].addr()), ("v2", backends[1].addr()), ("v3", backends[2].addr())];
     let yaml = service(&endpoints) + &routes(http) + &rule("{}", &["v1", "v2", "v3"]);
     (World::new(&yaml).await, backends)
+}
+
+/// Each has a connection.
+async fn all_connected(world: &World, way: Way, backends: &[Backend]) {
+    until("all are connected", async || {
+        way.hello(&world.mesh).await.unwrap();
+        backends.iter().all(|backend| backend.connections() > 0)
+    })
+    .await;
 }
 
 fn within(count: u32, low: u32, high: u32) {
@@ -71,10 +66,12 @@ async fn headers_choose_the_route() {
         ("x-other", "1", "v1"),
     ];
     for (name, value, expected) in cases {
-        for _ in 0..3 {
-            let reply =
-                hello_with(&world.channel, |r| drop(r.metadata_mut().insert(name, value.parse().unwrap()))).await;
-            assert_eq!(reply.unwrap().backend, expected, "{name}: {value}");
+        for way in Way::BOTH {
+            for _ in 0..3 {
+                let reply =
+                    way.hello_with(&world.mesh, |r| drop(r.metadata_mut().insert(name, value.parse().unwrap()))).await;
+                assert_eq!(reply.unwrap().backend, expected, "{name}: {value}, {way:?}");
+            }
         }
     }
 }
@@ -88,17 +85,19 @@ async fn paths_choose_the_route_and_a_request_without_a_route_says_so() {
         to("v2")
     );
     let (world, _backends) = three(&http).await;
-    let mut client = GreeterClient::new(world.channel.clone());
-    let request = || HelloRequest { name: "x".to_owned(), count: 1 };
-    assert_eq!(client.say_hello(request()).await.unwrap().into_inner().backend, "v1");
-    let mut replies = client.say_hellos(request()).await.unwrap().into_inner();
-    assert_eq!(replies.message().await.unwrap().unwrap().backend, "v2");
-    let status = client.chat(futures::stream::empty()).await.unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unavailable);
-    assert_says(
-        status.message(),
-        &[TARGET, "none of the 2 routes of virtual host", "matches POST /helloworld.Greeter/Chat"],
-    );
+    for way in Way::BOTH {
+        let mut client = way.client(&world.mesh);
+        let request = || HelloRequest { name: "x".to_owned(), count: 1 };
+        assert_eq!(client.say_hello(request()).await.unwrap().into_inner().backend, "v1");
+        let mut replies = client.say_hellos(request()).await.unwrap().into_inner();
+        assert_eq!(replies.message().await.unwrap().unwrap().backend, "v2");
+        let status = client.chat(futures::stream::empty()).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert_says(
+            status.message(),
+            &[TARGET, "none of the 2 routes of virtual host", "matches POST /helloworld.Greeter/Chat"],
+        );
+    }
 }
 
 #[tokio::test]
@@ -110,10 +109,12 @@ async fn weights_split_and_a_fraction_is_drawn_for_each_request() {
         to("v3")
     );
     let (world, _backends) = three(&http).await;
-    let seen = spread(&world.channel, 800).await;
-    // Six standard deviations.
-    within(seen["v1"], 600 - 74, 600 + 74);
-    assert_eq!(seen.len(), 2, "{seen:?}");
+    for way in Way::BOTH {
+        let seen = way.calls(&world.mesh, 800).await;
+        // Six standard deviations.
+        within(seen["v1"], 600 - 74, 600 + 74);
+        assert_eq!(seen.len(), 2, "{seen:?}");
+    }
 
     let name = CLUSTER.to_owned();
     let served = world.cp.cache().resources().get(ResourceType::RouteConfiguration, &name).unwrap().clone();
@@ -142,10 +143,12 @@ async fn weights_split_and_a_fraction_is_drawn_for_each_request() {
     });
     *list = vec![half, only(&CLUSTER.replace("||", "|v1|"))];
     world.cp.cache().update(ResourceType::RouteConfiguration, name, pack_any(routes));
-    until("the fraction is in force", async || hello(&world.channel).await.unwrap().backend == "v3").await;
-    let seen = spread(&world.channel, 400).await;
-    within(seen["v3"], 200 - 60, 200 + 60);
-    assert_eq!(seen["v3"] + seen["v1"], 400, "{seen:?}");
+    for way in Way::BOTH {
+        until("the fraction is in force", async || way.calls(&world.mesh, 1).await.contains_key("v3")).await;
+        let seen = way.calls(&world.mesh, 400).await;
+        within(seen["v3"], 200 - 60, 200 + 60);
+        assert_eq!(seen["v3"] + seen["v1"], 400, "{seen:?}");
+    }
 }
 
 #[tokio::test]
@@ -155,14 +158,18 @@ async fn a_lower_priority_takes_over_while_the_higher_cannot_be_reached() {
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     let priorities = assignment(&[&[near.addr()], &[far.addr()]], HealthStatus::Healthy);
     cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(priorities));
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    assert_eq!(spread(&channel, 20).await, [("near".to_owned(), 20)].into());
-    near.kill().await;
-    until("the lower priority serves", async || hello(&channel).await.is_ok_and(|r| r.backend == "far")).await;
-    assert_eq!(spread(&channel, 20).await, [("far".to_owned(), 20)].into());
-    near.restart().await.unwrap();
-    until("the higher priority serves again", async || hello(&channel).await.unwrap().backend == "near").await;
-    assert_eq!(spread(&channel, 20).await, [("near".to_owned(), 20)].into());
+    for way in Way::BOTH {
+        let mesh = mesh_on(&cp).await;
+        let all_at =
+            async |name: &str, calls| way.calls(&mesh, calls as usize).await == [(name.to_owned(), calls)].into();
+        assert!(all_at("near", 20).await);
+        near.kill().await;
+        until("the lower priority serves", async || all_at("far", 1).await).await;
+        assert!(all_at("far", 20).await);
+        near.restart().await.unwrap();
+        until("the higher priority serves again", async || all_at("near", 1).await).await;
+        assert!(all_at("near", 20).await);
+    }
 }
 
 #[tokio::test]
@@ -170,59 +177,54 @@ async fn random_spreads_over_all() {
     let backends = [greeter("a").await, greeter("b").await, greeter("c").await];
     let endpoints = [("a", backends[0].addr()), ("b", backends[1].addr()), ("c", backends[2].addr())];
     let world = World::new(&(service(&endpoints) + &rule("{loadBalancer: {simple: RANDOM}}", &[]))).await;
-    until("all are connected", async || {
-        hello(&world.channel).await.unwrap();
-        backends.iter().all(|b| b.connections() > 0)
-    })
-    .await;
-    let (mut seen, mut repeats, mut last) = (BTreeMap::<String, u32>::new(), 0, String::new());
-    for _ in 0..600 {
-        let backend = hello(&world.channel).await.unwrap().backend;
-        repeats += u32::from(last == backend);
-        *seen.entry(backend.clone()).or_default() += 1;
-        last = backend;
+    for way in Way::BOTH {
+        all_connected(&world, way, &backends).await;
+        let (mut seen, mut repeats, mut last) = (BTreeMap::<String, u32>::new(), 0, String::new());
+        for _ in 0..600 {
+            let backend = way.hello(&world.mesh).await.unwrap().backend;
+            repeats += u32::from(last == backend);
+            *seen.entry(backend.clone()).or_default() += 1;
+            last = backend;
+        }
+        // Six standard deviations. In rotation none would come twice in a row.
+        seen.values().for_each(|count| within(*count, 200 - 70, 200 + 70));
+        within(repeats, 200 - 70, 200 + 70);
     }
-    // Six standard deviations. In rotation none would come twice in a row.
-    seen.values().for_each(|count| within(*count, 200 - 70, 200 + 70));
-    within(repeats, 200 - 70, 200 + 70);
 }
 
 #[tokio::test]
 async fn least_request_avoids_the_busy_endpoint() {
-    let (busy, free) = (greeter("busy").await, greeter("free").await);
-    let endpoints = [("busy", busy.addr()), ("free", free.addr())];
+    let backends = [greeter("busy").await, greeter("free").await];
+    let endpoints = [("busy", backends[0].addr()), ("free", backends[1].addr())];
     let world = World::new(&(service(&endpoints) + &rule("{loadBalancer: {simple: LEAST_REQUEST}}", &[]))).await;
-    until("both are connected", async || {
-        hello(&world.channel).await.unwrap();
-        busy.connections() > 0 && free.connections() > 0
-    })
-    .await;
-    // A stream that is not read stays in flight.
-    let held = loop {
-        let request = HelloRequest { name: "all".to_owned(), count: u32::MAX };
-        let mut stream = GreeterClient::new(world.channel.clone()).say_hellos(request).await.unwrap().into_inner();
-        if stream.message().await.unwrap().unwrap().backend == "busy" {
-            break stream;
-        }
-    };
-    let seen = spread(&world.channel, 400).await;
-    // It is chosen only when both of two draws (with replacement, gRFC A48) fall on it: a quarter; six standard deviations.
-    within(seen["busy"], 100 - 52, 100 + 52);
-    drop(held);
+    for way in Way::BOTH {
+        all_connected(&world, way, &backends).await;
+        // A stream that is not read stays in flight.
+        let held = loop {
+            let request = HelloRequest { name: "all".to_owned(), count: u32::MAX };
+            let mut stream = way.client(&world.mesh).say_hellos(request).await.unwrap().into_inner();
+            if stream.message().await.unwrap().unwrap().backend == "busy" {
+                break stream;
+            }
+        };
+        let seen = way.calls(&world.mesh, 400).await;
+        // It is chosen only when both of two draws (with replacement, gRFC A48) fall on it: a quarter; six standard deviations.
+        within(seen["busy"], 100 - 52, 100 + 52);
+        drop(held);
+        until("it was told", async || world.channel.load().is_idle()).await;
+    }
 }
 
 #[tokio::test]
 async fn weights_of_endpoints_count() {
-    let (heavy, light) = (greeter("heavy").await, greeter("light").await);
-    let yaml = service(&[("heavy", heavy.addr()), ("light", light.addr())])
+    let backends = [greeter("heavy").await, greeter("light").await];
+    let yaml = service(&[("heavy", backends[0].addr()), ("light", backends[1].addr())])
         .replace("version: heavy}", "version: heavy}, weight: 3")
         .replace("version: light}", "version: light}, weight: 1");
     let world = World::new(&yaml).await;
-    until("both are connected", async || {
-        hello(&world.channel).await.unwrap();
-        heavy.connections() > 0 && light.connections() > 0
-    })
-    .await;
-    let seen = spread(&world.channel, 400).await;
-    within(seen["heavy"], 270, 330);
+    for way in Way::BOTH {
+        all_connected(&world, way, &backends).await;
+        let seen = way.calls(&world.mesh, 400).await;
+        within(seen["heavy"], 270, 330);
+    }
 }

@@ -3,7 +3,9 @@
 pub(crate) mod echo;
 mod h2_server;
 pub(crate) mod inbound;
+pub(crate) mod memory;
 pub(crate) mod raw_h2;
+pub(crate) mod way;
 
 pub(crate) use h2_server::{H2Server, Served, Then};
 

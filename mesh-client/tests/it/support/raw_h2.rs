@@ -106,6 +106,15 @@ impl Peer {
         }
     }
 
+    /// Reads the head of an HTTP/1.1 request without a body.
+    pub(crate) async fn http1_request(&mut self) -> io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.tcp.read_u8().await?);
+        }
+        Ok(())
+    }
+
     pub(crate) async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
         self.write(&frame(kind, flags, stream, payload)).await
     }
