@@ -214,6 +214,7 @@ async fn an_attempt_that_waits_keeps_its_place_in_the_line_when_another_ends() {
         tokio::spawn(async move { hello_with(&channel, dress).await })
     };
     let first = call("first");
+    until("it has the stream", async || held.lock().unwrap().len() == 1).await;
     until("its second attempt waits for the stream", async || channel.load().pending == 1).await;
     let second = call("second");
     until("the next call waits behind it", async || channel.load().pending >= 2).await;

@@ -5,7 +5,7 @@ use crate::{
     support::{
         CLUSTER, H2Server, Served, TARGET, Then, assignment,
         echo::{Way, get, joined},
-        edit, hello, routes, service, to,
+        edit, routes, service, to,
     },
 };
 use envoy_types::{
@@ -217,34 +217,38 @@ async fn every_attempt_has_a_span_id_of_its_own_where_child_spans_are_on() {
 
 #[tokio::test]
 async fn a_retry_after_a_timeout_says_so() {
-    let held = Mutex::new(Vec::new());
-    let (server, seen) = server(move |number, served| match number {
-        0 => held.lock().unwrap().push(served),
-        _ => respond(served, 200, &[]),
-    })
-    .await;
-    let cp = control_plane(&[server.addr()], "reset", |policy, around| {
-        policy.per_try_timeout = Some(ProtoDuration { seconds: 0, nanos: 100_000_000 });
-        around.host = Some(|host| host.include_is_timeout_retry_header = true);
-    })
-    .await;
-    assert_eq!(Way::Channel.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 200);
-    let said: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "x-envoy-is-timeout-retry")).collect();
-    assert_eq!(said, ["", "true"]);
+    for way in Way::BOTH {
+        let held = Mutex::new(Vec::new());
+        let (server, seen) = server(move |number, served| match number {
+            0 => held.lock().unwrap().push(served),
+            _ => respond(served, 200, &[]),
+        })
+        .await;
+        let cp = control_plane(&[server.addr()], "reset", |policy, around| {
+            policy.per_try_timeout = Some(ProtoDuration { seconds: 0, nanos: 100_000_000 });
+            around.host = Some(|host| host.include_is_timeout_retry_header = true);
+        })
+        .await;
+        assert_eq!(way.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 200);
+        let said: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "x-envoy-is-timeout-retry")).collect();
+        assert_eq!(said, ["", "true"], "{way:?}");
+    }
 }
 
 #[tokio::test]
 async fn grpc_tells_the_server_of_previous_attempts() {
-    let (server, seen) = server(|number, served| match number {
-        0 | 1 => served.fail(14, &[]),
-        _ => served.ok(),
-    })
-    .await;
-    let cp = control_plane(&[server.addr()], "unavailable", |_, _| {}).await;
-    let mesh = builder(&cp, Profile::Grpc).build().await.unwrap();
-    hello(&mesh.channel(TARGET).unwrap()).await.unwrap();
-    let said: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "grpc-previous-rpc-attempts")).collect();
-    assert_eq!(said, ["", "1", "2"]);
+    for way in Way::BOTH {
+        let (server, seen) = server(|number, served| match number {
+            0 | 1 => served.fail(14, &[]),
+            _ => served.ok(),
+        })
+        .await;
+        let cp = control_plane(&[server.addr()], "unavailable", |_, _| {}).await;
+        let mesh = builder(&cp, Profile::Grpc).build().await.unwrap();
+        way.hello(&mesh).await.unwrap();
+        let said: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "grpc-previous-rpc-attempts")).collect();
+        assert_eq!(said, ["", "1", "2"], "{way:?}");
+    }
 }
 
 #[tokio::test]
@@ -258,7 +262,7 @@ async fn trailers_right_behind_the_head_are_retried_and_a_message_commits() {
         };
         body.send_trailers([("grpc-status".parse().unwrap(), "14".parse().unwrap())].into_iter().collect()).unwrap();
     };
-    for message in [false, true] {
+    for (message, way) in [false, true].into_iter().flat_map(|message| Way::BOTH.map(|way| (message, way))) {
         let (server, seen) = server(move |number, served| match number {
             0 => trailers(served, message),
             _ => served.ok(),
@@ -266,9 +270,9 @@ async fn trailers_right_behind_the_head_are_retried_and_a_message_commits() {
         .await;
         let cp = control_plane(&[server.addr()], "unavailable", |_, _| {}).await;
         let mesh = builder(&cp, Profile::Grpc).build().await.unwrap();
-        let code = hello(&mesh.channel(TARGET).unwrap()).await.map_or_else(|status| status.code(), |_| Code::Ok);
+        let code = way.hello(&mesh).await.map_or_else(|status| status.code(), |_| Code::Ok);
         let attempts = seen.lock().unwrap().len();
-        assert_eq!((code, attempts), if message { (Code::Unavailable, 1) } else { (Code::Ok, 2) });
+        assert_eq!((code, attempts), if message { (Code::Unavailable, 1) } else { (Code::Ok, 2) }, "{way:?}");
     }
 }
 
@@ -296,8 +300,8 @@ async fn retries_omit(metadata: &[(&str, Kind)], predicate: Any) {
     // Taken in turn, each call that begins at the bad one would have the next begin there too.
     edit::<Cluster>(&cp, ResourceType::Cluster, CLUSTER, |cluster| cluster.lb_policy = LbPolicy::Random.into());
     let mesh = envoy(&cp).await;
-    for _ in 0..60 {
-        assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 200);
+    for call in 0..60 {
+        assert_eq!(Way::BOTH[call % 2].send(&mesh, get("/"), "").await.unwrap().status(), 200);
     }
     let counts = |seen: &Seen, count: &str| {
         seen.lock().unwrap().iter().filter(|head| joined(head, "x-envoy-attempt-count") == count).count()
@@ -344,15 +348,17 @@ async fn retries_leave_the_priorities_that_failed() {
             *current = assignment(&[&addrs[..2], &addrs[2..]], HealthStatus::Unknown);
         });
         let mesh = envoy(&cp).await;
-        let before: usize = [&first, &second].iter().map(|server| server.1.lock().unwrap().len()).sum();
-        let status = Way::Channel.send(&mesh, get("/"), "").await.unwrap().status().as_u16();
-        let after: usize = [&first, &second].iter().map(|server| server.1.lock().unwrap().len()).sum();
         let expected = match frequency {
             0 => (503, 3),
             1 => (200, 1),
             _ => (200, 2),
         };
-        assert_eq!((status, after - before), expected, "every {frequency}");
+        for way in Way::BOTH {
+            let before: usize = [&first, &second].iter().map(|server| server.1.lock().unwrap().len()).sum();
+            let status = way.send(&mesh, get("/"), "").await.unwrap().status().as_u16();
+            let after: usize = [&first, &second].iter().map(|server| server.1.lock().unwrap().len()).sum();
+            assert_eq!((status, after - before), expected, "every {frequency}, {way:?}");
+        }
     }
 }
 
@@ -376,8 +382,8 @@ async fn retries_share_what_is_left_of_the_priorities_by_their_health() {
         current.endpoints[1].lb_endpoints[1].health_status = HealthStatus::Unhealthy.into();
     });
     let mesh = envoy(&cp).await;
-    for _ in 0..100 {
-        assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 200);
+    for call in 0..100 {
+        assert_eq!(Way::BOTH[call % 2].send(&mesh, get("/"), "").await.unwrap().status(), 200);
     }
     let [bad, half, rest] = [&bad, &half, &rest].map(|server| server.1.lock().unwrap().len());
     // Half of the endpoints times 1.4 cover 70 %; what they do not cover goes to the third priority.
@@ -441,9 +447,10 @@ async fn budgets_of_linkerd_and_of_grpc_hold_for_each_cluster() {
         let cp = control_plane(&[server.addr()], "unavailable", |_, _| {}).await;
         let said = format!("{budget:?}");
         let mesh = builder(&cp, Profile::Grpc).retry_budget(budget).build().await.unwrap();
-        let channel = mesh.channel(TARGET).unwrap();
-        for _ in 0..calls {
-            assert_eq!(hello(&channel).await.unwrap_err().code(), Code::Unavailable);
+        let _channel = mesh.channel(TARGET).unwrap();
+        for call in 0..calls {
+            let status = Way::BOTH[call % 2].hello(&mesh).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable);
         }
         assert_eq!(seen.lock().unwrap().len(), attempts, "{said}");
     }
