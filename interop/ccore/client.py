@@ -14,6 +14,7 @@ PROTO = pathlib.Path(__file__).resolve().parents[2] / "examples" / "proto"
 sys.path.insert(0, str(PROTO))
 
 import grpc  # noqa: E402  (the path above must be set before messages are generated)
+import grpc.experimental  # noqa: E402
 
 
 def main():
@@ -28,8 +29,10 @@ def main():
     messages, services = grpc.protos_and_services("greeter.proto")
     metadata = [tuple(header.split("=", 1)) for header in args.header]
     backends_of = {}
-    backends, codes, details = (collections.Counter() for _ in range(3))
-    with grpc.insecure_channel(args.target) as channel:
+    backends, codes, details, callers = (collections.Counter() for _ in range(4))
+    # TLS where the control plane says so.
+    credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
+    with grpc.secure_channel(args.target, credentials) as channel:
         greeter = services.GreeterStub(channel)
         if args.key_header:
             for key in sys.stdin.read().split():
@@ -43,11 +46,12 @@ def main():
                 request = messages.HelloRequest(name="C-core")
                 reply = greeter.SayHello(request, metadata=metadata, timeout=args.timeout)
                 backends[reply.backend] += 1
+                callers[reply.peer] += 1
                 codes["OK"] += 1
             except grpc.RpcError as error:
                 codes[error.code().name] += 1
                 details[error.details()] += 1
-    print(json.dumps({"version": grpc.__version__, "backends": backends, "codes": codes, "details": details}))
+    print(json.dumps({"version": grpc.__version__, "backends": backends, "codes": codes, "details": details, "callers": callers}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The greeter on gRPC's C-core. Prints its port, then serves until it is killed."""
+"""The greeter on gRPC's C-core. Prints its address, then serves until it is killed.
+
+    server.py              plain text, on a free port
+    server.py HOST:PORT    as the control plane of GRPC_XDS_BOOTSTRAP_CONFIG says: mTLS, authorization
+"""
 
 import concurrent.futures
 import pathlib
@@ -16,7 +20,8 @@ class Greeter(services.GreeterServicer):
     def SayHello(self, request, context):
         if request.name == "nobody":
             context.abort(grpc.StatusCode.NOT_FOUND, "nobody is there")
-        return messages.HelloReply(message=request.name, backend="ccore")
+        caller = b"".join(context.auth_context().get("peer_spiffe_id", [])).decode()
+        return messages.HelloReply(message=request.name, backend="ccore", peer=caller)
 
     def SayHellos(self, request, context):
         for number in range(request.count or 3):
@@ -28,11 +33,14 @@ class Greeter(services.GreeterServicer):
 
 
 def main():
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=16))
+    xds = len(sys.argv) > 1
+    addr = sys.argv[1] if xds else "127.0.0.1:0"
+    plain = grpc.insecure_server_credentials()
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=16), xds=xds)
     services.add_GreeterServicer_to_server(Greeter(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port(addr, grpc.xds_server_credentials(plain) if xds else plain)
     server.start()
-    print(port, flush=True)
+    print(f"{addr.rsplit(':', 1)[0]}:{port}", flush=True)
     server.wait_for_termination()
 
 

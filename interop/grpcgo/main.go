@@ -96,7 +96,7 @@ func call(target string, creds credentials.TransportCredentials, calls int) erro
 	defer channel.Close()
 
 	backends, codes, details := map[string]int{}, map[string]int{}, map[string]int{}
-	peers := map[string]int{}
+	callers, servers := map[string]int{}, map[string]int{}
 	for range calls {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		var server peer.Peer
@@ -109,11 +109,12 @@ func call(target string, creds credentials.TransportCredentials, calls int) erro
 			continue
 		}
 		backends[reply.backend]++
-		// What the server saw of us, and we of it.
-		peers[reply.peer+" -> "+identity(&server)]++
+		callers[reply.peer]++
+		servers[identity(&server)]++
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{
-		"version": grpc.Version, "backends": backends, "codes": codes, "details": details, "peers": peers,
+		"version": grpc.Version, "backends": backends, "codes": codes, "details": details,
+		"callers": callers, "servers": servers,
 	})
 }
 

@@ -1,7 +1,7 @@
 //! gRPC's C-core as a client and as a server, by the scripts in `ccore/`.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
+use crate::process::with_xds;
 use crate::{Outcome, Process, folder, peer};
 
 /// How long one run of the client may take, over all its calls.
@@ -27,11 +28,21 @@ impl Server {
     /// # Errors
     /// It is not installed, or did not get ready.
     pub async fn start() -> Result<Self> {
-        let mut command = Command::new(peer("venv/bin/python3")?);
-        command.arg(folder().join("ccore/server.py"));
-        let mut process = Process::start("the C-core server", tempfile::tempdir()?, &mut command)?;
-        let port: u16 = process.announced(|line| line.parse().ok()).await?;
-        Ok(Self { process, addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) })
+        Self::ready(&mut program("server.py")?).await
+    }
+
+    /// Serves at `addr` as the control plane says: mTLS, authorization.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_with_xds(addr: SocketAddr, bootstrap: &str) -> Result<Self> {
+        Self::ready(with_xds(program("server.py")?.arg(addr.to_string()), bootstrap)).await
+    }
+
+    async fn ready(command: &mut Command) -> Result<Self> {
+        let mut process = Process::start("the C-core server", tempfile::tempdir()?, command)?;
+        let addr = process.announced(|line| line.parse().ok()).await?;
+        Ok(Self { process, addr })
     }
 
     /// Where it listens.
@@ -77,13 +88,14 @@ pub async fn backends_of(
 }
 
 fn client(target: &str, bootstrap: &str) -> Result<Command> {
+    let mut command = program("client.py")?;
+    with_xds(command.arg(target), bootstrap).kill_on_drop(true);
+    Ok(command)
+}
+
+fn program(script: &str) -> Result<Command> {
     let mut command = Command::new(peer("venv/bin/python3")?);
-    command
-        .arg(folder().join("ccore/client.py"))
-        .arg(target)
-        .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap)
-        .env_remove("GRPC_XDS_BOOTSTRAP")
-        .kill_on_drop(true);
+    command.arg(folder().join("ccore").join(script));
     Ok(command)
 }
 

@@ -1,35 +1,24 @@
 //! grpc-go with xDS, and go-spiffe, by the program in `grpcgo/`.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
 use tokio::process::Command;
 
+use crate::process::with_xds;
 use crate::{Outcome, Process, peer};
 
 /// How long one run of the client may take, over all its calls.
 const RUN: Duration = Duration::from_secs(120);
 
-/// What a run of the client saw.
-#[derive(Debug, Default, Deserialize)]
-pub struct Called {
-    /// How the calls ended.
-    #[serde(flatten)]
-    pub outcome: Outcome,
-    /// Calls by `CLIENT -> SERVER`: the identity that the server saw, and the one that the client did. Empty without TLS.
-    pub peers: BTreeMap<String, u64>,
-}
-
 /// Makes `calls` greeter calls to `target`, over TLS where the control plane says so.
 ///
 /// # Errors
 /// The client is missing, failed, or did not end in time. A call that fails is not an error here but part of the outcome.
-pub async fn call(target: &str, bootstrap: &str, calls: u32) -> Result<Called> {
+pub async fn call(target: &str, bootstrap: &str, calls: u32) -> Result<Outcome> {
     let mut command = Command::new(peer("grpcgo")?);
     command.args(["call", "-n", &calls.to_string(), target]);
     run(with_xds(&mut command, bootstrap)).await
@@ -39,7 +28,7 @@ pub async fn call(target: &str, bootstrap: &str, calls: u32) -> Result<Called> {
 ///
 /// # Errors
 /// As [`call`].
-pub async fn call_with_svid(socket: &Path, addr: SocketAddr, calls: u32) -> Result<Called> {
+pub async fn call_with_svid(socket: &Path, addr: SocketAddr, calls: u32) -> Result<Outcome> {
     let mut command = Command::new(peer("grpcgo")?);
     command.args(["spiffe-call", "-socket", &uri(socket), "-n", &calls.to_string(), &addr.to_string()]);
     run(&mut command).await
@@ -97,11 +86,7 @@ fn uri(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
-fn with_xds<'a>(command: &'a mut Command, bootstrap: &str) -> &'a mut Command {
-    command.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap).env_remove("GRPC_XDS_BOOTSTRAP")
-}
-
-async fn run(command: &mut Command) -> Result<Called> {
+async fn run(command: &mut Command) -> Result<Outcome> {
     let ran = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let ended = tokio::time::timeout(RUN, ran).await.context("the grpc-go client did not end")??;
     let said = String::from_utf8_lossy(&ended.stderr);

@@ -27,6 +27,12 @@ pub struct Outcome {
     pub codes: BTreeMap<String, u64>,
     /// Failed calls by the message of their status.
     pub details: BTreeMap<String, u64>,
+    /// Answered calls by the identity of the client that the server saw; empty where it saw none.
+    #[serde(default)]
+    pub callers: BTreeMap<String, u64>,
+    /// Answered calls by the identity of the server that the client saw, of clients that tell.
+    #[serde(default)]
+    pub servers: BTreeMap<String, u64>,
 }
 
 impl Outcome {

@@ -134,6 +134,11 @@ impl Drop for Process {
     }
 }
 
+/// Gives a gRPC program its bootstrap.
+pub(crate) fn with_xds<'a>(command: &'a mut Command, bootstrap: &str) -> &'a mut Command {
+    command.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap).env_remove("GRPC_XDS_BOOTSTRAP")
+}
+
 /// A plain GET; returns the status and the body.
 ///
 /// # Errors

@@ -46,7 +46,7 @@ async fn mesh_control_serves_a_grpc_go_client() {
     let backends = Backends::start_together().await;
     let control = ControlPlane::builder().yaml(backends.written_into(YAML)).listen(ANY).start().await.unwrap();
 
-    let split = grpcgo::call(&format!("xds:///{SERVICE}"), &control.bootstrap(), 1000).await.unwrap().outcome;
+    let split = grpcgo::call(&format!("xds:///{SERVICE}"), &control.bootstrap(), 1000).await.unwrap();
     assert_eq!(split.ended_with("OK"), 1000, "{split:?}");
     assert_share(split.answered_by("v2"), 1000, 0.1);
     assert!(split.backends.contains_key("v1-a") && split.backends.contains_key("v1-b"), "{split:?}");
