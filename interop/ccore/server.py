@@ -6,7 +6,9 @@
 
 import concurrent.futures
 import pathlib
+import socket
 import sys
+import time
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "examples" / "proto"
 sys.path.insert(0, str(PROTO))
@@ -40,7 +42,16 @@ def main():
     services.add_GreeterServicer_to_server(Greeter(), server)
     port = server.add_secure_port(addr, grpc.xds_server_credentials(plain) if xds else plain)
     server.start()
-    print(f"{addr.rsplit(':', 1)[0]}:{port}", flush=True)
+    if xds:
+        # It listens once the control plane has answered.
+        host, port = addr.rsplit(":", 1)
+        while True:
+            try:
+                socket.create_connection((host, int(port))).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+    print(addr if xds else f"127.0.0.1:{port}", flush=True)
     server.wait_for_termination()
 
 

@@ -74,7 +74,9 @@ where
         match client.say_hello(request).await {
             Ok(reply) => {
                 *outcome.codes.entry("OK".to_owned()).or_default() += 1;
-                *outcome.backends.entry(reply.into_inner().backend).or_default() += 1;
+                let reply = reply.into_inner();
+                *outcome.backends.entry(reply.backend).or_default() += 1;
+                *outcome.callers.entry(reply.peer).or_default() += 1;
             }
             Err(status) => {
                 *outcome.codes.entry(name(status.code())).or_default() += 1;

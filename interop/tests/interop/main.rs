@@ -7,4 +7,5 @@ mod http2;
 mod identity;
 mod istiod;
 mod mesh_control;
+mod mtls;
 mod ring;
