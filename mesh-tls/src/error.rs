@@ -2,7 +2,10 @@
 
 use crate::{SpiffeIdError, alert, x509::Utc};
 use rustls::AlertDescription;
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{borrow::Cow, fmt, io, path::PathBuf, time::Duration};
+
+/// Longest name in a message, in characters.
+const CLIP: usize = 256;
 
 /// A certificate, key or bundle that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +144,7 @@ pub enum Side {
 
 /// A certificate that we did not accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {side}'s certificate{} was refused: {reason}", if certificate.is_empty() { String::new() } else { format!(" {certificate}") })]
+#[error("the {side}'s certificate{} was refused: {reason}", if certificate.is_empty() { String::new() } else { format!(" {}", clip(certificate)) })]
 #[non_exhaustive]
 pub struct Refusal {
     /// Whose certificate.
@@ -211,7 +214,7 @@ pub enum Reason {
         uris: Vec<String>,
     },
     /// Its URI SAN is not a SPIFFE id.
-    #[error("its URI SAN {uri:?} {error}")]
+    #[error("its URI SAN {:?} {error}", clip(uri))]
     NotSpiffe {
         /// The URI.
         uri: String,
@@ -246,6 +249,9 @@ pub enum Reason {
     /// It uses X.509 in a way that we do not accept.
     #[error("it or a certificate in its chain {0}")]
     Form(&'static str),
+    /// The handshake was not signed with the certificate's key.
+    #[error("its presenter did not prove to have its private key")]
+    NoProof,
     /// No SAN satisfies any matcher.
     #[error("no subject alternative name matches: wanted {}, offered {}", list(wanted), if offered.is_empty() { "none".to_owned() } else { list(offered) })]
     San {
@@ -260,10 +266,19 @@ pub enum Reason {
 }
 
 fn list(items: &[String]) -> String {
+    let clipped = |items: &[String]| items.iter().map(|item| clip(item)).collect::<Vec<_>>().join(", ");
     match items {
-        [one] => one.clone(),
-        many if many.len() > 8 => format!("one of [{}, and {} more]", many[..8].join(", "), many.len() - 8),
-        many => format!("[{}]", many.join(", ")),
+        [one] => clip(one).into_owned(),
+        many if many.len() > 8 => format!("one of [{}, and {} more]", clipped(&many[..8]), many.len() - 8),
+        many => format!("[{}]", clipped(many)),
+    }
+}
+
+/// The peer chooses its names: no message grows with them.
+pub(crate) fn clip(name: &str) -> Cow<'_, str> {
+    match name.char_indices().nth(CLIP) {
+        Some((end, _)) => format!("{}...", &name[..end]).into(),
+        None => name.into(),
     }
 }
 

@@ -50,6 +50,9 @@ pub enum SpiffeIdError {
     /// Two slashes in a row, or a slash at the end.
     #[error("has an empty path segment")]
     EmptySegment,
+    /// It names a trust domain as a whole, where a workload is wanted (X509-SVID §5.2).
+    #[error("has no path: it names a trust domain, not a workload")]
+    NoPath,
     /// A segment is `.` or `..`.
     #[error("has a relative path segment")]
     DotSegment,

@@ -1,8 +1,8 @@
 //! Verification of the peer's certificate: chain, usage, validity, SPIFFE id, SAN matchers.
 
 use crate::{
-    CryptoProvider, Reason, Refusal, SanKind, SanMatcher, Side, SpiffeId, TrustRoots, revocation::Revocation,
-    x509::Leaf,
+    CryptoProvider, Reason, Refusal, SanKind, SanMatcher, Side, SpiffeId, SpiffeIdError, TrustRoots,
+    revocation::Revocation, x509::Leaf,
 };
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -39,6 +39,11 @@ pub(crate) async fn with_refusal<F: Future>(handshake: F) -> (F::Output, Option<
             (output, REFUSAL.with(Cell::take))
         })
         .await
+}
+
+/// Leaves the refusal for [`with_refusal`]; outside of it there is nobody to tell.
+fn tell(refusal: Refusal) {
+    let _ = REFUSAL.try_with(|slot| slot.set(Some(Box::new(refusal))));
 }
 
 /// The rules for one peer, for one generation of roots.
@@ -105,8 +110,14 @@ impl Verifier {
         let revocation = self.roots.revocation();
         let lists = revocation.map(Revocation::lists).unwrap_or_default();
         let options = revocation.and_then(|revocation| revocation.options(&lists));
-        let verified =
-            parsed.verify_for_usage(self.algorithms.all, anchors, chain, now, usage, options, None).map(drop);
+        let verified = parsed.verify_for_usage(self.algorithms.all, anchors, chain, now, usage, options, None);
+        let verified = verified.and_then(|path| {
+            match path.intermediate_certificates().any(|issuer| may_not_issue(&issuer.der())) {
+                // webpki does not look at the key usage
+                true => Err(webpki::Error::EndEntityUsedAsCa),
+                false => Ok(()),
+            }
+        });
         verified.map_err(|error| match (error, revocation) {
             (webpki::Error::CertRevoked, Some(lists)) => {
                 Reason::Revoked { issuer: !lists.names(parsed.issuer(), parsed.serial()) }
@@ -133,7 +144,7 @@ impl Verifier {
         Err(Reason::San { wanted, offered: leaf.sans() })
     }
 
-    /// Leaves the refusal for [`with_refusal`] and returns what rustls makes the right alert of.
+    /// Tells the refusal and returns what rustls makes the right alert of.
     fn refuse(&self, certificate: String, reason: Reason) -> Error {
         let alert = match &reason {
             Reason::Expired { .. } => CertificateError::Expired,
@@ -146,9 +157,15 @@ impl Verifier {
             _ => CertificateError::BadEncoding,
         };
         let refusal = Refusal { side: self.side, certificate, reason };
-        // outside of a scope there is nobody to tell
-        let _ = REFUSAL.try_with(|slot| slot.set(Some(Box::new(refusal))));
+        tell(refusal);
         Error::InvalidCertificate(alert)
+    }
+
+    /// Says of a signature that does not verify whose it should be.
+    fn unproven(&self, certificate: &CertificateDer<'_>, error: Error) -> Error {
+        let certificate = Leaf::parse(certificate).map(|leaf| leaf.name()).unwrap_or_default();
+        tell(Refusal { side: self.side, certificate, reason: Reason::NoProof });
+        error
     }
 }
 
@@ -160,7 +177,16 @@ fn spiffe_id(leaf: &Leaf) -> Result<SpiffeId, Reason> {
     if leaf.may_sign {
         return Err(Reason::Signing);
     }
-    uri.parse().map_err(|error| Reason::NotSpiffe { uri: uri.clone(), error })
+    match uri.parse::<SpiffeId>() {
+        Ok(id) if id.path().is_empty() => Err(SpiffeIdError::NoPath),
+        parsed => parsed,
+    }
+    .map_err(|error| Reason::NotSpiffe { uri: uri.clone(), error })
+}
+
+/// Whether the key usage of an intermediate certificate forbids what it does.
+fn may_not_issue(issuer: &[u8]) -> bool {
+    Leaf::parse(issuer).map_or(true, |issuer| issuer.may_not_issue)
 }
 
 fn chain_reason(error: &webpki::Error, leaf: &Leaf, domain: Option<&str>, side: Side, now: UnixTime) -> Reason {
@@ -238,7 +264,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        verify_tls12_signature(message, cert, dss, &self.algorithms).map_err(|error| self.unproven(cert, error))
     }
 
     fn verify_tls13_signature(
@@ -247,7 +273,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &self.algorithms).map_err(|error| self.unproven(cert, error))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -281,7 +307,7 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        verify_tls12_signature(message, cert, dss, &self.algorithms).map_err(|error| self.unproven(cert, error))
     }
 
     fn verify_tls13_signature(
@@ -290,7 +316,7 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &self.algorithms).map_err(|error| self.unproven(cert, error))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

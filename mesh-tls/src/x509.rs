@@ -20,6 +20,8 @@ pub(crate) struct Leaf {
     pub(crate) email_sans: Vec<String>,
     /// `keyCertSign` or `cRLSign` is set, which an X.509-SVID leaf must not have (X509-SVID §4.3).
     pub(crate) may_sign: bool,
+    /// There is a key usage, and it does not include `keyCertSign`: not an authority (RFC 5280 §4.2.1.3).
+    pub(crate) may_not_issue: bool,
 }
 
 /// The certificate is not DER of the expected shape.
@@ -82,7 +84,9 @@ impl Leaf {
                 OID_KEY_USAGE => {
                     // unused-bits count, then bit 5 (keyCertSign) and bit 6 (cRLSign) of the first byte
                     let bits = Reader(value).expect(BIT_STRING)?;
-                    self.may_sign = bits.get(1).is_some_and(|first| first & 0b0000_0110 != 0);
+                    let bits = bits.get(1).copied().unwrap_or_default();
+                    self.may_sign = bits & 0b0000_0110 != 0;
+                    self.may_not_issue = bits & 0b0000_0100 == 0;
                 }
                 _ => {}
             }

@@ -8,6 +8,7 @@ mod handshake;
 mod incoming;
 #[cfg(feature = "grpc")]
 mod istio_ca;
+mod matrix;
 mod refusals;
 mod rotation;
 mod support;

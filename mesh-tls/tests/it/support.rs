@@ -50,6 +50,10 @@ impl Ca {
         self.0.der()
     }
 
+    pub(crate) fn key(&self) -> &KeyPair {
+        self.0.key()
+    }
+
     /// Signs a request.
     pub(crate) fn sign(&self, request: CertificateSigningRequestParams) -> String {
         request.signed_by(&self.0).unwrap().pem()
@@ -117,7 +121,7 @@ impl Pair {
     }
 
     fn serial(&self) -> SerialNumber {
-        let der: CertificateDer<'_> = self.der().0[0].clone().into();
+        let der = CertificateDer::from_pem_slice(self.chain.as_bytes()).unwrap();
         SerialNumber::from_slice(webpki::EndEntityCert::try_from(&der).unwrap().serial())
     }
 
