@@ -4,6 +4,7 @@ use crate::{
     Keepalive, MeshChannel, MeshLayer,
     channel::Core,
     error::BoxError,
+    inbound::{AuditLoggerFactory, AuditParser},
     outbound::{
         call::Settings,
         cluster::Balancing,
@@ -426,6 +427,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn filter(mut self, type_url: &str, factory: impl FilterFactory) -> Self {
         self.extensions.add_filter(type_url, Arc::new(Parser(factory)));
+        self
+    }
+
+    /// Adds an audit logger (gRFC A59) by the type of its configuration, for the RBAC filters of servers: `StdoutAuditLog` is built in.
+    #[must_use]
+    pub fn audit_logger(mut self, type_url: &str, factory: impl AuditLoggerFactory) -> Self {
+        self.extensions.add_audit_logger(type_url, Arc::new(AuditParser(factory)));
         self
     }
 

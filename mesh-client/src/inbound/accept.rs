@@ -4,6 +4,7 @@ use super::{
     Chain, ConnectionInfo, Shared,
     config::Facts,
     connection::{Inner, Tls},
+    seen::Seen,
 };
 use mesh_tls::{Accepted, TlsError};
 use pin_project::pin_project;
@@ -113,7 +114,7 @@ impl Shared {
         };
         match secure(socket, &chain).await {
             Ok((socket, tls)) => {
-                let info = ConnectionInfo::new(Inner { remote, local, tls, chain });
+                let info = ConnectionInfo::new(Inner { remote, local, tls, chain, seen: Seen::default() });
                 Some((InboundStream { socket, info, _open: open }, place))
             }
             // Health checks do that.

@@ -1,8 +1,10 @@
 //! An inbound side from code.
 
-use super::{Chain, Config, Inbound, Limits};
+use super::{Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Policy, RateLimit, Rbac, Source};
+use crate::telemetry::metrics::{ServerMetrics, Source as Labels, own_labels};
 use mesh_tls::{Acceptor, ServerSettings, TlsError, default_provider};
-use std::{fmt, io};
+use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, RemoteJwks};
+use std::{fmt, io, sync::Arc};
 use tokio::net::{TcpListener, ToSocketAddrs};
 
 /// Makes an [`Inbound`] from code. Without TLS settings it takes plaintext.
@@ -10,6 +12,10 @@ use tokio::net::{TcpListener, ToSocketAddrs};
 pub struct InboundBuilder {
     tls: Option<Tls>,
     limits: Limits,
+    filters: Vec<HttpFilter>,
+    fetches: Vec<(Arc<str>, Arc<dyn FetchKeys>)>,
+    service: Option<String>,
+    forwarding: (ForwardClientCert, ClientCertDetails),
 }
 
 enum Tls {
@@ -51,6 +57,87 @@ impl InboundBuilder {
         self
     }
 
+    /// Who may do what. Asked in the order in which they, tokens and rate limits are given here.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// use mesh_client::inbound::{Inbound, Rbac, Rule};
+    ///
+    /// let inbound = Inbound::builder()
+    ///     .authorize(Rbac::deny().rule("admin", Rule::new().path("/admin*").not_namespace("ops")))
+    ///     .authorize(Rbac::allow().rule("shop", Rule::new().namespace("shop")))
+    ///     .bind("0.0.0.0:50051")
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn authorize(mut self, rbac: Rbac) -> Self {
+        let name = format!("authorize-{}", self.filters.len());
+        self.filters.push(rbac.filter(name));
+        self
+    }
+
+    /// Requests need a token of this issuer. What it says is known to the rules that are given after it, and to handlers
+    /// ([`JwtClaims`](super::JwtClaims)).
+    #[must_use]
+    pub fn jwt(mut self, provider: JwtProvider) -> Self {
+        let (filter, fetch) = provider.filter(format!("jwt-{}", self.filters.len()));
+        self.filters.push(filter);
+        self.fetches.extend(fetch);
+        self
+    }
+
+    /// How many requests are taken.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Self {
+        let name = format!("rate-limit-{}", self.filters.len());
+        self.filters.push(limit.filter(name));
+        self
+    }
+
+    /// A filter of the program's own, or any that a control plane could send.
+    #[must_use]
+    pub fn filter(mut self, filter: HttpFilter) -> Self {
+        self.filters.push(filter);
+        self
+    }
+
+    /// The service that this is, such as `greeter.default.svc.cluster.local`: `destination_service` of the metrics.
+    #[must_use]
+    pub fn service(mut self, host: impl Into<String>) -> Self {
+        self.service = Some(host.into());
+        self
+    }
+
+    /// What becomes of `x-forwarded-client-cert`; default: it is taken away.
+    #[must_use]
+    pub fn forward_client_cert(mut self, mode: ForwardClientCert, details: ClientCertDetails) -> Self {
+        self.forwarding = (mode, details);
+        self
+    }
+
+    /// What its requests are asked.
+    fn policy(&self) -> Policy {
+        let own = own_labels(Labels::default().as_destination(), self.service.as_deref());
+        let kept = Kept::new(ServerMetrics::new(own), default_provider());
+        let fetch = |remote: &RemoteJwks| {
+            self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
+        };
+        let (forward_client_cert, client_cert_details) = self.forwarding;
+        Policy::compile(
+            Source {
+                listener: &"inbound".into(),
+                filters: &self.filters,
+                routes: None,
+                forward_client_cert,
+                client_cert_details,
+                around: None,
+                fetch: Some(&fetch),
+            },
+            &kept,
+        )
+    }
+
     /// Listens on `address`.
     ///
     /// # Errors
@@ -64,12 +151,13 @@ impl InboundBuilder {
     /// # Errors
     /// The TLS settings cannot be used.
     pub fn listener(self, listener: TcpListener) -> Result<Inbound, BuildError> {
+        let policy = self.policy();
         let acceptor = match self.tls {
             None => None,
             Some(Tls::Acceptor(acceptor)) => Some(acceptor),
             Some(Tls::Settings(settings)) => Some(Acceptor::new(settings, default_provider())?),
         };
-        let config = Config::single(Chain::new("", acceptor, None));
+        let config = Config::single(Chain::new("", acceptor, Some(Arc::new(policy))));
         Ok(Inbound::new(listener, config, self.limits)?)
     }
 

@@ -1,6 +1,6 @@
 //! What is known of a connection.
 
-use super::Chain;
+use super::{Chain, seen::Seen};
 use mesh_tls::PeerIdentity;
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -15,6 +15,7 @@ pub(crate) struct Inner {
     pub(crate) local: SocketAddr,
     pub(crate) tls: Option<Tls>,
     pub(crate) chain: Arc<Chain>,
+    pub(crate) seen: Seen,
 }
 
 /// What TLS says of it.
@@ -66,6 +67,10 @@ impl ConnectionInfo {
         if let Some(peer) = self.peer() {
             extensions.insert(peer.clone());
         }
+    }
+
+    pub(super) fn seen(&self) -> &Seen {
+        &self.0.seen
     }
 
     /// The filter chain that took it.

@@ -1,7 +1,10 @@
 //! The policy of a connection in front of a service: the same whatever transport is below.
 
 use super::{ConnectionInfo, Deciding, Decision, Exchange, Verdict};
-use crate::outbound::{filter::Reply, timeout::is_grpc};
+use crate::{
+    outbound::{filter::Reply, timeout::is_grpc},
+    telemetry::trace::ScopeFuture,
+};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::{Body, Frame, SizeHint};
@@ -56,12 +59,11 @@ where
         deciding: Deciding,
         body: Option<B>,
         service: S,
-        local: Local,
     },
     /// The service was called.
     Calling {
         #[pin]
-        future: S::Future,
+        future: ScopeFuture<S::Future>,
         exchange: Option<Exchange>,
     },
     Answered {
@@ -143,18 +145,17 @@ where
         };
         let stage = match verdict {
             Verdict::Now(Decision::Pass(exchange)) => {
-                let future = self.inner.call(Request::from_parts(head, body));
+                let future = ScopeFuture::of(exchange.trace(), || self.inner.call(Request::from_parts(head, body)));
                 Stage::Calling { future, exchange: Some(exchange) }
             }
             Verdict::Now(Decision::Answer(reply, exchange)) => {
                 Stage::Answered { reply: Some((reply, exchange)), local: Local::of(&head) }
             }
             Verdict::Later(deciding) => {
-                let local = Local::of(&head);
                 // The one that is ready is called; the clone becomes ready for the next.
                 let fresh = self.inner.clone();
                 let service = std::mem::replace(&mut self.inner, fresh);
-                Stage::Deciding { deciding, body: Some(body), service, local }
+                Stage::Deciding { deciding, body: Some(body), service }
             }
         };
         GuardFuture { stage }
@@ -172,16 +173,17 @@ where
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {
-                StageProjection::Deciding { deciding, body, service, local } => {
+                StageProjection::Deciding { deciding, body, service } => {
                     let (head, decision) = ready!(deciding.as_mut().poll(cx));
                     let body = body.take().expect("a decision comes once");
                     match decision {
                         Decision::Pass(exchange) => {
-                            let future = service.call(Request::from_parts(head, body));
+                            let request = Request::from_parts(head, body);
+                            let future = ScopeFuture::of(exchange.trace(), || service.call(request));
                             Stage::Calling { future, exchange: Some(exchange) }
                         }
                         Decision::Answer(reply, exchange) => {
-                            Stage::Answered { reply: Some((reply, exchange)), local: *local }
+                            Stage::Answered { reply: Some((reply, exchange)), local: Local::of(&head) }
                         }
                     }
                 }

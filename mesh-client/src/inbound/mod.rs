@@ -8,24 +8,40 @@
 //! | decide | [`policy`], by [`guard`], for every request |
 
 mod accept;
+mod authorize;
+mod authz;
 mod builder;
 mod config;
 mod connection;
 mod connections;
 mod guard;
 mod incoming;
+mod jwt;
 mod limits;
 mod policy;
 mod serve;
+mod routes;
+mod seen;
+mod steps;
+mod subject;
+mod xfcc;
 
 pub use accept::InboundStream;
+pub use authorize::{JwtProvider, RateLimit, Rbac, Rule};
+pub(crate) use authz::Parser as AuditParser;
+pub use authz::{AuditEvent, AuditLogger, AuditLoggerFactory, audit_logger};
 pub use builder::{BuildError, InboundBuilder};
 pub(crate) use config::{Chain, Config};
 pub use connection::ConnectionInfo;
 pub use guard::{Guard, GuardFuture, InboundLayer, ResponseBody};
 pub use incoming::Incoming;
+pub use jwt::{FetchKeys, JwtClaims};
 pub use limits::Limits;
-pub(crate) use policy::{Deciding, Decision, Exchange, Policy, Verdict};
+pub(crate) use policy::{Deciding, Decision, Exchange, Kept, Policy, Source, Verdict};
+pub use xfcc::{ForwardedClient, ForwardedClientError};
+
+/// What policies from code are made of, and what a control plane's are read into.
+pub use mesh_xds::resource::{AuditLogging, CidrRange, ClientCertDetails, ForwardClientCert, PathTemplate};
 
 pub use crate::transport::{RequestBody, RequestBodyError};
 

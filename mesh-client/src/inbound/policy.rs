@@ -1,22 +1,81 @@
 //! What a server decides about a request, and what it sees of the answer.
 
-use super::ConnectionInfo;
-use crate::outbound::filter::Reply;
+use super::{
+    ConnectionInfo,
+    jwt::{FetchKeys, Fetched, JwtClaims, Keys, Shelf},
+    routes::{Entry, Routes},
+    steps::Ran,
+    xfcc::Forwarding,
+};
+use crate::{
+    outbound::{
+        filter::{Ended, FilterResponse, Filters, Outcome as FilterOutcome, Reply, Surroundings, Watch, Watching},
+        retry::grpc_status,
+        route::RequestHead,
+        timeout::is_grpc,
+    },
+    telemetry::{
+        access_log::ResponseFlags as Flag,
+        metrics::{Caller, Outcome, PeerMetrics, ServerMetrics},
+        trace::TraceContext,
+    },
+};
 use bytes::Bytes;
-use http::{request, response};
+use http::{Request, StatusCode, request, response};
 use http_body::Frame;
-use std::pin::Pin;
+use mesh_tls::CryptoProvider;
+use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig, RouteConfiguration};
+use std::{fmt, pin::Pin, sync::Arc};
+use tokio::time::Instant;
 
 /// What every request of a filter chain is asked, compiled.
-#[derive(Debug, Default)]
-pub(crate) struct Policy {}
+#[derive(Debug)]
+pub(crate) struct Policy {
+    routes: Routes,
+    forwarding: Forwarding,
+    metrics: Arc<ServerMetrics>,
+}
+
+/// What the policies of one inbound side share, and keep over changes of the configuration.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(super) filters: Filters,
+    pub(super) shelf: Shelf,
+    pub(super) metrics: Arc<ServerMetrics>,
+    pub(super) provider: Arc<CryptoProvider>,
+}
+
+/// What a policy is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// Name of the listener.
+    pub(crate) listener: &'a Arc<str>,
+    /// Of the connection manager, in order.
+    pub(crate) filters: &'a [HttpFilter],
+    /// `None`: every request is served.
+    pub(crate) routes: Option<&'a Arc<RouteConfiguration>>,
+    pub(crate) forward_client_cert: ForwardClientCert,
+    pub(crate) client_cert_details: ClientCertDetails,
+    /// For what calls clusters of the configuration; `None`: there are none.
+    pub(crate) around: Option<Surroundings<'a>>,
+    /// Keys of the application's own, for what is made in code.
+    pub(crate) fetch: Option<&'a dyn Fn(&mesh_xds::resource::RemoteJwks) -> Option<Arc<dyn FetchKeys>>>,
+}
+
+/// What is at hand while a policy is compiled.
+pub(super) struct Making<'a> {
+    pub(super) listener: &'a Arc<str>,
+    pub(super) filters: &'a [HttpFilter],
+    pub(super) shared: &'a Kept,
+    pub(super) keys: Keys<'a>,
+    pub(super) around: Option<Surroundings<'a>>,
+}
 
 /// When it is known what becomes of a request.
 pub(crate) enum Verdict {
     /// At once.
     Now(Decision),
     /// Later: the head that it was asked with is taken (what is left behind means nothing) and comes back with the decision.
-    #[expect(dead_code, reason = "until keys of tokens are fetched")]
     Later(Deciding),
 }
 
@@ -28,18 +87,137 @@ pub(crate) enum Decision {
     /// It is served.
     Pass(Exchange),
     /// It is answered here; `Exchange` sees that answer.
-    #[expect(dead_code, reason = "until something is forbidden")]
     Answer(Reply, Exchange),
 }
 
 /// One request and its answer, as far as somebody watches them. Dropped when the answer's body ended, or nobody wants it any more.
-#[derive(Debug, Default)]
-pub(crate) struct Exchange {}
+#[derive(Default)]
+pub(crate) struct Exchange(Option<Seen>);
+
+/// A request that is counted.
+struct Seen {
+    metrics: Arc<PeerMetrics>,
+    started: Instant,
+    grpc: bool,
+    flags: Flag,
+    /// 0: there was no answer.
+    status: u16,
+    code: Option<u32>,
+    /// Our own answer.
+    local: bool,
+    trace: Option<TraceContext>,
+    claims: Option<JwtClaims>,
+    watching: Option<Box<Watching>>,
+}
+
+impl Kept {
+    pub(crate) fn new(metrics: ServerMetrics, provider: Arc<CryptoProvider>) -> Self {
+        Self { filters: Filters::default(), shelf: Shelf::default(), metrics: Arc::new(metrics), provider }
+    }
+}
 
 impl Policy {
+    /// Compiles what a filter chain says. What cannot be honoured lets nobody in.
+    pub(crate) fn compile(source: Source<'_>, kept: &Kept) -> Self {
+        let Source { listener, filters, around, .. } = source;
+        let own = |remote: &mesh_xds::resource::RemoteJwks| {
+            if let Some(fetch) = source.fetch.and_then(|fetch| fetch(remote)) {
+                return Some(fetch);
+            }
+            let channel = kept.filters.services.channel(&remote.cluster, around?)?;
+            Some(Arc::new(Fetched { channel, uri: remote.uri.clone() }) as Arc<dyn FetchKeys>)
+        };
+        let keys = Keys { shelf: &kept.shelf, provider: kept.provider.clone(), fetch: &own };
+        let making = Making { listener, filters, shared: kept, keys, around };
+        filters.iter().for_each(meaningless);
+        Self {
+            routes: Routes::compile(source.routes, &making),
+            forwarding: Forwarding::new(source.forward_client_cert, source.client_cert_details, kept.provider.clone()),
+            metrics: kept.metrics.clone(),
+        }
+    }
+
     /// Decides about a request, and edits its head.
-    pub(crate) fn admit(&self, _connection: &ConnectionInfo, _head: &mut request::Parts) -> Verdict {
-        Verdict::Now(Decision::Pass(Exchange::none()))
+    pub(crate) fn admit(&self, connection: &ConnectionInfo, head: &mut request::Parts) -> Verdict {
+        self.forwarding.apply(connection, &mut head.headers);
+        let mut exchange = self.begin(connection, head);
+        let found = self.routes.find(&RequestHead::new(&head.method, &head.uri, &head.headers));
+        let Some(entry) = found else {
+            exchange.flag(Flag::NO_ROUTE);
+            let reply = Reply::new(StatusCode::NOT_FOUND, "no route matches").grpc_status(14).flag(Flag::NO_ROUTE);
+            return Verdict::Now(Decision::answer(reply, exchange));
+        };
+        match entry.steps.run(0, &entry.name, connection, head, &mut exchange) {
+            Ran::Passed => Verdict::Now(entry.served(exchange)),
+            Ran::Answered(reply) => Verdict::Now(Decision::answer(reply, exchange)),
+            Ran::Waits(from) => {
+                let taken = std::mem::replace(head, Request::new(()).into_parts().0);
+                Verdict::Later(Box::pin(later(entry.clone(), from, connection.clone(), taken, exchange)))
+            }
+        }
+    }
+
+    fn begin(&self, connection: &ConnectionInfo, head: &mut request::Parts) -> Exchange {
+        let metrics = connection.seen().metrics.get_or_init(|| {
+            let peer = connection.peer();
+            let principal = peer.map(|peer| match peer.spiffe_id() {
+                Some(id) => id.as_str().into(),
+                None => peer.to_string().into(),
+            });
+            self.metrics.of(Caller { principal, mutual: peer.is_some() })
+        });
+        let trace = TraceContext::received(&head.headers);
+        if let Some(trace) = &trace {
+            head.extensions.insert(trace.clone());
+        }
+        Exchange(Some(Seen {
+            metrics: metrics.clone(),
+            started: Instant::now(),
+            grpc: is_grpc(&head.headers),
+            flags: Flag::NONE,
+            status: 0,
+            code: None,
+            local: false,
+            trace,
+            claims: None,
+            watching: None,
+        }))
+    }
+}
+
+async fn later(
+    entry: Arc<Entry>,
+    from: usize,
+    connection: ConnectionInfo,
+    mut head: request::Parts,
+    mut exchange: Exchange,
+) -> (request::Parts, Decision) {
+    let decision = match entry.steps.wait(from, &entry.name, &connection, &mut head, &mut exchange).await {
+        Some(reply) => Decision::answer(reply, exchange),
+        None => entry.served(exchange),
+    };
+    (head, decision)
+}
+
+impl Entry {
+    /// What becomes of a request that its filters let pass.
+    fn served(&self, mut exchange: Exchange) -> Decision {
+        match &self.unavailable {
+            None => Decision::Pass(exchange),
+            Some(reason) => {
+                tracing::debug!(target: "mesh::inbound", route = &*self.name, %reason, "not served");
+                exchange.flag(Flag::NO_ROUTE);
+                let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the route is not served here").grpc_status(14);
+                Decision::answer(reply, exchange)
+            }
+        }
+    }
+}
+
+impl Decision {
+    fn answer(reply: Reply, mut exchange: Exchange) -> Self {
+        exchange.answered(&reply);
+        Self::Answer(reply, exchange)
     }
 }
 
@@ -49,12 +227,121 @@ impl Exchange {
         Self::default()
     }
 
+    pub(super) fn is_grpc(&self) -> bool {
+        self.0.as_ref().is_some_and(|seen| seen.grpc)
+    }
+
+    pub(super) fn flag(&mut self, flag: Flag) {
+        if let Some(seen) = &mut self.0 {
+            seen.flags |= flag;
+        }
+    }
+
+    /// Tokens were verified.
+    pub(super) fn learnt(&mut self, claims: Option<JwtClaims>, _head: &request::Parts) {
+        if let (Some(seen), Some(claims)) = (&mut self.0, claims) {
+            seen.claims = Some(claims);
+        }
+    }
+
+    /// What RBAC knows of tokens.
+    pub(super) fn claims(&self) -> Option<&serde_json::Value> {
+        Some(self.0.as_ref()?.claims.as_ref()?.metadata())
+    }
+
+    /// A filter wants to see the answer.
+    pub(super) fn watch(&mut self, watch: Box<dyn Watch>) {
+        if let Some(seen) = &mut self.0 {
+            let started = seen.started;
+            seen.watching.get_or_insert_with(|| Box::new(Watching::new(started))).push(watch);
+        }
+    }
+
+    /// The trace that the request is part of.
+    pub(super) fn trace(&self) -> Option<TraceContext> {
+        self.0.as_ref()?.trace.clone()
+    }
+
+    /// The answer that comes is our own.
+    fn answered(&mut self, reply: &Reply) {
+        if let Some(seen) = &mut self.0 {
+            let (_, _, flag) = reply.outcome(seen.grpc);
+            seen.flags |= flag;
+            seen.local = true;
+        }
+    }
+
     /// The head of the answer, before the client has it.
-    pub(crate) fn response(&mut self, _head: &mut response::Parts) {}
+    pub(crate) fn response(&mut self, head: &mut response::Parts) {
+        let Some(seen) = &mut self.0 else { return };
+        if let Some(watching) = &mut seen.watching {
+            watching.response(&mut FilterResponse { head, endpoint: None, cluster: "", local: seen.local });
+        }
+        seen.status = head.status.as_u16();
+        if seen.grpc {
+            seen.code = grpc_status(&head.headers);
+        }
+    }
 
     /// The next frame of the answer's body, before the client has it.
-    pub(crate) fn frame(&mut self, _frame: &mut Frame<Bytes>) {}
+    pub(crate) fn frame(&mut self, frame: &mut Frame<Bytes>) {
+        let Some(seen) = &mut self.0 else { return };
+        let Some(trailers) = frame.trailers_mut() else { return };
+        if let Some(watching) = &mut seen.watching {
+            watching.trailers(trailers);
+        }
+        if seen.grpc {
+            seen.code = grpc_status(trailers).or(seen.code);
+        }
+    }
 
     /// The answer is complete: its last frame was handed on. Not called when it fails, or is dropped before.
-    pub(crate) fn complete(&mut self) {}
+    pub(crate) fn complete(&mut self) {
+        if let Some(seen) = self.0.take() {
+            seen.end(true);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(seen) = self.0.take() {
+            seen.end(false);
+        }
+    }
+}
+
+impl Seen {
+    fn end(mut self, complete: bool) {
+        let took = self.started.elapsed();
+        if !complete {
+            self.flags |= Flag::DOWNSTREAM_CONNECTION_TERMINATION;
+        }
+        let grpc = self.grpc.then(|| self.code.unwrap_or(if complete { 2 } else { 1 }));
+        if let Some(watching) = &mut self.watching {
+            let ended = match (complete, self.local) {
+                (true, true) => Ended::Answered,
+                (true, false) => Ended::Complete,
+                (false, _) => Ended::Cancelled,
+            };
+            watching.end(&FilterOutcome { status: self.status, grpc_status: grpc, ended, took });
+        }
+        self.metrics.record(Outcome { status: self.status, grpc, flag: self.flags }, took);
+    }
+}
+
+/// Says what of a client's filters has no meaning in a server.
+fn meaningless(filter: &HttpFilter) {
+    let reason = match &filter.config {
+        HttpFilterConfig::Buffer(_) => "requests are not buffered here",
+        HttpFilterConfig::StatefulSession(_) => "a server chooses no endpoint",
+        _ => return,
+    };
+    tracing::warn!(target: "mesh::inbound", filter = &*filter.name, reason, "the filter has no effect in a server");
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("watched", &self.0.is_some()).finish()
+    }
 }

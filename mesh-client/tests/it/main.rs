@@ -41,6 +41,7 @@ mod hedging_legs;
 mod hostile;
 mod hostile_http1;
 mod inbound_serve;
+mod inbound_authz;
 mod layers;
 mod localities;
 mod matching;

@@ -41,9 +41,10 @@ pub struct Tracing {
 impl HttpConnectionManager {
     /// The clusters that its filters call.
     pub fn service_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.http_filters.iter().filter_map(|filter| match &filter.config {
-            HttpFilterConfig::GlobalRateLimit(limit) => Some(&limit.cluster),
-            _ => None,
+        self.http_filters.iter().flat_map(|filter| match &filter.config {
+            HttpFilterConfig::GlobalRateLimit(limit) => vec![&limit.cluster],
+            HttpFilterConfig::Jwt(jwt) => jwt.clusters().collect(),
+            _ => Vec::new(),
         })
     }
 }

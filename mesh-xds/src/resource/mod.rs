@@ -11,11 +11,13 @@ mod endpoint;
 mod filter;
 mod format;
 mod health_check;
+mod jwt;
 mod kind;
 mod lb;
 mod listener;
 mod matcher;
 mod outlier;
+mod rbac;
 mod route;
 mod secret;
 mod server_listener;
@@ -45,6 +47,10 @@ pub use format::{Field, FieldName, Format, FormatPart, TimePart};
 pub use health_check::{
     EndpointHealthCheck, GrpcHealthCheck, HealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
 };
+pub use jwt::{
+    JwksSource, JwtClaimToHeader, JwtConfig, JwtHeader, JwtOfRoute, JwtProvider, JwtRequirement, JwtRule,
+    JwtTokenCache, RemoteJwks,
+};
 pub use kind::{Resource, ResourceType};
 pub use lb::{
     ConsistentHashing, CookieHash, CustomLb, HashFunction, HashPolicy, HashSource, HealthStatuses, LbPolicy,
@@ -57,6 +63,10 @@ pub use matcher::{
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
 pub use outlier::{FailureAccrual, OutlierDetection};
+pub use rbac::{
+    AuditLoggerConfig, AuditLoggerParser, AuditLogging, MetadataMatcher, PeerName, Permission, Principal, RbacAction,
+    RbacConfig, RbacPolicy, RbacRules, ValueMatcher,
+};
 pub use route::{
     AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
     Route, RouteConfiguration, RouteMatch, VirtualHost,

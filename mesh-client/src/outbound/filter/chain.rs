@@ -81,6 +81,11 @@ impl Watching {
         Self { watches: SmallVec::new(), started, status: 0, grpc_status: None }
     }
 
+    /// One more watches.
+    pub(crate) fn push(&mut self, watch: Box<dyn Watch>) {
+        self.watches.push(watch);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.watches.is_empty()
     }

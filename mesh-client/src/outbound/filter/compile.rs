@@ -77,7 +77,7 @@ impl Filters {
     }
 
     /// gRFC A39: the most specific override wins, nothing is merged; `disabled` can be lifted by an override.
-    fn filter(&self, filter: &HttpFilter, making: Making<'_>) -> Option<Arc<dyn Filter>> {
+    pub(crate) fn filter(&self, filter: &HttpFilter, making: Making<'_>) -> Option<Arc<dyn Filter>> {
         let mut levels = making.levels.into_iter().zip(0..);
         let specific = levels.find_map(|(level, number)| Some((level?.get(&filter.name)?, number)));
         let (specific, level) = (specific.map(|(specific, _)| specific), specific.map(|(_, level)| level));

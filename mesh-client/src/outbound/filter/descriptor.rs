@@ -1,9 +1,10 @@
 //! The descriptors that a request has by the rate limits of its route (`envoy.config.route.v3.RateLimit`).
 
 use super::FilterRequest;
+use crate::inbound::ConnectionInfo;
 use crate::outbound::route::{HeaderMatchers, Profile, RequestHead, parameter, query_matches};
 use mesh_xds::{
-    resource::{HeaderField, QueryParameterMatcher, RateLimit, RateLimitAction, VirtualHostLimits},
+    resource::{CidrRange, HeaderField, QueryParameterMatcher, RateLimit, RateLimitAction, VirtualHostLimits},
     rls::Descriptor,
 };
 use std::sync::Arc;
@@ -70,11 +71,12 @@ impl Descriptors {
     /// Those of a request; a limit of which one action has nothing to say makes none.
     pub(super) fn of(&self, request: &FilterRequest<'_>) -> Vec<Descriptor> {
         let head = request.head();
+        let connection = head.extensions.get::<ConnectionInfo>();
         let head = RequestHead::new(&head.method, &head.uri, &head.headers);
         let descriptor = |limit: &Limit| {
             let mut entries = Vec::with_capacity(limit.actions.len());
             for action in &limit.actions {
-                entries.extend(action.entry(&head, request.cluster())?);
+                entries.extend(action.entry(&head, request.cluster(), connection)?);
             }
             (!entries.is_empty()).then_some(Descriptor { entries, hits: limit.hits })
         };
@@ -103,7 +105,12 @@ impl Action {
 
     /// Outer `None`: no descriptor; inner: no entry.
     #[allow(clippy::option_option, reason = "the two are different: see above")]
-    fn entry(&self, head: &RequestHead<'_>, cluster: &str) -> Option<Option<(Arc<str>, Arc<str>)>> {
+    fn entry(
+        &self,
+        head: &RequestHead<'_>,
+        cluster: &str,
+        connection: Option<&ConnectionInfo>,
+    ) -> Option<Option<(Arc<str>, Arc<str>)>> {
         let asked = |value: Option<&str>, key: &Arc<str>, skip: bool| match value.filter(|value| !value.is_empty()) {
             Some(value) => Some(Some((key.clone(), value.into()))),
             None => skip.then_some(None),
@@ -132,6 +139,19 @@ impl Action {
                 }
                 RateLimitAction::QueryParameter { name, key, skip_if_absent } => {
                     asked(head.query().and_then(|query| parameter(query, name)), key, *skip_if_absent)
+                }
+                RateLimitAction::RemoteAddress => {
+                    let ip = connection?.remote_addr().ip().to_canonical();
+                    Some(Some(("remote_address".into(), ip.to_string().into())))
+                }
+                RateLimitAction::MaskedRemoteAddress { v4, v6 } => {
+                    let ip = connection?.remote_addr().ip().to_canonical();
+                    let block = CidrRange::new(ip, u32::from(if ip.is_ipv4() { *v4 } else { *v6 })).ok()?;
+                    Some(Some(("masked_remote_address".into(), block.to_string().into())))
+                }
+                RateLimitAction::PeerPrincipal { key } => {
+                    let id = connection?.peer().and_then(|peer| peer.spiffe_id());
+                    Some(Some((key.clone(), id.map_or("none", |id| id.as_str()).into())))
                 }
                 _ => None,
             },

@@ -43,6 +43,11 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Services {
+    /// A channel to this cluster. `None`: the configuration has no such cluster.
+    pub(crate) fn channel(&self, cluster: &Arc<str>, around: Surroundings<'_>) -> Option<MeshChannel> {
+        Some(self.get(cluster, None, around)?.channel.clone())
+    }
+
     /// The service of this cluster. `None`: the configuration has no such cluster.
     pub(super) fn get(
         &self,

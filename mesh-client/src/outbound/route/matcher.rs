@@ -53,13 +53,18 @@ pub(super) enum Mismatch<'m> {
 }
 
 impl Matcher {
-    pub(super) fn compile(matches: &RouteMatch, profile: Profile) -> Self {
+    pub(crate) fn compile(matches: &RouteMatch, profile: Profile) -> Self {
         Self {
             path: matches.path.clone(),
             headers: HeaderMatchers::compile(&matches.headers, profile),
             rare: Rare::compile(matches, profile),
             fraction: matches.fraction,
         }
+    }
+
+    /// Whether a request is one of them. `rng(bound)` is uniform in `0..bound`, and drawn for fractions only.
+    pub(crate) fn matches(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> bool {
+        self.check(head, rng).is_ok()
     }
 
     /// Path, headers, the rest, fraction, in this order: the draw is made only when all else matches.

@@ -76,6 +76,27 @@ impl Source {
     }
 }
 
+impl Source {
+    /// The same workload where it serves: `destination_*`.
+    pub(crate) fn as_destination(&self) -> Vec<Label> {
+        let own = self.0.iter().filter_map(|label| {
+            let name = match label.key() {
+                "source_workload" => "destination_workload",
+                "source_workload_namespace" => "destination_workload_namespace",
+                "source_principal" => "destination_principal",
+                "source_app" => "destination_app",
+                "source_version" => "destination_version",
+                "source_cluster" => "destination_cluster",
+                "source_canonical_service" => "destination_canonical_service",
+                "source_canonical_revision" => "destination_canonical_revision",
+                _ => return None,
+            };
+            Some(Label::new(name, label.value().to_owned()))
+        });
+        own.collect()
+    }
+}
+
 impl Default for Source {
     fn default() -> Self {
         Self::new(None, None, None, None, None, None, None, None)
@@ -125,8 +146,40 @@ pub(super) fn all(source: &Source, cluster: Option<&str>, workload: Option<&Work
     labels
 }
 
+/// All labels of a request that was served and ended so. What is not known of the caller is told so.
+pub(super) fn destination(known: &[Label], outcome: Outcome) -> Vec<Label> {
+    let mut labels = known.to_vec();
+    for name in [
+        "source_workload",
+        "source_app",
+        "source_version",
+        "source_cluster",
+        "source_canonical_service",
+        "source_canonical_revision",
+        "destination_workload",
+        "destination_workload_namespace",
+        "destination_principal",
+        "destination_app",
+        "destination_version",
+        "destination_cluster",
+        "destination_canonical_service",
+        "destination_canonical_revision",
+    ] {
+        if !labels.iter().any(|label| label.key() == name) {
+            labels.push(Label::new(name, UNKNOWN));
+        }
+    }
+    labels.extend([
+        Label::new("request_protocol", if outcome.grpc.is_some() { "grpc" } else { "http" }),
+        Label::new("response_code", outcome.status.to_string()),
+        Label::new("grpc_response_status", outcome.grpc.map(|code| code.to_string()).unwrap_or_default()),
+        Label::new("response_flags", outcome.flag.to_string()),
+    ]);
+    labels
+}
+
 /// `name.namespace.svc…` taken apart; another host is a name of its own.
-fn name_and_namespace(host: &str) -> (&str, Option<&str>) {
+pub(super) fn name_and_namespace(host: &str) -> (&str, Option<&str>) {
     let mut parts = host.splitn(4, '.');
     match (parts.next(), parts.next(), parts.next()) {
         (Some(name), Some(namespace), Some("svc")) => (name, Some(namespace)),

@@ -3,9 +3,11 @@
 mod config;
 pub(crate) mod grpc;
 mod labels;
+mod server;
 
 pub use config::{Instrument, Metrics};
 pub(crate) use labels::{Source, Workload, service_of, subset_of};
+pub(crate) use server::{Caller, PeerMetrics, ServerMetrics, own_labels};
 
 use super::access_log::ResponseFlags;
 use metrics::{Counter, Histogram, counter, histogram};

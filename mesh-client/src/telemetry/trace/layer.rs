@@ -62,6 +62,19 @@ pub enum ScopeFuture<F> {
     Plain(#[pin] F),
 }
 
+impl<F: Future> ScopeFuture<F> {
+    /// Calls a handler in the scope of this context.
+    pub(crate) fn of(context: Option<TraceContext>, call: impl FnOnce() -> F) -> Self {
+        match context {
+            Some(context) => {
+                let future = CURRENT.sync_scope(context.clone(), call);
+                Self::Scoped(CURRENT.scope(context, future))
+            }
+            None => Self::Plain(call()),
+        }
+    }
+}
+
 impl TracePropagationLayer {
     /// Propagates and starts traces, see [`Propagation::default`].
     pub fn new() -> Self {
@@ -133,10 +146,9 @@ where
         match TraceContext::received(request.headers()) {
             Some(context) => {
                 request.extensions_mut().insert(context.clone());
-                let future = CURRENT.sync_scope(context.clone(), || self.inner.call(request));
-                ScopeFuture::Scoped(CURRENT.scope(context, future))
+                ScopeFuture::of(Some(context), || self.inner.call(request))
             }
-            None => ScopeFuture::Plain(self.inner.call(request)),
+            None => ScopeFuture::of(None, || self.inner.call(request)),
         }
     }
 }

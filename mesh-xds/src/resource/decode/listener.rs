@@ -147,6 +147,9 @@ impl Decoder<'_> {
         let unknown = match &proto.config_type {
             Some(ConfigType::TypedConfig(any)) => {
                 match self.at("typed_config", |cx| cx.filter_config(any, Level::Chain))? {
+                    Ok(config) if config.is_of_server() && !self.server => {
+                        "the filter has a meaning in a server only".to_owned()
+                    }
                     Ok(config) => return Ok(Some(config)),
                     Err(name) => format!("unknown filter \"{name}\""),
                 }

@@ -57,6 +57,8 @@ pub struct Decoder<'a> {
     extensions: Option<&'a Extensions>,
     /// The control plane has the feature `trusted_xds_server`.
     trusted: bool,
+    /// The listener that is decoded is a server's.
+    server: bool,
     path: Vec<Segment>,
     notes: Vec<Note>,
 }
@@ -71,7 +73,7 @@ enum Segment {
 impl<'a> Decoder<'a> {
     /// A decoder that knows these certificate provider instances.
     pub fn new(providers: &'a BTreeMap<String, CertificateProvider>) -> Self {
-        Self { providers, extensions: None, trusted: false, path: Vec::new(), notes: Vec::new() }
+        Self { providers, extensions: None, trusted: false, server: false, path: Vec::new(), notes: Vec::new() }
     }
 
     /// One that knows these extensions too.

@@ -36,7 +36,15 @@ const INSPECTORS: [&str; 2] = [
 ];
 
 impl Decoder<'_> {
+    /// What a filter or a limit may say depends on whose listener it is in.
     pub(super) fn server_listener(&mut self, proto: Proto) -> Valid<ServerListener> {
+        let before = std::mem::replace(&mut self.server, true);
+        let listener = self.server_listener_of(proto);
+        self.server = before;
+        listener
+    }
+
+    fn server_listener_of(&mut self, proto: Proto) -> Valid<ServerListener> {
         let address = self.at("address", |cx| cx.listening_address(proto.address))?;
         if proto.use_original_dst.is_some_and(|value| value.value) {
             return Err(self.invalid_at("use_original_dst", "not supported (gRFC A36)"));

@@ -1,5 +1,6 @@
 //! What the application registers by the type of its configuration: filters, and the names of load-balancing policies.
 
+use crate::resource::AuditLoggerParser;
 use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
@@ -41,6 +42,7 @@ pub trait FilterParser: Send + Sync {
 pub struct Extensions {
     filters: BTreeMap<String, Arc<dyn FilterParser>>,
     lb_policies: BTreeSet<String>,
+    audit_loggers: BTreeMap<String, Arc<dyn AuditLoggerParser>>,
 }
 
 impl Extensions {
@@ -53,6 +55,15 @@ impl Extensions {
     /// Adds a load-balancing policy by its name: the type of the `TypedStruct` that configures it, or the last part of that (gRFC A52).
     pub fn add_lb_policy(&mut self, name: &str) {
         self.lb_policies.insert(name.to_owned());
+    }
+
+    /// Adds an audit logger (gRFC A59) by the type of its configuration, as [`add_filter`](Self::add_filter) does.
+    pub fn add_audit_logger(&mut self, type_url: &str, parser: Arc<dyn AuditLoggerParser>) {
+        self.audit_loggers.insert(type_url.rsplit('/').next().unwrap_or(type_url).to_owned(), parser);
+    }
+
+    pub(crate) fn audit_logger(&self, type_name: &str) -> Option<&Arc<dyn AuditLoggerParser>> {
+        self.audit_loggers.get(type_name)
     }
 
     pub(crate) fn has_lb_policy(&self, name: &str) -> bool {
@@ -85,6 +96,7 @@ impl fmt::Debug for Extensions {
         f.debug_struct("Extensions")
             .field("filters", &self.filters.keys())
             .field("lb_policies", &self.lb_policies)
+            .field("audit_loggers", &self.audit_loggers.keys())
             .finish()
     }
 }

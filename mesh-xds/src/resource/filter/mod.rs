@@ -18,6 +18,7 @@ pub use overload::{AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConf
 pub use rate_limit::{HeaderField, RateLimit, RateLimitAction, TokenBucket, VirtualHostLimits};
 pub use session::{SessionHost, SessionState, StatefulSessionConfig};
 
+use super::{JwtConfig, JwtOfRoute, RbacConfig};
 use std::sync::Arc;
 
 /// One entry of `http_filters`.
@@ -56,6 +57,12 @@ pub enum HttpFilterConfig {
     GlobalRateLimit(Arc<GlobalRateLimitConfig>),
     /// What a route says of that.
     GlobalRateLimitOfRoute(Arc<RateLimitOfRoute>),
+    /// `envoy.extensions.filters.http.rbac.v3.RBAC` (gRFC A41): of servers only. A route's replaces it, and is off when it is empty.
+    Rbac(Arc<RbacConfig>),
+    /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`: of servers only.
+    Jwt(Arc<JwtConfig>),
+    /// What a route says of that.
+    JwtOfRoute(JwtOfRoute),
     /// One of the application's own.
     Custom(CustomFilter),
 }
@@ -67,4 +74,11 @@ pub struct FilterOverride {
     pub disabled: bool,
     /// Instead of the filter's own config, or beside it where the filter says so; `None` keeps it.
     pub config: Option<HttpFilterConfig>,
+}
+
+impl HttpFilterConfig {
+    /// Has a meaning in a server only (gRFC A41).
+    pub(crate) fn is_of_server(&self) -> bool {
+        matches!(self, Self::Rbac(_) | Self::Jwt(_) | Self::JwtOfRoute(_))
+    }
 }

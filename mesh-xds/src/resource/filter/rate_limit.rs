@@ -67,6 +67,20 @@ pub enum RateLimitAction {
         /// All of these.
         parameters: Vec<QueryParameterMatcher>,
     },
+    /// `remote_address` and the address of the client of a server.
+    RemoteAddress,
+    /// `masked_remote_address` and the block that the address is in.
+    MaskedRemoteAddress {
+        /// Bits of an IPv4 address.
+        v4: u8,
+        /// Bits of an IPv6 address.
+        v6: u8,
+    },
+    /// The SPIFFE id of the client of a server, or `none`. Not Envoy's.
+    PeerPrincipal {
+        /// The entry's key.
+        key: Arc<str>,
+    },
     /// Needs what a client does not have: never an entry, so that the descriptor is never made.
     Unknowable,
 }

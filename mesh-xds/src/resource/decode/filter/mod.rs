@@ -3,8 +3,10 @@
 mod fault;
 mod global_rate_limit;
 mod header_mutation;
+mod jwt;
 mod overload;
 mod rate_limit;
+mod rbac;
 mod session;
 
 use super::{Decoder, Invalid, Valid, type_name};
@@ -34,6 +36,10 @@ const SESSION: &str = "envoy.extensions.filters.http.stateful_session.v3.Statefu
 const SESSION_PER_ROUTE: &str = "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
 const RATE_LIMIT: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimit";
 const RATE_LIMIT_PER_ROUTE: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute";
+const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const RBAC_PER_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
+const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+const JWT_PER_ROUTE: &str = "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// `xds.type.v3.TypedStruct` and `udpa.type.v1.TypedStruct`.
@@ -120,6 +126,24 @@ impl Decoder<'_> {
                 HttpFilterConfig::GlobalRateLimitOfRoute(Arc::new(self.rate_limit_per_route(limit)?))
             }
             (RATE_LIMIT | RATE_LIMIT_PER_ROUTE, _) => return Err(self.misplaced(name)),
+            (RBAC, Level::Chain) => {
+                let rbac = self.message(&any.value)?;
+                HttpFilterConfig::Rbac(Arc::new(self.rbac(rbac)?))
+            }
+            (RBAC_PER_ROUTE, Level::Route) => {
+                let rbac = self.message(&any.value)?;
+                HttpFilterConfig::Rbac(Arc::new(self.rbac_per_route(rbac)?))
+            }
+            (RBAC | RBAC_PER_ROUTE, _) => return Err(self.misplaced(name)),
+            (JWT, Level::Chain) => {
+                let jwt = self.message(&any.value)?;
+                HttpFilterConfig::Jwt(Arc::new(self.jwt(jwt)?))
+            }
+            (JWT_PER_ROUTE, Level::Route) => {
+                let route = self.message(&any.value)?;
+                HttpFilterConfig::JwtOfRoute(self.jwt_of_route(route)?)
+            }
+            (JWT | JWT_PER_ROUTE, _) => return Err(self.misplaced(name)),
             (name, _) if is_typed_struct(name) => {
                 let typed: TypedStruct = self.message(&any.value)?;
                 return match type_name(&typed.type_url) {

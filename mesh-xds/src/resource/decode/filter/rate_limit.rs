@@ -24,7 +24,7 @@ use envoy_types::pb::{
         },
         r#type::v3::TokenBucket as ProtoBucket,
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, UInt32Value},
 };
 use std::time::Duration;
 
@@ -111,6 +111,16 @@ impl Decoder<'_> {
             }
             Some(ActionSpecifier::SourceCluster(_)) => {
                 return unknowable(self, "source_cluster", "a filter does not know the bootstrap's node");
+            }
+            Some(ActionSpecifier::RemoteAddress(_)) if self.server => RateLimitAction::RemoteAddress,
+            Some(ActionSpecifier::MaskedRemoteAddress(of)) if self.server => {
+                let bits = |value: Option<UInt32Value>, most: u8| {
+                    value.map_or(most, |value| u8::try_from(value.value).unwrap_or(most).min(most))
+                };
+                RateLimitAction::MaskedRemoteAddress {
+                    v4: bits(of.v4_prefix_mask_len, 32),
+                    v6: bits(of.v6_prefix_mask_len, 128),
+                }
             }
             Some(ActionSpecifier::RemoteAddress(_)) => {
                 return unknowable(self, "remote_address", "a client has no downstream address");

@@ -3,7 +3,9 @@
 mod cluster;
 mod endpoint;
 mod fuzz;
+mod jwt;
 mod listener;
+mod rbac;
 mod route;
 mod secret;
 mod server_listener;

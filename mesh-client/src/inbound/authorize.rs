@@ -1,0 +1,449 @@
+//! Policies from code: who is let in, which tokens are needed, how much is taken.
+
+use super::jwt::FetchKeys;
+use mesh_xds::resource::{
+    AuditLogging, CidrRange, FractionalPercent, HeaderMatcher, HeaderMatcherKind, HeaderOps, HttpFilter,
+    HttpFilterConfig, JwksSource, JwtConfig, JwtProvider as ProviderConfig, JwtRequirement, JwtRule, JwtTokenCache,
+    LocalDescriptor, LocalRateLimitConfig, MetadataMatcher, PathTemplate, Permission, Principal,
+    RateLimit as LimitConfig, RateLimitAction, RbacAction, RbacConfig, RbacPolicy, RbacRules, RemoteJwks, RouteMatch,
+    SafeRegex, StringMatcher, StringPattern, TokenBucket, ValueMatcher, VirtualHostLimits,
+};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Who may do what: [`InboundBuilder::authorize`](super::InboundBuilder::authorize).
+///
+/// Rules are of two kinds. With [`allow`](Self::allow) only what one of them matches is let in; with [`deny`](Self::deny) what one of them matches is
+/// refused. Several can be given: they are asked in the order in which they were.
+///
+/// ```
+/// use mesh_client::inbound::{Rbac, Rule};
+///
+/// let shop = Rbac::allow()
+///     .rule("cart", Rule::new().spiffe_id("spiffe://cluster.local/ns/shop/sa/cart").path("/shop.Orders/*"))
+///     .rule("readers", Rule::new().namespace("web").method("GET"));
+/// let no_admin = Rbac::deny().rule("admin", Rule::new().path("/admin*").not_namespace("ops"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Rbac {
+    rules: RbacRules,
+    shadow: bool,
+}
+
+/// One rule of an [`Rbac`]: all that is said of it has to hold; of what is said several times in one way, one.
+///
+/// In texts `*` stands for anything at the beginning or at the end, as in Istio's AuthorizationPolicy; alone it stands for anything
+/// that is there.
+#[derive(Clone, Debug, Default)]
+pub struct Rule {
+    permissions: Vec<(Kind, Permission)>,
+    principals: Vec<(Kind, Principal)>,
+}
+
+/// What is said in one way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Identity,
+    Path,
+    Method,
+    Host,
+    Port,
+    Address,
+    Header(String),
+    Claim(String),
+    /// Each for itself.
+    Not(usize),
+}
+
+impl Rbac {
+    /// Lets in what a rule matches, and nothing else. Without rules nobody is let in.
+    pub fn allow() -> Self {
+        Self::of(RbacAction::Allow)
+    }
+
+    /// Refuses what a rule matches.
+    pub fn deny() -> Self {
+        Self::of(RbacAction::Deny)
+    }
+
+    fn of(action: RbacAction) -> Self {
+        Self { rules: RbacRules { action, ..RbacRules::default() }, shadow: false }
+    }
+
+    /// One more rule. The name is for logs, metrics and audit.
+    #[must_use]
+    pub fn rule(mut self, name: impl Into<Arc<str>>, rule: Rule) -> Self {
+        self.rules.policies.push(rule.policy(name.into()));
+        self
+    }
+
+    /// Evaluated, logged and counted, and not enforced: a dry run.
+    #[must_use]
+    pub fn shadow(mut self) -> Self {
+        self.shadow = true;
+        self
+    }
+
+    /// Tells these loggers of decisions.
+    #[must_use]
+    pub fn audit(mut self, audit: AuditLogging) -> Self {
+        self.rules.audit = Some(audit);
+        self
+    }
+
+    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> HttpFilter {
+        let config = match self.shadow {
+            true => RbacConfig { shadow_rules: Some(self.rules), ..RbacConfig::default() },
+            false => RbacConfig { rules: Some(self.rules), ..RbacConfig::default() },
+        };
+        HttpFilter { name: name.into(), config: HttpFilterConfig::Rbac(Arc::new(config)), disabled: false }
+    }
+}
+
+impl Rule {
+    /// One that matches everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Callers whose certificate has this URI SAN, such as `spiffe://cluster.local/ns/shop/sa/cart` or `spiffe://cluster.local/*`.
+    #[must_use]
+    pub fn spiffe_id(self, id: &str) -> Self {
+        self.principal(Kind::Identity, Principal::Authenticated(Some(pattern(id))))
+    }
+
+    /// Callers of this namespace, by Istio's form of the id.
+    #[must_use]
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.principal(Kind::Identity, of_namespace(namespace))
+    }
+
+    /// Callers of any other, and those without an identity.
+    #[must_use]
+    pub fn not_namespace(self, namespace: &str) -> Self {
+        let not = Principal::Not(Box::new(of_namespace(namespace)));
+        let kind = Kind::Not(self.principals.len());
+        self.principal(kind, not)
+    }
+
+    /// All callers but these.
+    #[must_use]
+    pub fn not_spiffe_id(self, id: &str) -> Self {
+        let not = Principal::Not(Box::new(Principal::Authenticated(Some(pattern(id)))));
+        let kind = Kind::Not(self.principals.len());
+        self.principal(kind, not)
+    }
+
+    /// Callers with a verified certificate.
+    #[must_use]
+    pub fn authenticated(self) -> Self {
+        self.principal(Kind::Identity, Principal::Certificate(None))
+    }
+
+    /// Connections from this block of addresses.
+    #[must_use]
+    pub fn from_addresses(self, range: CidrRange) -> Self {
+        self.principal(Kind::Address, Principal::RemoteIp(range))
+    }
+
+    /// Connections from elsewhere.
+    #[must_use]
+    pub fn not_from_addresses(self, range: CidrRange) -> Self {
+        let kind = Kind::Not(self.principals.len());
+        self.principal(kind, Principal::Not(Box::new(Principal::RemoteIp(range))))
+    }
+
+    /// Requests with a verified token of this issuer and subject; `*` in either.
+    #[must_use]
+    pub fn token(self, issuer: &str, subject: &str) -> Self {
+        let both = vec![claim("iss", pattern(issuer), false), claim("sub", pattern(subject), false)];
+        self.principal(Kind::Claim(String::new()), Principal::All(both))
+    }
+
+    /// Requests with a verified token whose claim has this value, or has it in its list.
+    #[must_use]
+    pub fn claim(self, name: &str, value: &str) -> Self {
+        let either = vec![claim(name, pattern(value), false), claim(name, pattern(value), true)];
+        self.principal(Kind::Claim(name.to_owned()), Principal::OneOf(either))
+    }
+
+    /// Requests for this path, without its query.
+    #[must_use]
+    pub fn path(self, path: &str) -> Self {
+        self.permission(Kind::Path, Permission::UrlPath(pattern(path)))
+    }
+
+    /// Requests for any other path.
+    #[must_use]
+    pub fn not_path(self, path: &str) -> Self {
+        let kind = Kind::Not(self.permissions.len());
+        self.permission(kind, Permission::Not(Box::new(Permission::UrlPath(pattern(path)))))
+    }
+
+    /// Requests for a path of this template, such as `/orders/{id}/items`.
+    #[must_use]
+    pub fn path_template(self, template: PathTemplate) -> Self {
+        self.permission(Kind::Path, Permission::UriTemplate(Arc::new(template)))
+    }
+
+    /// Requests with this method.
+    #[must_use]
+    pub fn method(self, method: &str) -> Self {
+        self.permission(Kind::Method, Permission::Header(header(":method", pattern(method))))
+    }
+
+    /// Requests for this authority, port included where it has one.
+    #[must_use]
+    pub fn host(self, host: &str) -> Self {
+        let matcher = StringMatcher { ignore_case: true, ..pattern(&host.to_ascii_lowercase()) };
+        self.permission(Kind::Host, Permission::Header(header(":authority", matcher)))
+    }
+
+    /// Requests with this header.
+    #[must_use]
+    pub fn header(self, name: &str, value: &str) -> Self {
+        let name = name.to_ascii_lowercase();
+        let permission = Permission::Header(header(&name, pattern(value)));
+        self.permission(Kind::Header(name), permission)
+    }
+
+    /// Connections to this port.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        self.permission(Kind::Port, Permission::DestinationPort(port))
+    }
+
+    fn permission(mut self, kind: Kind, permission: Permission) -> Self {
+        self.permissions.push((kind, permission));
+        self
+    }
+
+    fn principal(mut self, kind: Kind, principal: Principal) -> Self {
+        self.principals.push((kind, principal));
+        self
+    }
+
+    fn policy(self, name: Arc<str>) -> RbacPolicy {
+        let permissions = grouped(self.permissions).into_iter().map(Permission::OneOf).collect::<Vec<_>>();
+        let principals = grouped(self.principals).into_iter().map(Principal::OneOf).collect::<Vec<_>>();
+        RbacPolicy {
+            name,
+            permissions: vec![if permissions.is_empty() { Permission::Any } else { Permission::All(permissions) }],
+            principals: vec![if principals.is_empty() { Principal::Any } else { Principal::All(principals) }],
+        }
+    }
+}
+
+/// What is said in one way belongs together.
+fn grouped<T>(mut said: Vec<(Kind, T)>) -> Vec<Vec<T>> {
+    said.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut groups: Vec<(Kind, Vec<T>)> = Vec::new();
+    for (kind, one) in said {
+        match groups.last_mut() {
+            Some((of, group)) if *of == kind => group.push(one),
+            _ => groups.push((kind, vec![one])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Istio's texts: `*`, `*suffix`, `prefix*`, or the whole.
+fn pattern(text: &str) -> StringMatcher {
+    let of = |pattern| StringMatcher { pattern, ignore_case: false };
+    match (text, text.strip_prefix('*'), text.strip_suffix('*')) {
+        ("*", ..) => of(StringPattern::Regex(SafeRegex::new("(?s).+").expect("a constant that compiles"))),
+        (_, Some(suffix), _) => of(StringPattern::Suffix(suffix.to_owned())),
+        (_, None, Some(prefix)) => of(StringPattern::Prefix(prefix.to_owned())),
+        _ => StringMatcher::exact(text),
+    }
+}
+
+fn of_namespace(namespace: &str) -> Principal {
+    let part = StringPattern::Contains(format!("/ns/{namespace}/"));
+    Principal::PeerPrincipal(StringMatcher { pattern: part, ignore_case: false })
+}
+
+fn header(name: &str, matcher: StringMatcher) -> HeaderMatcher {
+    let kind = HeaderMatcherKind::String(matcher);
+    HeaderMatcher { name: name.to_owned(), kind, invert: false, treat_missing_as_empty: false }
+}
+
+/// Under which tokens are known to RBAC, as Istio has it.
+const PAYLOAD: &str = "payload";
+
+fn claim(name: &str, matcher: StringMatcher, list: bool) -> Principal {
+    let value = ValueMatcher::String(matcher);
+    Principal::Metadata(MetadataMatcher {
+        filter: "envoy.filters.http.jwt_authn".into(),
+        path: vec![PAYLOAD.to_owned(), name.to_owned()],
+        value: if list { ValueMatcher::List(Box::new(value)) } else { value },
+        invert: false,
+    })
+}
+
+/// An issuer of tokens: [`InboundBuilder::jwt`](super::InboundBuilder::jwt).
+#[derive(Clone)]
+pub struct JwtProvider {
+    config: ProviderConfig,
+    optional: bool,
+    fetch: Option<Arc<dyn FetchKeys>>,
+}
+
+impl JwtProvider {
+    /// One whose keys are given: a JSON Web Key Set, as text.
+    pub fn inline(issuer: impl Into<String>, jwks: impl Into<Arc<str>>) -> Self {
+        Self::of(issuer, JwksSource::Inline(jwks.into()), None)
+    }
+
+    /// One whose keys are in a file, which is read again when it changes.
+    pub fn file(issuer: impl Into<String>, path: impl Into<Arc<str>>) -> Self {
+        Self::of(issuer, JwksSource::File(path.into()), None)
+    }
+
+    /// One whose keys are fetched, when they are first needed and each ten minutes.
+    pub fn fetched_by(issuer: impl Into<String>, fetch: Arc<dyn FetchKeys>) -> Self {
+        let issuer = issuer.into();
+        let remote = RemoteJwks {
+            uri: http::Uri::from_static("http://jwks/"),
+            cluster: format!("code/{issuer}/{:p}", Arc::as_ptr(&fetch)).into(),
+            timeout: Duration::from_secs(5),
+            cache_duration: Duration::from_secs(600),
+            async_fetch: false,
+            failed_refetch: Duration::from_secs(1),
+            retries: 1,
+        };
+        Self::of(issuer, JwksSource::Remote(remote), Some(fetch))
+    }
+
+    /// The same, from `uri` over a channel of a mesh.
+    pub fn fetched(issuer: impl Into<String>, channel: crate::MeshChannel, uri: http::Uri) -> Self {
+        Self::fetched_by(issuer, Arc::new(super::jwt::Fetched { channel, uri }))
+    }
+
+    fn of(issuer: impl Into<String>, jwks: JwksSource, fetch: Option<Arc<dyn FetchKeys>>) -> Self {
+        let mut config = ProviderConfig::new(issuer, jwks);
+        config.payload_in_metadata = PAYLOAD.to_owned();
+        config.cache = Some(JwtTokenCache { tokens: 1000, max_length: 4096 });
+        config.forward = true;
+        Self { config, optional: false, fetch }
+    }
+
+    /// `aud` has to have one of those that are given.
+    #[must_use]
+    pub fn audience(mut self, audience: impl Into<String>) -> Self {
+        self.config.audiences.push(audience.into());
+        self
+    }
+
+    /// Requests without a token are let in; a bad one is refused all the same.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    /// All else that Envoy's providers can say.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut ProviderConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> (HttpFilter, Option<(Arc<str>, Arc<dyn FetchKeys>)>) {
+        let cluster = match &self.config.jwks {
+            JwksSource::Remote(remote) => Some(remote.cluster.clone()),
+            _ => None,
+        };
+        let provider: Arc<str> = "provider".into();
+        let one = JwtRequirement::Provider { name: provider.clone(), audiences: None };
+        let requirement =
+            if self.optional { JwtRequirement::OneOf(vec![one, JwtRequirement::AllowMissing]) } else { one };
+        let config = JwtConfig {
+            providers: [(provider, Arc::new(self.config))].into(),
+            rules: vec![JwtRule { matches: RouteMatch::default(), requirement: Some(requirement) }],
+            ..JwtConfig::default()
+        };
+        let filter = HttpFilter { name: name.into(), config: HttpFilterConfig::Jwt(Arc::new(config)), disabled: false };
+        (filter, cluster.zip(self.fetch))
+    }
+}
+
+impl fmt::Debug for JwtProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtProvider")
+            .field("config", &self.config)
+            .field("optional", &self.optional)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many requests are taken: [`InboundBuilder::rate_limit`](super::InboundBuilder::rate_limit). What is above is answered with 429
+/// (gRPC: RESOURCE_EXHAUSTED).
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    bucket: TokenBucket,
+    per: Option<RateLimitAction>,
+    callers: usize,
+}
+
+impl RateLimit {
+    /// Of all callers together: so many in each `period`, and as many at once.
+    pub fn total(requests: u32, period: Duration) -> Self {
+        let tokens = requests.max(1);
+        let bucket = TokenBucket {
+            max_tokens: tokens,
+            tokens_per_fill: tokens,
+            fill_interval: period.max(Duration::from_millis(1)),
+        };
+        Self { bucket, per: None, callers: 10_000 }
+    }
+
+    /// Of each caller, by the SPIFFE id; those without one share a limit.
+    pub fn per_identity(requests: u32, period: Duration) -> Self {
+        Self { per: Some(RateLimitAction::PeerPrincipal { key: "peer".into() }), ..Self::total(requests, period) }
+    }
+
+    /// Of each address.
+    pub fn per_address(requests: u32, period: Duration) -> Self {
+        Self { per: Some(RateLimitAction::RemoteAddress), ..Self::total(requests, period) }
+    }
+
+    /// So many at once.
+    #[must_use]
+    pub fn burst(mut self, requests: u32) -> Self {
+        self.bucket.max_tokens = requests.max(1);
+        self
+    }
+
+    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> HttpFilter {
+        let (bucket, descriptors, rate_limits) = match self.per {
+            None => (Some(self.bucket), Vec::new(), Vec::new()),
+            Some(action) => {
+                let key: Arc<str> = match &action {
+                    RateLimitAction::PeerPrincipal { key } => key.clone(),
+                    _ => "remote_address".into(),
+                };
+                let descriptor =
+                    LocalDescriptor { entries: vec![(key, "".into())], bucket: self.bucket, shadow: false };
+                (None, vec![descriptor], vec![LimitConfig { stage: 0, actions: vec![action], hits_addend: None }])
+            }
+        };
+        let config = LocalRateLimitConfig {
+            status: 429,
+            bucket,
+            enabled: FractionalPercent::HUNDRED,
+            enforced: FractionalPercent::HUNDRED,
+            request_edits: HeaderOps::default(),
+            response_edits: HeaderOps::default(),
+            descriptors,
+            stage: 0,
+            rate_limits,
+            virtual_host: VirtualHostLimits::Ignore,
+            always_consume_default: true,
+            x_headers: false,
+            retry_after: true,
+            resource_exhausted: true,
+            max_dynamic: self.callers,
+        };
+        HttpFilter { name: name.into(), config: HttpFilterConfig::LocalRateLimit(Arc::new(config)), disabled: false }
+    }
+}

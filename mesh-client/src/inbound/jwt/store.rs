@@ -1,0 +1,262 @@
+//! Where keys come from: given, from a file, or fetched, with a cache, a refresh before it is too old, and bounded attempts.
+
+use super::keys::KeySet;
+use crate::{BoxError, MeshChannel};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Limited};
+use mesh_xds::resource::{JwksSource, RemoteJwks};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use tower_service::Service as _;
+
+/// No set of keys is larger.
+const MAX_BYTES: usize = 1 << 20;
+/// A key that is not known has the keys fetched again, this often at most.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(5);
+/// Keys are fetched again so long before they are too old.
+const AHEAD: Duration = Duration::from_secs(5);
+/// A file is looked at this often.
+const FILE_AGE: Duration = Duration::from_secs(10);
+/// Between two attempts of one fetch.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Fetches a JSON Web Key Set: for [`JwtProvider::fetched_by`](crate::inbound::JwtProvider::fetched_by).
+pub trait FetchKeys: Send + Sync + 'static {
+    /// The set, as it is served.
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
+}
+
+/// The keys of one source.
+pub(crate) struct KeyStore {
+    current: ArcSwapOption<KeySet>,
+    remote: Option<Remote>,
+}
+
+struct Remote {
+    fetch: Arc<dyn FetchKeys>,
+    timeout: Duration,
+    cache: Duration,
+    pause: Duration,
+    retries: u32,
+    state: Mutex<State>,
+    /// Fetches that ended.
+    ended: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: bool,
+    /// When what is there is too old.
+    expires: Option<Instant>,
+    /// When a fetch that nobody waits for may be tried again.
+    again: Option<Instant>,
+    /// When one for an unknown key may.
+    unknown: Option<Instant>,
+}
+
+/// Why keys are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// There are none, or they are too old.
+    Needed,
+    /// One that is not among them is asked for.
+    Unknown,
+}
+
+/// All stores of one server, as long as a configuration uses them.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf(Mutex<Vec<(JwksSource, Weak<KeyStore>)>>);
+
+impl Shelf {
+    /// The store of a source. `fetch` is asked where the keys are to be fetched; `None`: they cannot be.
+    pub(crate) fn store(
+        &self,
+        source: &JwksSource,
+        fetch: impl FnOnce(&RemoteJwks) -> Option<Arc<dyn FetchKeys>>,
+    ) -> Result<Arc<KeyStore>, String> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, store)| store.strong_count() > 0);
+        if let Some(store) = known.iter().find(|(of, _)| of == source).and_then(|(_, store)| store.upgrade()) {
+            return Ok(store);
+        }
+        let store = Arc::new(KeyStore::new(source, fetch)?);
+        if let JwksSource::Remote(RemoteJwks { async_fetch: true, .. }) = source
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            store.start(Why::Needed);
+        }
+        known.push((source.clone(), Arc::downgrade(&store)));
+        Ok(store)
+    }
+}
+
+impl KeyStore {
+    fn new(source: &JwksSource, fetch: impl FnOnce(&RemoteJwks) -> Option<Arc<dyn FetchKeys>>) -> Result<Self, String> {
+        let remote = |fetch, timeout, cache, pause, retries| Remote {
+            fetch,
+            timeout,
+            cache,
+            pause,
+            retries,
+            state: Mutex::default(),
+            ended: watch::Sender::new(0),
+        };
+        match source {
+            JwksSource::Inline(text) => Ok(Self::fixed(KeySet::parse(text.as_bytes())?)),
+            JwksSource::File(path) => {
+                let bytes = std::fs::read(&**path).map_err(|error| format!("{path}: {error}"))?;
+                let keys = KeySet::parse(&bytes).map_err(|error| format!("{path}: {error}"))?;
+                let file = Arc::new(File(path.clone()));
+                let remote = remote(file, Duration::from_secs(5), FILE_AGE, Duration::from_secs(1), 0);
+                remote.state.lock().unwrap_or_else(PoisonError::into_inner).expires = Some(Instant::now() + FILE_AGE);
+                Ok(Self { current: ArcSwapOption::from_pointee(keys), remote: Some(remote) })
+            }
+            JwksSource::Remote(config) => {
+                let fetch = fetch(config).ok_or_else(|| format!("there is no cluster `{}`", config.cluster))?;
+                let remote =
+                    remote(fetch, config.timeout, config.cache_duration, config.failed_refetch, config.retries);
+                Ok(Self { current: ArcSwapOption::empty(), remote: Some(remote) })
+            }
+            other => Err(format!("keys cannot be had from {other:?}")),
+        }
+    }
+
+    fn fixed(keys: KeySet) -> Self {
+        Self { current: ArcSwapOption::from_pointee(keys), remote: None }
+    }
+
+    /// The keys, unless they have to be fetched first. Has them fetched again before they are too old.
+    pub(crate) fn keys(self: &Arc<Self>) -> Option<Arc<KeySet>> {
+        let keys = self.current.load_full()?;
+        let Some(remote) = &self.remote else { return Some(keys) };
+        let now = Instant::now();
+        let expires = remote.lock().expires?;
+        if now + AHEAD.min(remote.cache / 2) >= expires {
+            self.start(Why::Needed);
+        }
+        (now < expires).then_some(keys)
+    }
+
+    /// Whether another fetch may find a key that is not known.
+    pub(crate) fn may_learn(&self) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        remote.lock().unknown.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Waits for a fetch.
+    pub(crate) async fn fetched(self: &Arc<Self>, why: Why) {
+        let Some(remote) = &self.remote else { return };
+        let mut ended = remote.ended.subscribe();
+        if self.start(why) {
+            // The sender lives as long as the store.
+            let _ = ended.changed().await;
+        }
+    }
+
+    /// Has the keys fetched; `false`: not now.
+    fn start(self: &Arc<Self>, why: Why) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        let now = Instant::now();
+        let mut state = remote.lock();
+        if state.running {
+            return true;
+        }
+        match why {
+            Why::Needed if state.again.is_some_and(|at| at > now) => return false,
+            Why::Unknown if state.unknown.is_some_and(|at| at > now) => return false,
+            _ => {}
+        }
+        state.running = true;
+        state.unknown = Some(now + UNKNOWN_KEY_PAUSE);
+        drop(state);
+        let store = self.clone();
+        tokio::spawn(async move { store.run().await });
+        true
+    }
+
+    async fn run(&self) {
+        let Some(remote) = &self.remote else { return };
+        let mut result = remote.attempt().await;
+        for _ in 0..remote.retries {
+            if result.is_ok() {
+                break;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+            result = remote.attempt().await;
+        }
+        let now = Instant::now();
+        {
+            let mut state = remote.lock();
+            state.running = false;
+            match result {
+                Ok(keys) => {
+                    tracing::debug!(keys = keys.len(), "the keys of tokens were fetched");
+                    self.current.store(Some(Arc::new(keys)));
+                    (state.expires, state.again) = (Some(now + remote.cache), None);
+                }
+                Err(error) => {
+                    metrics::counter!("mesh_jwks_fetch_failures_total").increment(1);
+                    tracing::warn!(error, "the keys of tokens cannot be fetched");
+                    state.again = Some(now + remote.pause);
+                }
+            }
+        }
+        remote.ended.send_modify(|ended| *ended += 1);
+    }
+}
+
+impl Remote {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attempt(&self) -> Result<KeySet, String> {
+        let fetched = tokio::time::timeout(self.timeout, self.fetch.fetch()).await;
+        let fetched = fetched.map_err(|_| format!("no answer within {:?}", self.timeout))?;
+        let bytes = fetched.map_err(|error| crate::error::chain(&*error))?;
+        KeySet::parse(&bytes)
+    }
+}
+
+/// Over a channel of the mesh.
+pub(crate) struct Fetched {
+    pub(crate) channel: MeshChannel,
+    pub(crate) uri: http::Uri,
+}
+
+impl FetchKeys for Fetched {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>> {
+        let mut channel = self.channel.clone();
+        let request = Request::get(self.uri.clone()).header(header::ACCEPT, "application/json");
+        Box::pin(async move {
+            let request = request.body(http_body_util::Empty::<Bytes>::new())?;
+            let response = channel.call(request).await?;
+            if !response.status().is_success() {
+                return Err(format!("answered with {}", response.status()).into());
+            }
+            Ok(Limited::new(response.into_body(), MAX_BYTES).collect().await?.to_bytes())
+        })
+    }
+}
+
+struct File(Arc<str>);
+
+impl FetchKeys for File {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>> {
+        let path = self.0.clone();
+        Box::pin(async move { Ok(tokio::task::spawn_blocking(move || std::fs::read(&*path)).await??.into()) })
+    }
+}
+
+impl fmt::Debug for KeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyStore").field("remote", &self.remote.is_some()).finish_non_exhaustive()
+    }
+}

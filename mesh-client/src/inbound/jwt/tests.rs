@@ -1,0 +1,380 @@
+//! Tokens of every algorithm that the provider of a default build has, made here and verified as in a request.
+
+use super::*;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as B64, Engine as _};
+use bytes::Bytes;
+use http::Request;
+use mesh_xds::resource::{JwksSource, JwtClaimToHeader, JwtRule, JwtTokenCache, RouteMatch};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SigningKey as _};
+use serde_json::json;
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+/// Signs tokens.
+struct Signer {
+    kid: &'static str,
+    alg: &'static str,
+    pair: KeyPair,
+}
+
+impl Signer {
+    fn new(kid: &'static str, alg: &'static str) -> Self {
+        let algorithm = match alg {
+            "ES256" => &PKCS_ECDSA_P256_SHA256,
+            "ES384" => &PKCS_ECDSA_P384_SHA384,
+            _ => &PKCS_ED25519,
+        };
+        Self { kid, alg, pair: KeyPair::generate_for(algorithm).unwrap() }
+    }
+
+    fn jwk(&self) -> Value {
+        let public = self.pair.public_key_raw();
+        match self.alg {
+            "EdDSA" => json!({"kty": "OKP", "crv": "Ed25519", "kid": self.kid, "x": B64.encode(public)}),
+            alg => {
+                let (x, y) = public[1..].split_at((public.len() - 1) / 2);
+                let crv = if alg == "ES256" { "P-256" } else { "P-384" };
+                json!({"kty": "EC", "crv": crv, "kid": self.kid, "alg": alg, "x": B64.encode(x), "y": B64.encode(y)})
+            }
+        }
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let header = json!({"alg": self.alg, "kid": self.kid, "typ": "JWT"}).to_string();
+        let signed = format!("{}.{}", B64.encode(header), B64.encode(claims.to_string()));
+        let signature = self.pair.sign(signed.as_bytes()).unwrap();
+        let raw =
+            if self.alg == "EdDSA" { signature } else { raw(&signature, if self.alg == "ES256" { 32 } else { 48 }) };
+        format!("{signed}.{}", B64.encode(raw))
+    }
+}
+
+/// Two numbers out of ASN.1, as a token has them.
+fn raw(der: &[u8], length: usize) -> Vec<u8> {
+    let mut rest = &der[if der[1] & 0x80 == 0 { 2 } else { 3 }..];
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        let (number, after) = rest[2..].split_at(rest[1].into());
+        rest = after;
+        let digits: Vec<u8> = number.iter().copied().skip_while(|byte| *byte == 0).collect();
+        out.extend(std::iter::repeat_n(0, length - digits.len()));
+        out.extend(digits);
+    }
+    out
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn claims() -> Value {
+    json!({"iss": "https://issuer", "sub": "anna", "aud": ["shop"], "exp": now() + 600, "groups": ["a", "b"], "scope": "r w"})
+}
+
+fn set(signers: &[&Signer]) -> String {
+    json!({"keys": signers.iter().map(|signer| signer.jwk()).collect::<Vec<_>>()}).to_string()
+}
+
+fn provider(jwks: JwksSource) -> JwtProvider {
+    JwtProvider { payload_in_metadata: "payload".into(), ..JwtProvider::new("https://issuer", jwks) }
+}
+
+fn config(provider: JwtProvider, requirement: Option<JwtRequirement>) -> JwtConfig {
+    JwtConfig {
+        providers: [("p".into(), Arc::new(provider))].into(),
+        rules: vec![JwtRule { matches: RouteMatch::default(), requirement }],
+        ..JwtConfig::default()
+    }
+}
+
+fn needed() -> Option<JwtRequirement> {
+    Some(JwtRequirement::Provider { name: "p".into(), audiences: None })
+}
+
+fn compile(config: &JwtConfig) -> Authentication {
+    compile_with(config, &|_| None)
+}
+
+fn compile_with(config: &JwtConfig, fetch: &dyn Fn(&RemoteJwks) -> Option<Arc<dyn FetchKeys>>) -> Authentication {
+    let shelf = Shelf::default();
+    let keys = Keys { shelf: &shelf, provider: mesh_tls::default_provider(), fetch };
+    Authentication::compile(config, None, &keys).unwrap()
+}
+
+fn bearer(token: &str) -> request::Parts {
+    Request::get("http://shop/cart").header("authorization", format!("Bearer {token}")).body(()).unwrap().into_parts().0
+}
+
+fn bare() -> request::Parts {
+    Request::get("http://shop/cart").body(()).unwrap().into_parts().0
+}
+
+/// The status and text of the refusal.
+fn refused(authentication: &Authentication, mut head: request::Parts) -> (u16, String) {
+    match authentication.check(&mut head) {
+        Checked::Refused(reply) => {
+            let response = reply.respond(false, true);
+            (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
+        }
+        Checked::Passed(_) => panic!("was let in"),
+        Checked::Fetching => panic!("has to fetch"),
+    }
+}
+
+fn passed(authentication: &Authentication, head: &mut request::Parts) -> Option<JwtClaims> {
+    match authentication.check(head) {
+        Checked::Passed(claims) => claims,
+        Checked::Refused(reply) => panic!("{}", reply.describe()),
+        Checked::Fetching => panic!("has to fetch"),
+    }
+}
+
+#[test]
+fn tokens_of_every_curve_are_verified() {
+    for alg in ["ES256", "ES384", "EdDSA"] {
+        let (signer, other) = (Signer::new("k", alg), Signer::new("k", alg));
+        let authentication = compile(&config(provider(JwksSource::Inline(set(&[&signer]).into())), needed()));
+        // Signatures differ in the length of their numbers.
+        for _ in 0..20 {
+            let mut head = bearer(&signer.sign(&claims()));
+            let told = passed(&authentication, &mut head).unwrap();
+            assert_eq!((told.issuer(), told.subject()), (Some("https://issuer"), Some("anna")), "{alg}");
+            assert!(!head.headers.contains_key("authorization"), "it is not forwarded");
+        }
+        let forged = refused(&authentication, bearer(&other.sign(&claims())));
+        assert_eq!(forged, (401, "Jwt verification fails".to_owned()), "{alg}");
+    }
+}
+
+#[test]
+fn rsa_keys_are_verified_as_rfc_7515_has_them() {
+    // RFC 7515 appendix A.2.
+    let n = "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ";
+    let token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQGe77Rw";
+    let keys = KeySet::parse(json!({"keys": [{"kty": "RSA", "n": n, "e": "AQAB"}]}).to_string().as_bytes()).unwrap();
+    let provider = mesh_tls::default_provider();
+    let parsed = Token::parse(token).unwrap();
+    assert_eq!(keys.verify(&parsed, &provider), Ok(()));
+    let changed = token.replace("eyJpc3MiOiJqb2Ui", "eyJpc3MiOiJqb2Yi");
+    assert_eq!(keys.verify(&Token::parse(&changed).unwrap(), &provider), Err(Failure::Verification));
+    let at = Duration::from_secs(1_300_819_380 + 61);
+    let expired =
+        parsed.check(&JwtProvider::new("joe", JwksSource::Inline("".into())), None, SystemTime::UNIX_EPOCH + at);
+    assert_eq!(expired, Err(Failure::Expired));
+}
+
+#[test]
+fn bad_tokens_are_refused_with_their_reason() {
+    let signer = Signer::new("k", "ES256");
+    let mut provider = provider(JwksSource::Inline(set(&[&signer]).into()));
+    provider.audiences = vec!["shop".into()];
+    let authentication = compile(&config(provider, needed()));
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut claims = claims();
+        change(&mut claims);
+        refused(&authentication, bearer(&signer.sign(&claims)))
+    };
+    assert_eq!(refused(&authentication, bare()), (401, "Jwt is missing".into()));
+    assert_eq!(with(&|c| c["iss"] = "other".into()).1, "Jwt issuer is not configured");
+    assert_eq!(with(&|c| c["aud"] = "other".into()), (403, "Audiences in Jwt are not allowed".into()));
+    assert_eq!(with(&|c| c["exp"] = (now() - 61).into()).1, "Jwt is expired");
+    assert_eq!(with(&|c| c["nbf"] = (now() + 90).into()).1, "Jwt not yet valid");
+    assert!(with(&|c| c["exp"] = "soon".into()).1.contains("wrong type"));
+    let good = signer.sign(&claims());
+    let (signed, _) = good.rsplit_once('.').unwrap();
+    assert_eq!(
+        refused(&authentication, bearer(signed)).1,
+        "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"
+    );
+    assert_eq!(
+        refused(&authentication, bearer(&format!("{signed}.%"))).1,
+        "Jwt signature is an invalid Base64url encoded"
+    );
+    let none = format!("{}.{}.", B64.encode(r#"{"alg":"none"}"#), B64.encode(claims().to_string()));
+    assert_eq!(refused(&authentication, bearer(&none)).1, "Jwt header [alg] is not supported");
+    let mixed = format!(
+        "{}.{}.{}",
+        B64.encode(r#"{"alg":"HS256","kid":"k"}"#),
+        B64.encode(claims().to_string()),
+        B64.encode("x")
+    );
+    assert_eq!(refused(&authentication, bearer(&mixed)).1, "Jwt header [alg] is not supported");
+    let stranger = Signer::new("z", "ES256").sign(&claims());
+    assert_eq!(refused(&authentication, bearer(&stranger)).1, "Jwks doesn't have key to match kid or alg from Jwt");
+    // Within the leeway of 60 seconds.
+    let mut late = claims();
+    late["exp"] = (now() - 30).into();
+    assert!(passed(&authentication, &mut bearer(&signer.sign(&late))).is_some());
+}
+
+#[test]
+fn a_refusal_says_where_to_send_a_token() {
+    let signer = Signer::new("k", "ES256");
+    let authentication = compile(&config(provider(JwksSource::Inline(set(&[&signer]).into())), needed()));
+    let Checked::Refused(reply) = authentication.check(&mut bearer("x")) else { panic!() };
+    let response = reply.clone().respond(false, true);
+    let challenge = response.headers()["www-authenticate"].to_str().unwrap();
+    assert_eq!(challenge, "Bearer realm=\"http://shop/cart\", error=\"invalid_token\"");
+    assert_eq!(reply.respond(true, true).headers()["grpc-status"], "16");
+    let mut stripped = config(provider(JwksSource::Inline(set(&[&signer]).into())), needed());
+    stripped.strip_failure_response = true;
+    assert_eq!(refused(&compile(&stripped), bare()), (401, String::new()));
+}
+
+#[test]
+fn tokens_may_be_optional_and_are_never_half_believed() {
+    let signer = Signer::new("k", "ES256");
+    let jwks = || JwksSource::Inline(set(&[&signer]).into());
+    let one = || needed().unwrap();
+    let optional = Some(JwtRequirement::OneOf(vec![one(), JwtRequirement::AllowMissing]));
+    let authentication = compile(&config(provider(jwks()), optional));
+    assert!(passed(&authentication, &mut bare()).is_none());
+    assert!(passed(&authentication, &mut bearer(&signer.sign(&claims()))).is_some());
+    assert_eq!(refused(&authentication, bearer("x.y.z")).0, 401);
+    let lenient = Some(JwtRequirement::OneOf(vec![JwtRequirement::AllowMissingOrFailed, one()]));
+    let authentication = compile(&config(provider(jwks()), lenient));
+    assert!(passed(&authentication, &mut bearer("x.y.z")).is_none());
+    assert!(passed(&authentication, &mut bearer(&signer.sign(&claims()))).is_some());
+    // One good token beside a bad one is not enough: the handler may take the other.
+    let authentication = compile(&config(provider(jwks()), needed()));
+    let mut both = bearer(&signer.sign(&claims()));
+    both.headers.append("authorization", HeaderValue::from_static("Bearer x.y.z"));
+    assert_eq!(refused(&authentication, both).0, 401);
+    let nothing = compile(&config(provider(jwks()), None));
+    assert!(passed(&nothing, &mut bearer("x.y.z")).is_none(), "a rule without a requirement");
+}
+
+#[test]
+fn what_a_token_says_is_told_on_and_cannot_be_forged() {
+    let signer = Signer::new("k", "EdDSA");
+    let mut provider = provider(JwksSource::Inline(set(&[&signer]).into()));
+    let claim = |header: &'static str, path: &[&str]| JwtClaimToHeader {
+        header: HeaderName::from_static(header),
+        path: path.iter().map(|key| (*key).to_owned()).collect(),
+    };
+    provider.claim_to_headers =
+        vec![claim("x-sub", &["sub"]), claim("x-groups", &["groups"]), claim("x-tenant", &["tenant"])];
+    provider.forward_payload_header = Some(HeaderName::from_static("x-payload"));
+    provider.space_delimited_claims = vec!["scope".into()];
+    provider.from_params = vec!["token".into()];
+    provider.from_cookies = vec!["session".into()];
+    let authentication = compile(&config(provider, needed()));
+    let token = signer.sign(&claims());
+    let request = Request::get(format!("http://shop/cart?a=1&token={token}&b=2"));
+    let request = request.header("x-sub", "admin").header("x-tenant", "all").header("x-payload", "e30");
+    let mut head = request.body(()).unwrap().into_parts().0;
+    let told = passed(&authentication, &mut head).unwrap();
+    assert_eq!(head.headers["x-sub"], "anna");
+    assert!(!head.headers.contains_key("x-groups"), "lists become no headers");
+    assert!(!head.headers.contains_key("x-tenant"), "only we say what is in it");
+    assert_eq!(head.headers["x-payload"], token.split('.').nth(1).unwrap());
+    assert_eq!(head.uri.to_string(), "http://shop/cart?a=1&b=2");
+    assert_eq!(told.metadata()["payload"]["scope"], json!(["r", "w"]));
+    assert_eq!(told.get("scope"), Some(&json!("r w")));
+    let cookie = Request::get("http://shop/").header("cookie", format!("a=1; session={token}")).body(()).unwrap();
+    assert!(passed(&authentication, &mut cookie.into_parts().0).is_some());
+}
+
+#[test]
+fn kept_tokens_expire_all_the_same() {
+    let signer = Signer::new("k", "ES256");
+    let mut provider = provider(JwksSource::Inline(set(&[&signer]).into()));
+    provider.cache = Some(JwtTokenCache { tokens: 2, max_length: 4096 });
+    let keys = Shelf::default().store(&provider.jwks, |_| None).unwrap();
+    let issuer = Arc::new(Issuer::new(&Arc::new(provider), keys));
+    let tokens: Vec<_> =
+        (0..3).map(|n| signer.sign(&json!({"iss": "https://issuer", "n": n, "exp": now() + 5}))).collect();
+    let crypto = mesh_tls::default_provider();
+    let verify = |token: &str, now| {
+        let found = Found { text: token.to_owned().into(), at: locate::At::Cookie };
+        issuer.verify(found, None, &Checking { tried: &[], provider: &crypto, now }).is_ok()
+    };
+    for token in tokens.iter().chain(&tokens) {
+        assert!(verify(token, SystemTime::now()));
+        assert!(issuer.kept.as_ref().unwrap().lock().unwrap().tokens.len() <= 2);
+    }
+    assert!(!verify(&tokens[2], SystemTime::now() + Duration::from_secs(66)));
+}
+
+/// Serves sets of keys, one after the other.
+struct Server {
+    sets: Vec<Result<String, String>>,
+    fetches: Arc<AtomicUsize>,
+}
+
+impl FetchKeys for Server {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, crate::BoxError>> + Send>> {
+        let at = self.fetches.fetch_add(1, Ordering::SeqCst).min(self.sets.len() - 1);
+        let set = self.sets[at].clone();
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(set?.into())
+        })
+    }
+}
+
+fn remote(sets: Vec<Result<String, String>>) -> (Authentication, Arc<AtomicUsize>) {
+    let source = RemoteJwks {
+        uri: "http://issuer/keys".parse().unwrap(),
+        cluster: "issuer".into(),
+        timeout: Duration::from_secs(5),
+        cache_duration: Duration::from_secs(600),
+        async_fetch: false,
+        failed_refetch: Duration::from_secs(1),
+        retries: 0,
+    };
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let server: Arc<dyn FetchKeys> = Arc::new(Server { sets, fetches: fetches.clone() });
+    let config = config(provider(JwksSource::Remote(source)), needed());
+    (compile_with(&config, &move |_| Some(server.clone())), fetches)
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_fetched_once_and_again_before_they_are_too_old() {
+    let signer = Signer::new("k", "ES256");
+    let (authentication, fetches) = remote(vec![Ok(set(&[&signer]))]);
+    let token = signer.sign(&claims());
+    assert!(matches!(authentication.check(&mut bearer(&token)), Checked::Fetching));
+    let (mut a, mut b) = (bearer(&token), bearer(&token));
+    let (a, b) = tokio::join!(authentication.fetched(&mut a), authentication.fetched(&mut b));
+    assert!(a.is_ok() && b.is_ok());
+    assert_eq!(fetches.load(Ordering::SeqCst), 1, "both waited for one fetch");
+    tokio::time::advance(Duration::from_secs(596)).await;
+    assert!(passed(&authentication, &mut bearer(&token)).is_some(), "still good");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(fetches.load(Ordering::SeqCst), 2, "fetched again meanwhile");
+    tokio::time::advance(Duration::from_secs(590)).await;
+    assert!(passed(&authentication, &mut bearer(&token)).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_is_learnt_and_unknown_ones_cost_few_fetches() {
+    let (old, new) = (Signer::new("old", "ES256"), Signer::new("new", "ES256"));
+    let (authentication, fetches) = remote(vec![Ok(set(&[&old])), Ok(set(&[&old, &new]))]);
+    assert!(authentication.fetched(&mut bearer(&old.sign(&claims()))).await.is_ok());
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert!(authentication.fetched(&mut bearer(&new.sign(&claims()))).await.is_ok(), "rotated");
+    let stranger = Signer::new("none", "ES256").sign(&claims());
+    for _ in 0..20 {
+        assert!(authentication.fetched(&mut bearer(&stranger)).await.is_err());
+    }
+    assert_eq!(fetches.load(Ordering::SeqCst), 2, "bounded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_refuses_and_is_tried_again() {
+    let signer = Signer::new("k", "ES256");
+    let (authentication, fetches) = remote(vec![Err("down".into()), Ok("no keys".into()), Ok(set(&[&signer]))]);
+    let token = signer.sign(&claims());
+    let failed = authentication.fetched(&mut bearer(&token)).await.unwrap_err();
+    assert_eq!(failed.respond(false, true).body(), "Jwks remote fetch is failed");
+    assert!(authentication.fetched(&mut bearer(&token)).await.is_err(), "not at once again");
+    assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(authentication.fetched(&mut bearer(&token)).await.is_err(), "no keys");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(authentication.fetched(&mut bearer(&token)).await.is_ok());
+}

@@ -1,0 +1,171 @@
+//! The routes of a server (gRFC A36): which filters a request goes through, and whether it is served at all.
+
+use super::{
+    authz::Authorization,
+    jwt::Authentication,
+    policy::Making,
+    steps::{Link, Steps},
+};
+use crate::outbound::{
+    filter::{Limits, Making as FilterMaking},
+    route::{Matcher, Profile, RequestHead},
+};
+use mesh_xds::resource::{
+    Action, ClusterSpecifier, FilterOverride, HttpFilter, HttpFilterConfig, JwtOfRoute, Route, RouteConfiguration,
+    VirtualHost,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// All of a filter chain's routes, compiled.
+#[derive(Debug)]
+pub(super) enum Routes {
+    /// Every request.
+    All(Arc<Entry>),
+    Of(Arc<RouteConfiguration>, Box<[Box<[(Matcher, Arc<Entry>)]>]>),
+}
+
+/// One route.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: Arc<str>,
+    pub(super) steps: Steps,
+    /// Why its requests are not served.
+    pub(super) unavailable: Option<Arc<str>>,
+}
+
+impl Routes {
+    /// Without a configuration of routes every request is served.
+    pub(super) fn compile(routes: Option<&Arc<RouteConfiguration>>, making: &Making<'_>) -> Self {
+        let Some(routes) = routes else {
+            let steps =
+                Steps(making.filters.iter().filter_map(|filter| link(filter, making, Place::default())).collect());
+            return Self::All(Arc::new(Entry { name: "".into(), steps, unavailable: None }));
+        };
+        let host = |host: &VirtualHost| -> Box<[_]> {
+            let route = |(index, route): (usize, &Route)| {
+                let place = Place { routes: Some(routes), host: Some(host), route: Some(route), index };
+                let links = making.filters.iter().filter_map(|filter| link(filter, making, place));
+                let entry = Entry {
+                    name: route.name.clone(),
+                    steps: Steps(links.collect()),
+                    unavailable: unavailable(&route.action),
+                };
+                (Matcher::compile(&route.matches, Profile::Envoy), Arc::new(entry))
+            };
+            host.routes.iter().enumerate().map(route).collect()
+        };
+        Self::Of(routes.clone(), routes.virtual_hosts.iter().map(host).collect())
+    }
+
+    /// The route of a request.
+    pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<&Arc<Entry>> {
+        match self {
+            Self::All(entry) => Some(entry),
+            Self::Of(routes, hosts) => {
+                let host = &hosts[routes.virtual_host_for(head.authority)?];
+                let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
+                host.iter().find(|(matcher, _)| matcher.matches(head, &mut rng)).map(|(_, entry)| entry)
+            }
+        }
+    }
+}
+
+/// gRFC A36: a server answers requests by itself. Istio's sidecars forward to the application, which is us.
+fn unavailable(action: &Action) -> Option<Arc<str>> {
+    match action {
+        Action::NonForwarding => None,
+        Action::Forward(forward) => match &forward.cluster {
+            ClusterSpecifier::Cluster(name) if name.starts_with("inbound|") => None,
+            _ => Some("the route forwards to a cluster, but a server serves by itself (gRFC A36)".into()),
+        },
+        Action::Redirect(_) | Action::Direct(_) => {
+            Some("the route answers, but a server serves by itself (gRFC A36)".into())
+        }
+        Action::Unsupported(reason) => Some(reason.clone()),
+    }
+}
+
+/// Where a chain belongs.
+#[derive(Clone, Copy, Default)]
+struct Place<'a> {
+    routes: Option<&'a RouteConfiguration>,
+    host: Option<&'a VirtualHost>,
+    route: Option<&'a Route>,
+    index: usize,
+}
+
+impl<'a> Place<'a> {
+    /// The most specific first.
+    fn levels(self) -> [Option<&'a BTreeMap<Arc<str>, FilterOverride>>; 4] {
+        [
+            None,
+            self.route.map(|route| &route.filter_overrides),
+            self.host.map(|host| &host.filter_overrides),
+            self.routes.map(|routes| &routes.filter_overrides),
+        ]
+    }
+}
+
+/// One filter of a route; `None`: it has nothing to do there.
+fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Link> {
+    let specific = place.levels().into_iter().flatten().find_map(|level| level.get(&filter.name));
+    let own = specific.and_then(|specific| specific.config.as_ref());
+    if specific.map_or(filter.disabled, |specific| specific.disabled) {
+        return None;
+    }
+    let mixed = || {
+        Some(Link::Refuse(
+            format!(
+                "route `{}` has a config of another type for filter `{}`",
+                place.route.map_or("", |route| &route.name),
+                filter.name
+            )
+            .into(),
+        ))
+    };
+    match (&filter.config, own) {
+        (HttpFilterConfig::Rbac(config), None) | (HttpFilterConfig::Rbac(_), Some(HttpFilterConfig::Rbac(config))) => {
+            Authorization::compile(&filter.name, config).map(Link::Authorize)
+        }
+        (HttpFilterConfig::Jwt(_), Some(HttpFilterConfig::JwtOfRoute(JwtOfRoute::Disabled))) => None,
+        (HttpFilterConfig::Jwt(config), Some(HttpFilterConfig::JwtOfRoute(of_route))) => Some(
+            Authentication::compile(config, Some(of_route), &making.keys).map_or_else(Link::Refuse, Link::Authenticate),
+        ),
+        (HttpFilterConfig::Jwt(config), None) => {
+            Some(Authentication::compile(config, None, &making.keys).map_or_else(Link::Refuse, Link::Authenticate))
+        }
+        (HttpFilterConfig::Rbac(_) | HttpFilterConfig::Jwt(_), Some(_)) => mixed(),
+        (config, _) => {
+            let limits = match place.route.map(|route| &route.action) {
+                Some(Action::Forward(forward)) => Limits {
+                    route: &forward.rate_limits,
+                    virtual_host: place.host.map_or(&[], |host| &host.rate_limits),
+                    include: forward.include_vh_rate_limits,
+                },
+                _ => {
+                    Limits { virtual_host: place.host.map_or(&[], |host| &host.rate_limits), route: &[], include: true }
+                }
+            };
+            let waits = !matches!(
+                config,
+                HttpFilterConfig::LocalRateLimit(_)
+                    | HttpFilterConfig::HeaderMutation(_)
+                    | HttpFilterConfig::AdmissionControl(_)
+            );
+            let made = making.shared.filters.filter(
+                filter,
+                FilterMaking {
+                    listener: making.listener,
+                    names: [place.host.map_or("", |host| &host.name), place.route.map_or("", |route| &route.name), ""],
+                    route: place.index,
+                    filters: making.filters,
+                    levels: place.levels(),
+                    limits,
+                    profile: Profile::Envoy,
+                    around: making.around,
+                },
+            );
+            made.map(|made| Link::Filter { name: filter.name.clone(), filter: made, waits })
+        }
+    }
+}
