@@ -4,6 +4,7 @@
 mod routes;
 
 use crate::{
+    inbound::ForwardedClient,
     outbound::{
         cluster::Report,
         retry::{Condition, Kept, Outcome, Policy},
@@ -33,7 +34,7 @@ pub use routes::routes;
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("routes", routes),
     ("cookies", cookies),
     ("trace", trace),
@@ -42,7 +43,35 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("resources", resources),
     ("orca", orca),
     ("statuses", statuses),
+    ("jwt", jwt),
+    ("xfcc", xfcc),
 ];
+
+/// A set of keys, a line, and a token: nothing panics, and what was not signed is not believed.
+///
+/// # Panics
+/// When that does not hold.
+pub fn jwt(data: &[u8]) {
+    let (keys, token) = data.iter().position(|byte| *byte == b'\n').map_or((&[][..], data), |at| data.split_at(at));
+    let Ok(token) = std::str::from_utf8(token) else { return };
+    let verified = crate::inbound::fuzz::verify(keys, token.trim());
+    assert!(!verified || keys.len() > 16, "a token is believed without a key");
+}
+
+/// A value of `x-forwarded-client-cert`: what is read is written so that it is read again.
+///
+/// # Panics
+/// When that does not hold.
+pub fn xfcc(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(clients) = ForwardedClient::parse(text) else { return };
+    let written = clients.iter().map(ToString::to_string).filter(|one| !one.is_empty()).collect::<Vec<_>>().join(",");
+    let known = |clients: &[ForwardedClient]| {
+        clients.iter().filter(|one| **one != ForwardedClient::default()).cloned().collect::<Vec<_>>()
+    };
+    let again = ForwardedClient::parse(&written).expect("what we write is well formed");
+    assert_eq!(known(&again), known(&clients), "{written}");
+}
 
 /// Lines of `name: value`; what is no header is left out.
 fn headers(data: &[u8]) -> HeaderMap {

@@ -1,7 +1,11 @@
 //! An inbound side from code.
 
 use super::{Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Policy, RateLimit, Rbac, Source};
-use crate::telemetry::metrics::{ServerMetrics, Source as Labels, own_labels};
+use crate::telemetry::{
+    access_log::AccessLog,
+    metrics::{ServerMetrics, Source as Labels, own_labels},
+    watch::AccessLogger,
+};
 use mesh_tls::{Acceptor, ServerSettings, TlsError, default_provider};
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, RemoteJwks};
 use std::{fmt, io, sync::Arc};
@@ -16,6 +20,7 @@ pub struct InboundBuilder {
     fetches: Vec<(Arc<str>, Arc<dyn FetchKeys>)>,
     service: Option<String>,
     forwarding: (ForwardClientCert, ClientCertDetails),
+    access_log: Option<AccessLogger>,
 }
 
 enum Tls {
@@ -109,6 +114,13 @@ impl InboundBuilder {
         self
     }
 
+    /// Is told of each request that was served, at its end.
+    #[must_use]
+    pub fn access_log(mut self, hook: impl Fn(&AccessLog) + Send + Sync + 'static) -> Self {
+        self.access_log = Some(Arc::new(hook));
+        self
+    }
+
     /// What becomes of `x-forwarded-client-cert`; default: it is taken away.
     #[must_use]
     pub fn forward_client_cert(mut self, mode: ForwardClientCert, details: ClientCertDetails) -> Self {
@@ -119,7 +131,7 @@ impl InboundBuilder {
     /// What its requests are asked.
     fn policy(&self) -> Policy {
         let own = own_labels(Labels::default().as_destination(), self.service.as_deref());
-        let kept = Kept::new(ServerMetrics::new(own), default_provider());
+        let kept = Kept::new(ServerMetrics::new(own), default_provider()).access_log(self.access_log.clone());
         let fetch = |remote: &RemoteJwks| {
             self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
         };

@@ -19,11 +19,13 @@ mod incoming;
 mod jwt;
 mod limits;
 mod policy;
-mod serve;
 mod routes;
 mod seen;
+mod serve;
 mod steps;
 mod subject;
+#[cfg(test)]
+mod tests;
 mod xfcc;
 
 pub use accept::InboundStream;
@@ -110,5 +112,18 @@ impl Inbound {
 impl fmt::Debug for Inbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inbound").field("local", &self.0.local).finish_non_exhaustive()
+    }
+}
+
+/// For the fuzzers.
+pub(crate) mod fuzz {
+    use super::jwt::{KeySet, Token};
+
+    /// Whether a token is signed by one of these keys.
+    pub(crate) fn verify(keys: &[u8], token: &str) -> bool {
+        let keys = KeySet::parse(keys);
+        let token = Token::parse(token);
+        let (Ok(keys), Ok(token)) = (keys, token) else { return false };
+        keys.verify(&token, &mesh_tls::default_provider()).is_ok()
     }
 }

@@ -15,9 +15,10 @@ use crate::{
         timeout::is_grpc,
     },
     telemetry::{
-        access_log::ResponseFlags as Flag,
+        access_log::{AccessLog, ResponseFlags as Flag},
         metrics::{Caller, Outcome, PeerMetrics, ServerMetrics},
         trace::TraceContext,
+        watch::AccessLogger,
     },
 };
 use bytes::Bytes;
@@ -25,23 +26,23 @@ use http::{Request, StatusCode, request, response};
 use http_body::Frame;
 use mesh_tls::CryptoProvider;
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig, RouteConfiguration};
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::time::Instant;
 
 /// What every request of a filter chain is asked, compiled.
-#[derive(Debug)]
 pub(crate) struct Policy {
     routes: Routes,
     forwarding: Forwarding,
     metrics: Arc<ServerMetrics>,
+    access_log: Option<AccessLogger>,
 }
 
 /// What the policies of one inbound side share, and keep over changes of the configuration.
-#[derive(Debug)]
 pub(crate) struct Kept {
     pub(super) filters: Filters,
     pub(super) shelf: Shelf,
     pub(super) metrics: Arc<ServerMetrics>,
+    pub(super) access_log: Option<AccessLogger>,
     pub(super) provider: Arc<CryptoProvider>,
 }
 
@@ -108,11 +109,32 @@ struct Seen {
     trace: Option<TraceContext>,
     claims: Option<JwtClaims>,
     watching: Option<Box<Watching>>,
+    log: Option<Box<Logged>>,
+}
+
+/// A request that is logged.
+struct Logged {
+    log: AccessLog,
+    /// Our own end of the connection.
+    local: SocketAddr,
+    hook: AccessLogger,
 }
 
 impl Kept {
     pub(crate) fn new(metrics: ServerMetrics, provider: Arc<CryptoProvider>) -> Self {
-        Self { filters: Filters::default(), shelf: Shelf::default(), metrics: Arc::new(metrics), provider }
+        Self {
+            filters: Filters::default(),
+            shelf: Shelf::default(),
+            metrics: Arc::new(metrics),
+            access_log: None,
+            provider,
+        }
+    }
+
+    /// Tells this hook of every request.
+    pub(crate) fn access_log(mut self, hook: Option<AccessLogger>) -> Self {
+        self.access_log = hook;
+        self
     }
 }
 
@@ -134,6 +156,7 @@ impl Policy {
             routes: Routes::compile(source.routes, &making),
             forwarding: Forwarding::new(source.forward_client_cert, source.client_cert_details, kept.provider.clone()),
             metrics: kept.metrics.clone(),
+            access_log: kept.access_log.clone(),
         }
     }
 
@@ -142,6 +165,9 @@ impl Policy {
         self.forwarding.apply(connection, &mut head.headers);
         let mut exchange = self.begin(connection, head);
         let found = self.routes.find(&RequestHead::new(&head.method, &head.uri, &head.headers));
+        if let (Some(entry), Some(logged)) = (found, exchange.logged()) {
+            logged.log.route = Some(entry.name.clone());
+        }
         let Some(entry) = found else {
             exchange.flag(Flag::NO_ROUTE);
             let reply = Reply::new(StatusCode::NOT_FOUND, "no route matches").grpc_status(14).flag(Flag::NO_ROUTE);
@@ -170,10 +196,13 @@ impl Policy {
         if let Some(trace) = &trace {
             head.extensions.insert(trace.clone());
         }
+        let grpc = is_grpc(&head.headers);
+        let log =
+            self.access_log.as_ref().map(|hook| Box::new(Logged::begin(hook, connection, head, grpc, trace.as_ref())));
         Exchange(Some(Seen {
             metrics: metrics.clone(),
             started: Instant::now(),
-            grpc: is_grpc(&head.headers),
+            grpc,
             flags: Flag::NONE,
             status: 0,
             code: None,
@@ -181,6 +210,7 @@ impl Policy {
             trace,
             claims: None,
             watching: None,
+            log,
         }))
     }
 }
@@ -225,6 +255,10 @@ impl Exchange {
     /// Nobody watches.
     pub(crate) fn none() -> Self {
         Self::default()
+    }
+
+    fn logged(&mut self) -> Option<&mut Logged> {
+        self.0.as_mut()?.log.as_deref_mut()
     }
 
     pub(super) fn is_grpc(&self) -> bool {
@@ -278,6 +312,9 @@ impl Exchange {
             watching.response(&mut FilterResponse { head, endpoint: None, cluster: "", local: seen.local });
         }
         seen.status = head.status.as_u16();
+        if let Some(logged) = &mut seen.log {
+            logged.log.response_duration = Some(seen.started.elapsed());
+        }
         if seen.grpc {
             seen.code = grpc_status(&head.headers);
         }
@@ -286,6 +323,9 @@ impl Exchange {
     /// The next frame of the answer's body, before the client has it.
     pub(crate) fn frame(&mut self, frame: &mut Frame<Bytes>) {
         let Some(seen) = &mut self.0 else { return };
+        if let (Some(logged), Some(data)) = (&mut seen.log, frame.data_ref()) {
+            logged.log.response_bytes += data.len() as u64;
+        }
         let Some(trailers) = frame.trailers_mut() else { return };
         if let Some(watching) = &mut seen.watching {
             watching.trailers(trailers);
@@ -326,7 +366,32 @@ impl Seen {
             };
             watching.end(&FilterOutcome { status: self.status, grpc_status: grpc, ended, took });
         }
+        if let Some(logged) = self.log {
+            let Logged { mut log, local, hook } = *logged;
+            log.duration = took;
+            (log.status, log.grpc_status, log.flags) = (self.status, grpc, self.flags);
+            log.endpoint = (self.status != 0 && !self.local).then_some(local);
+            hook(&log);
+        }
         self.metrics.record(Outcome { status: self.status, grpc, flag: self.flags }, took);
+    }
+}
+
+impl Logged {
+    fn begin(
+        hook: &AccessLogger,
+        connection: &ConnectionInfo,
+        head: &request::Parts,
+        grpc: bool,
+        trace: Option<&TraceContext>,
+    ) -> Self {
+        let log = AccessLog {
+            remote: Some(connection.remote_addr()),
+            peer: connection.peer().map(ToString::to_string),
+            trace_id: trace.map(TraceContext::trace_id),
+            ..AccessLog::served(head, grpc)
+        };
+        Self { log, local: connection.local_addr(), hook: hook.clone() }
     }
 }
 
@@ -338,6 +403,18 @@ fn meaningless(filter: &HttpFilter) {
         _ => return,
     };
     tracing::warn!(target: "mesh::inbound", filter = &*filter.name, reason, "the filter has no effect in a server");
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").field("routes", &self.routes).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Exchange {

@@ -111,7 +111,7 @@ impl fmt::Display for ForwardedClient {
         let mut first = true;
         let mut part = |f: &mut fmt::Formatter<'_>, key: &str, value: &str, quote: bool| {
             let semicolon = if std::mem::take(&mut first) { "" } else { ";" };
-            if quote || value.contains([',', ';', '=', '"', '\\']) {
+            if quote || value.trim() != value || value.contains([',', ';', '=', '"', '\\']) {
                 write!(f, "{semicolon}{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
             } else {
                 write!(f, "{semicolon}{key}={value}")
@@ -212,9 +212,10 @@ impl Forwarding {
 
     fn make(&self, connection: &ConnectionInfo, peer: &PeerIdentity) -> HeaderValue {
         let ClientCertDetails { subject, cert, chain, dns, uri } = self.details;
+        let own = connection.chain().tls.as_ref().and_then(mesh_tls::Acceptor::spiffe_id);
         let pem = || encoded(&pem(peer.certificate()));
         let client = ForwardedClient {
-            by: Vec::new(),
+            by: own.map(|id| id.to_string()).into_iter().collect(),
             hash: self.hash(peer.certificate()),
             cert: cert.then(pem),
             chain: chain.then(pem),

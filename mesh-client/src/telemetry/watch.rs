@@ -1,7 +1,7 @@
 //! What is seen of one call by those who watch calls: the access log, spans, gRPC's instruments. A mesh without any of them has none of this.
 
 use super::{
-    access_log::{AccessLog, ResponseFlags},
+    access_log::{AccessLog, Direction, ResponseFlags},
     messages::Messages,
     metrics::{
         Outcome, Sizes, Workload,
@@ -165,6 +165,8 @@ impl Watch {
         let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let own = head.uri.authority().map(|authority| authority.as_str()).or_else(host);
         let log = AccessLog {
+            direction: Direction::Outbound,
+            remote: None,
             start_time: SystemTime::now(),
             duration: Duration::ZERO,
             response_duration: None,

@@ -22,6 +22,7 @@ use mesh_client::{
 };
 use mesh_control::ca::CertificateAuthority;
 use mesh_tls::{ClientSettings, ClientTls, FileSource, FileSourceConfig, Mode, ServerSettings, default_provider};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -348,6 +349,7 @@ async fn the_clients_certificate_is_told_on_and_cannot_be_forged() {
     let hops = ForwardedClient::parse(body.split_once("xfcc=").unwrap().1).unwrap();
     assert_eq!(hops.len(), 1, "{body}");
     assert_eq!(hops[0].uri, ["spiffe://cluster.local/ns/shop/sa/cart"]);
+    assert_eq!(hops[0].by, ["spiffe://cluster.local/ns/shop/sa/server"]);
     assert_eq!(hops[0].hash.as_ref().map(String::len), Some(64));
     assert!(plain(server.addr, forged(get("/"))).await.1.ends_with("xfcc=-"), "plaintext proves nothing");
     let append = ForwardClientCert::AppendForward;
@@ -369,6 +371,58 @@ async fn the_trace_of_the_caller_surrounds_the_handler() {
     let (_, body, _) = plain(server.addr, request).await;
     assert!(body.contains("trace=0af7651916cd43dd8448eb211c80319c"), "{body}");
     assert!(plain(server.addr, get("/")).await.1.contains("trace=-"));
+}
+
+#[test]
+fn requests_that_are_served_are_counted_and_logged() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let logged = log.clone();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let rules = Rbac::deny().rule("secret", Rule::new().path("/secret"));
+            let (server, authority) = Authority::new()
+                .serve(|builder| {
+                    let builder = builder.service("shop.prod.svc.cluster.local").authorize(rules);
+                    builder.access_log(move |record| logged.lock().unwrap().push(record.to_json()))
+                })
+                .await;
+            let cart = authority.client("shop", "cart");
+            assert_eq!(secured(server.addr, &cart, get("/x")).await.0, 200);
+            assert_eq!(secured(server.addr, &cart, get("/secret")).await.0, 403);
+            assert_eq!(plain(server.addr, get("/x")).await.0, 200);
+        });
+    });
+    let cart = "spiffe://cluster.local/ns/shop/sa/cart";
+    let counted = snapshotter.snapshot().into_vec();
+    let total = |wanted: &[(&str, &str)]| -> u64 {
+        let of = |key: &metrics::Key| {
+            wanted.iter().all(|(name, value)| key.labels().any(|l| l.key() == *name && l.value() == *value))
+        };
+        let totals = counted.iter().filter(|(key, ..)| key.key().name() == "istio_requests_total" && of(key.key()));
+        totals.map(|(.., value)| if let DebugValue::Counter(n) = value { *n } else { 0 }).sum()
+    };
+    let known = [
+        ("reporter", "destination"),
+        ("source_principal", cart),
+        ("source_workload_namespace", "shop"),
+        ("connection_security_policy", "mutual_tls"),
+        ("destination_service_name", "shop"),
+        ("destination_service_namespace", "prod"),
+    ];
+    assert_eq!(total(&known), 2);
+    assert_eq!(total(&[known[1], ("response_code", "403")]), 1);
+    assert_eq!(total(&[("source_principal", "unknown"), ("connection_security_policy", "none")]), 1);
+    let log = log.lock().unwrap();
+    assert_eq!(log.len(), 3);
+    let first = &log[0];
+    assert_eq!((&first["direction"], &first["peer"], &first["path"]), (&"inbound".into(), &cart.into(), &"/x".into()));
+    assert_eq!((&first["response_code"], &first["response_code_details"]), (&200.into(), &"via_upstream".into()));
+    assert!(first["bytes_sent"].as_u64().unwrap() > 0);
+    assert_eq!((&log[1]["response_code"], &log[1]["response_code_details"]), (&403.into(), &"direct_response".into()));
+    assert!(log[2]["peer"].is_null());
 }
 
 #[derive(Clone)]

@@ -7,7 +7,8 @@ pub use incoming::Incoming;
 pub use stream::{Accepted, ConnectInfo};
 
 use crate::{
-    CryptoProvider, PeerCheck, PeerIdentity, Roots, SanMatcher, Side, Source, TlsError, TlsVersions, TrustRoots,
+    CryptoProvider, PeerCheck, PeerIdentity, Roots, SanMatcher, Side, Source, SpiffeId, TlsError, TlsVersions,
+    TrustRoots,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
 };
@@ -141,6 +142,11 @@ impl Acceptor {
             Ok(_) | Err(TlsError::NotReady { .. }) => Ok(acceptor),
             Err(error) => Err(error),
         }
+    }
+
+    /// The SPIFFE id of the certificate that new handshakes show.
+    pub fn spiffe_id(&self) -> Option<SpiffeId> {
+        self.0.settings.identity.current().identity.as_ref()?.spiffe_id().cloned()
     }
 
     /// What connections are taken now.

@@ -1,6 +1,6 @@
 //! The record as text: Istio's default formats.
 
-use super::AccessLog;
+use super::{AccessLog, Direction};
 use crate::outbound::iso8601;
 use http::{HeaderValue, Version};
 use std::fmt;
@@ -32,6 +32,8 @@ impl AccessLog {
             "grpc_status": self.grpc_status,
             "attempts": self.attempts,
             "peer": self.peer,
+            "direction": if self.direction == Direction::Inbound { "inbound" } else { "outbound" },
+            "downstream_remote_address": self.remote.map(|remote| remote.to_string()),
             "trace_id": self.trace_id.map(|id| id.to_string()),
         })
     }
@@ -56,7 +58,7 @@ impl fmt::Display for AccessLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "[{}] \"{} {} {}\" {} {} {} - \"{}\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} - - - - {}",
+            "[{}] \"{} {} {}\" {} {} {} - \"{}\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} - - {} - {}",
             iso8601(self.start_time),
             self.method,
             self.path(),
@@ -75,6 +77,7 @@ impl fmt::Display for AccessLog {
             Quoted(Some(&self.authority).filter(|text| !text.is_empty()).map(String::as_str)),
             Quoted(self.endpoint.map(|endpoint| endpoint.to_string()).as_deref()),
             self.cluster.as_deref().unwrap_or("-"),
+            Quoted(self.remote.map(|remote| remote.to_string()).as_deref()),
             self.route.as_deref().filter(|name| !name.is_empty()).unwrap_or("-"),
         )
     }
@@ -122,12 +125,14 @@ fn protocol(version: Version) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use crate::access_log::{AccessLog, ResponseFlags};
+    use crate::access_log::{AccessLog, Direction, ResponseFlags};
     use http::{HeaderValue, Method, Uri, Version};
     use std::time::{Duration, SystemTime};
 
     fn record() -> AccessLog {
         AccessLog {
+            direction: Direction::Outbound,
+            remote: None,
             start_time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             duration: Duration::from_micros(12_900),
             response_duration: Some(Duration::from_millis(3)),

@@ -13,6 +13,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// Whose request it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Direction {
+    /// This process made it.
+    #[default]
+    Outbound,
+    /// This process served it.
+    Inbound,
+}
+
 /// What became of one request, from its beginning to the end of its response.
 ///
 /// There is one for every request, however it ended: answered by an endpoint, by a route or a filter, failed, or given up by the caller. What
@@ -23,6 +34,8 @@ use std::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AccessLog {
+    /// Whether it was made or served here.
+    pub direction: Direction,
     /// When the request began.
     pub start_time: SystemTime,
     /// From then to the end of the response.
@@ -68,11 +81,13 @@ pub struct AccessLog {
     pub route: Option<Arc<str>>,
     /// The cluster that it was for.
     pub cluster: Option<Arc<str>>,
-    /// The endpoint of the last attempt.
+    /// The client of a request that was served.
+    pub remote: Option<SocketAddr>,
+    /// The endpoint of the last attempt; our own address, where the application answered a request that was served.
     pub endpoint: Option<SocketAddr>,
     /// Attempts made, 0 when it ended before one.
     pub attempts: u32,
-    /// The SPIFFE id of the endpoint, or the subject of its certificate; `None` without TLS.
+    /// The SPIFFE id of the endpoint, or of the client of a request that was served; else the subject of its certificate; `None` without TLS.
     pub peer: Option<String>,
     /// `x-envoy-upstream-service-time` of the response.
     pub upstream_service_time: Option<HeaderValue>,
@@ -81,6 +96,44 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
+    /// The beginning of a request that is served. Its bytes are those that it announces.
+    pub(crate) fn served(head: &http::request::Parts, grpc: bool) -> Self {
+        let header = |name: &str| head.headers.get(name).cloned();
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let own = head.uri.authority().map(|authority| authority.as_str());
+        Self {
+            direction: Direction::Inbound,
+            start_time: SystemTime::now(),
+            duration: Duration::ZERO,
+            response_duration: None,
+            target: "".into(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            authority: own.or_else(|| text(http::header::HOST)).unwrap_or_default().to_owned(),
+            version: head.version,
+            grpc,
+            user_agent: header("user-agent"),
+            request_id: header("x-request-id"),
+            forwarded_for: header("x-forwarded-for"),
+            status: 0,
+            grpc_status: None,
+            flags: ResponseFlags::NONE,
+            error: None,
+            request_bytes: text(http::header::CONTENT_LENGTH).and_then(|text| text.parse().ok()).unwrap_or(0),
+            response_bytes: 0,
+            request_messages: 0,
+            response_messages: 0,
+            route: None,
+            cluster: None,
+            remote: None,
+            endpoint: None,
+            attempts: 0,
+            peer: None,
+            upstream_service_time: None,
+            trace_id: None,
+        }
+    }
+
     /// Path and query of the request.
     pub fn path(&self) -> &str {
         self.uri.path_and_query().map_or("/", |path| path.as_str())
