@@ -1,6 +1,10 @@
 //! Who may do what on a server: RBAC, tokens and limits from code, over mTLS and plaintext, on tonic's server and on hyper's.
 
-use crate::support::{ANY, GUARD};
+use crate::support::{
+    ANY, GUARD,
+    inbound::{Polite, Serving},
+    plain_mesh,
+};
 use bytes::Bytes;
 use examples::greeter::{
     HelloReply, HelloRequest,
@@ -451,6 +455,25 @@ impl Greeter for Service_ {
     ) -> Result<tonic::Response<Self::ChatStream>, Status> {
         Err(Status::unimplemented(""))
     }
+}
+
+#[tokio::test]
+async fn the_policy_holds_on_our_own_transport_for_callers_of_the_mesh() {
+    let authority = Authority::new();
+    let rules = Rbac::allow()
+        .rule("hello", Rule::new().path("/helloworld.Greeter/SayHello").port(0))
+        .rule("plain", Rule::new().path("/helloworld.Greeter/SayHello").method("POST"));
+    let settings = ServerSettings { mode: Mode::Permissive, ..authority.server() };
+    let inbound = Inbound::builder().tls(settings).authorize(rules).bind(ANY).await.unwrap();
+    let serving = Serving::of(inbound, Routes::new(GreeterServer::new(Polite)));
+    let mesh = plain_mesh().await;
+    let mut client = GreeterClient::new(mesh.fixed_channel(&[serving.addr]).unwrap());
+    let request = || HelloRequest { name: "x".into(), count: 1 };
+    assert_eq!(client.say_hello(request()).await.unwrap().into_inner().message, "Hello x");
+    let denied = client.say_hellos(request()).await.unwrap_err();
+    assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "RBAC: access denied"));
+    assert_eq!(client.say_hello(request()).await.unwrap().into_inner().message, "Hello x", "the connection goes on");
+    serving.end().await;
 }
 
 #[tokio::test]
