@@ -3,6 +3,7 @@
 mod policy;
 mod route;
 mod security;
+mod telemetry;
 
 use crate::problem::{At, Located};
 use std::{collections::BTreeMap, fmt};
@@ -20,6 +21,7 @@ pub use security::{
     Attribute, Authorization, AuthzAction, Clause, IpBlock, JwksUri, JwtKeys, JwtRule, MtlsMode, PeerAuthentication,
     RequestAuthentication, Rule, Security, Selector,
 };
+pub use telemetry::{ROOT_NAMESPACE, Telemetry, Tracing};
 
 /// Everything of one configuration.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Model {
     pub policies: Vec<Policy>,
     /// Who may call whom.
     pub security: Security,
+    /// What clients trace.
+    pub telemetries: Vec<Telemetry>,
     /// What holds where no policy says otherwise.
     pub mesh: MeshDefaults,
 }

@@ -1,5 +1,5 @@
 //! YAML in, [`Model`] out: Istio's ServiceEntry, VirtualService and DestinationRule; PeerAuthentication, AuthorizationPolicy and
-//! RequestAuthentication; and the `meshConfig` of an IstioOperator.
+//! RequestAuthentication; Telemetry; and the `meshConfig` of an IstioOperator.
 
 mod fields;
 mod istio;
@@ -189,8 +189,9 @@ impl Reading<'_> {
             _ if operator => &[istio::OPERATOR.1],
             version if NETWORKING.contains(&version) => &istio::KINDS,
             version if SECURITY.contains(&version) => &istio::security::KINDS,
+            version if istio::TELEMETRY.0.contains(&version) => &[istio::TELEMETRY.1],
             unknown => {
-                let known = [NETWORKING, SECURITY].concat().join(", ");
+                let known = [NETWORKING, SECURITY, istio::TELEMETRY.0].concat().join(", ");
                 report.error(&version.at, format!("unknown apiVersion `{unknown}`: known are {known}"));
                 return said;
             }

@@ -279,4 +279,45 @@ fn istios_own_sample_is_read() {
     assert_eq!((model.services.len(), model.routings.len(), model.policies.len()), (1, 1, 1));
 }
 
+#[test]
+fn what_of_telemetry_a_client_is_not_told_is_said() {
+    let text = "apiVersion: telemetry.istio.io/v1alpha1
+kind: Telemetry
+metadata: {name: t}
+spec:
+  tracing:
+  - providers: [{name: jaeger}]
+    randomSamplingPercentage: 10
+  - {match: {mode: SERVER}, randomSamplingPercentage: 20}
+  accessLogging: [{disabled: true}]
+  metrics: [{overrides: [{disabled: true}]}]
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: u}
+spec: {tracing: [{disableSpanReporting: false}]}
+";
+    assert_findings(
+        text,
+        &[
+            "b.yaml:6:5: warning: `providers` is not honoured",
+            "b.yaml:8:20: warning: `mode: SERVER` is not honoured: sampling is decided by clients",
+            "b.yaml:9:3: warning: `accessLogging` is not honoured",
+            "b.yaml:10:3: warning: `metrics` is not honoured",
+            "b.yaml:14:18: warning: Telemetry default/u has no effect: the one at b.yaml:3:18 is for the same clients",
+        ],
+    );
+    assert_findings(
+        "apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: t}
+spec: {tracing: [{match: {mode: CLIENTS}, randomSamplingPercentage: 101}]}
+",
+        &[
+            "b.yaml:4:33: unknown mode `CLIENTS`: known are CLIENT, SERVER, CLIENT_AND_SERVER",
+            "b.yaml:4:69: randomSamplingPercentage is a percentage, 0 to 100, not 101",
+        ],
+    );
+}
+
 mod security;

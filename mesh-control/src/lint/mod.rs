@@ -18,6 +18,7 @@ pub(crate) fn check(model: &Model, gaps: Gaps, report: &Report) {
         check_routing(routing, &references);
     }
     unique_hosts(model, report);
+    telemetries(model, report);
     for policy in &model.policies {
         check_policy(policy, &references);
     }
@@ -84,6 +85,23 @@ fn unique_hosts(model: &Model, report: &Report) {
         if let Some(first) = ruled.insert(&policy.host.value, &policy.host.at) {
             let host = &policy.host.value;
             report.error(&policy.host.at, format!("host {host} already has a DestinationRule, at {first}"));
+        }
+    }
+}
+
+/// Of several that are for the same clients one counts.
+fn telemetries(model: &Model, report: &Report) {
+    let mut seen: BTreeMap<(&str, &BTreeMap<String, String>), &At> = BTreeMap::new();
+    for telemetry in &model.telemetries {
+        let object = &telemetry.object;
+        match seen.get(&(object.namespace.as_str(), &telemetry.selector)) {
+            Some(first) => {
+                let reason = format!("{object} has no effect: the one at {first} is for the same clients");
+                report.warning(object.at(), reason);
+            }
+            None => {
+                seen.insert((&object.namespace, &telemetry.selector), object.at());
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! LDS: one `api_listener` per target, under each name by which the host is called.
 
-use super::{Target, ads, cluster_name};
+use super::{Target, ads, cluster_name, telemetry};
+use crate::model::{Telemetry, Tracing};
 use envoy_types::{
     pb::envoy::{
         config::listener::v3::{ApiListener, Listener},
@@ -12,8 +13,10 @@ use envoy_types::{
             },
         },
     },
+    pb::google::protobuf::Any,
     util::pack_any,
 };
+use mesh_xds::server::Tailor;
 
 /// Key of the fault filter's per-route configs.
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
@@ -39,7 +42,23 @@ pub(super) fn names(host: &str, port: u16) -> Vec<String> {
     hosts(host).into_iter().map(|host| format!("{host}:{port}")).collect()
 }
 
-pub(super) fn listener(target: &Target<'_>, name: String) -> Listener {
+/// A listener, and what is made of it for each client, where they are told to trace differently.
+pub(super) fn listener(target: &Target<'_>, name: String, telemetries: &[Telemetry]) -> (Any, Option<Tailor>) {
+    let manager = manager(target);
+    let with = move |tracing: Tracing| {
+        let manager = HttpConnectionManager { tracing: telemetry::tracing(tracing), ..manager.clone() };
+        let api_listener = Some(ApiListener { api_listener: Some(pack_any(manager)) });
+        pack_any(Listener { name: name.clone(), api_listener, ..Listener::default() })
+    };
+    if let Some(tracing) = telemetry::for_all(telemetries) {
+        return (with(tracing), None);
+    }
+    let told: Vec<_> = telemetries.iter().map(|t| (&t.object.namespace, &t.selector, t.tracing)).collect();
+    let (key, telemetries, any) = (format!("{told:?}"), telemetries.to_vec(), with(Tracing::default()));
+    (any, Some(Tailor::new(key, move |node| with(telemetry::for_node(&telemetries, node)))))
+}
+
+fn manager(target: &Target<'_>) -> HttpConnectionManager {
     let route_config_name = cluster_name(target.port.number.value, "", target.host);
     let rds = Rds { config_source: Some(ads()), route_config_name };
     let filter = |name: &str, config| HttpFilter {
@@ -47,11 +66,10 @@ pub(super) fn listener(target: &Target<'_>, name: String) -> Listener {
         config_type: Some(ConfigType::TypedConfig(config)),
         ..HttpFilter::default()
     };
-    let manager = HttpConnectionManager {
+    HttpConnectionManager {
         stat_prefix: target.host.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         http_filters: vec![filter(FAULT, pack_any(HttpFault::default())), filter(ROUTER, pack_any(Router::default()))],
         ..HttpConnectionManager::default()
-    };
-    Listener { name, api_listener: Some(ApiListener { api_listener: Some(pack_any(manager)) }), ..Listener::default() }
+    }
 }

@@ -11,6 +11,7 @@ mod inbound;
 mod listener;
 mod locality;
 mod route;
+mod telemetry;
 mod tls;
 
 pub(crate) use inbound::PREFIX as SERVER_LISTENER_PREFIX;
@@ -66,7 +67,8 @@ pub fn translate(model: &Model, options: &Options) -> ResourceSet {
     let mut set = ResourceSet::new();
     for target in targets(model) {
         for name in listener::names(target.host, target.port.number.value) {
-            set = set.listener(listener::listener(&target, name));
+            let (any, tailor) = listener::listener(&target, name.clone(), &model.telemetries);
+            insert(&mut set, ResourceType::Listener, &name, any, tailor);
         }
         set.insert(ResourceType::RouteConfiguration, target.cluster_name(None), target.routes(model).0);
         for subset in std::iter::once(None).chain(target.subsets().iter().map(Some)) {

@@ -517,4 +517,44 @@ fn the_same_model_yields_the_same_bytes() {
     assert_eq!(translated(yaml), translated(yaml));
 }
 
+fn telemetry(namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+/// The shares of traces, of clients by header, at random and in all, that a client of this namespace and version is told.
+fn sampling(yaml: &str, namespace: &str, version: &str) -> Option<[f64; 3]> {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let labels = Kind::StructValue(Struct { fields: [("version".to_owned(), text(version))].into() });
+    let fields = [("NAMESPACE".to_owned(), text(namespace)), ("LABELS".to_owned(), Value { kind: Some(labels) })];
+    let node = core::Node { metadata: Some(Struct { fields: fields.into() }), ..core::Node::default() };
+    let set = translated(yaml);
+    let any = set.get_for(&node, ResourceType::Listener, "greeter.example:80").unwrap();
+    let api = Listener::decode(&*any.value).unwrap().api_listener.unwrap().api_listener.unwrap();
+    let tracing = HttpConnectionManager::decode(&*api.value).unwrap().tracing?;
+    let share = |percent: Option<envoy_types::pb::envoy::r#type::v3::Percent>| percent.unwrap().value;
+    Some([share(tracing.client_sampling), share(tracing.random_sampling), share(tracing.overall_sampling)])
+}
+
+#[test]
+fn telemetry_says_how_much_is_traced() {
+    let yaml = SERVICE.to_owned() + &telemetry("istio-system", "{tracing: [{randomSamplingPercentage: 12.5}]}");
+    insta::assert_snapshot!(one(&yaml, ResourceType::Listener, "greeter.example:80"));
+    assert_eq!(sampling(SERVICE, "any", ""), None);
+    assert_eq!(sampling(&yaml, "any", ""), Some([100.0, 12.5, 100.0]));
+
+    let server = "{tracing: [{match: {mode: SERVER}, randomSamplingPercentage: 1}]}";
+    assert_eq!(sampling(&(SERVICE.to_owned() + &telemetry("istio-system", server)), "any", ""), None);
+
+    // Of the mesh, of a namespace, of some workloads: what is more specific wins, and the rest stays.
+    let yaml = yaml
+        + &telemetry("shop", "{tracing: [{match: {mode: CLIENT}, randomSamplingPercentage: 50}]}")
+        + &telemetry("shop", "{selector: {matchLabels: {version: v2}}, tracing: [{disableSpanReporting: true}]}")
+            .replace("name: t", "name: v2");
+    assert_eq!(sampling(&yaml, "other", "v2"), Some([100.0, 12.5, 100.0]));
+    assert_eq!(sampling(&yaml, "shop", "v1"), Some([100.0, 50.0, 100.0]));
+    assert_eq!(sampling(&yaml, "shop", "v2"), Some([0.0, 0.0, 0.0]));
+}
+
 mod inbound;

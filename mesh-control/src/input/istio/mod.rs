@@ -1,10 +1,11 @@
-//! Istio's networking API (v1, v1beta1 and v1alpha3, one schema), and its security API.
+//! Istio's networking API (v1, v1beta1 and v1alpha3, one schema), and its security and telemetry APIs.
 
 mod destination_rule;
 mod locality;
 mod operator;
 pub(super) mod security;
 mod service_entry;
+mod telemetry;
 mod virtual_service;
 
 use super::{fields::Fields, node::Node};
@@ -18,10 +19,14 @@ pub(super) const KINDS: [&str; 3] = ["ServiceEntry", "VirtualService", "Destinat
 /// `apiVersion` and kind of what holds the defaults of the mesh.
 pub(super) const OPERATOR: (&str, &str) = ("install.istio.io/v1alpha1", "IstioOperator");
 
+/// `apiVersion`s and kind of what is traced.
+pub(super) const TELEMETRY: (&[&str], &str) = (&["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"], "Telemetry");
+
 /// Reads one object into the model.
 pub(super) fn read(object: Object, dry_run: bool, spec: &Node, report: &Report, model: &mut Model) {
     match object.kind {
         "ServiceEntry" => model.services.extend(service_entry::read(object, spec, report)),
+        "Telemetry" => model.telemetries.extend(telemetry::read(object, spec, report)),
         "IstioOperator" => model.mesh = operator::read(spec, report),
         kind if security::KINDS.contains(&kind) => security::read(object, dry_run, spec, report, &mut model.security),
         "VirtualService" => model.routings.extend(virtual_service::read(object, spec, report)),
