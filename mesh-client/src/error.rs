@@ -1,7 +1,7 @@
 //! Why a request failed: one opaque error, one pointer wide, that names target, route, cluster, endpoint, attempt and cause.
 
 use crate::{
-    outbound::retry::grpc_from_reset,
+    outbound::retry::{grpc_from_http, grpc_from_reset},
     telemetry::explain::{Explain, Explanation},
     transport::TransportError,
 };
@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Resolve,
     /// The request matches no virtual host or route, or one that does not forward.
     NoRoute,
+    /// The cluster of the route is not known. The HTTP status that the route has for it.
+    NoCluster(u16),
     /// No endpoint can be used.
     NoEndpoint,
     /// The connection or the stream failed.
@@ -80,6 +82,7 @@ impl Error {
             Kind::Timeout | Kind::Idle => tonic::Code::DeadlineExceeded,
             Kind::RequestBody | Kind::InvalidRequest => tonic::Code::Internal,
             Kind::Transport => detail.source.as_deref().and_then(transport_code).unwrap_or(tonic::Code::Unavailable),
+            Kind::NoCluster(status) => tonic::Code::from(grpc_from_http(status).cast_signed()),
             Kind::Resolve | Kind::NoRoute | Kind::NoEndpoint | Kind::Overloaded | Kind::Dropped => {
                 tonic::Code::Unavailable
             }
@@ -104,7 +107,7 @@ impl Error {
 
     /// Nothing could take the request: no configuration, no route, no endpoint, or the connection failed.
     pub fn is_unavailable(&self) -> bool {
-        self.0.status.code() == tonic::Code::Unavailable
+        self.0.status.code() == tonic::Code::Unavailable || matches!(self.0.detail.kind, Kind::NoCluster(_))
     }
 
     /// A circuit breaker or the control plane's drop policy refused it, at once.
@@ -162,11 +165,15 @@ impl Error {
         self.0.status.code()
     }
 
-    /// The HTTP status a proxy would have answered with: 504 for timeouts, 404 without a route, else 503 (Envoy's replies).
+    /// The HTTP status a proxy would have answered with: 504 for timeouts, 404 without a route, what the route says without a cluster
+    /// (`cluster_not_found_response_code`), else 503 (Envoy's replies).
     pub fn http_status(&self) -> http::StatusCode {
         match self.0.detail.kind {
             Kind::Timeout | Kind::Idle => http::StatusCode::GATEWAY_TIMEOUT,
             Kind::NoRoute => http::StatusCode::NOT_FOUND,
+            Kind::NoCluster(status) => {
+                http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE)
+            }
             Kind::RequestBody | Kind::InvalidRequest => http::StatusCode::BAD_REQUEST,
             _ => http::StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -24,6 +24,7 @@ pub mod bare;
 pub mod bench_api;
 mod body;
 mod channel;
+mod downstream;
 mod error;
 #[doc(hidden)]
 pub mod fuzz_api;
@@ -37,10 +38,12 @@ mod transport;
 
 pub use body::MeshBody;
 pub use channel::{MeshChannel, ResponseFuture};
+pub use downstream::Downstream;
 pub use error::{BoxError, Error};
 pub use inbound::{ConnectionInfo, Inbound};
 pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
 pub use mesh::{BuildError, Mesh, MeshBuilder};
+pub use mesh_xds::resource::Value;
 pub use outbound::{Profile, cluster::ChannelLoad, resolve::TargetError};
 pub use telemetry::{
     access_log,
@@ -48,6 +51,22 @@ pub use telemetry::{
     trace,
 };
 pub use transport::Keepalive;
+
+/// What targets without a control plane do with requests, from code: [`MeshBuilder::policy`]. The types are those that xDS decodes to.
+pub mod policy {
+    pub use mesh_xds::{
+        resource::{
+            Action, AppendAction, BackOff, CircuitBreakers, Cluster, ClusterLoadAssignment, ClusterSpecifier,
+            CookieHash, CookieMatcher, DirectResponse, Discovery, Endpoint, FilterOverride, FilterStateMatcher, Format,
+            Forward, HashPolicy, HashSource, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps,
+            Hedge, HostRewrite, MetadataMatcher, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher,
+            PathRewrite, PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, Redirect, RedirectPath,
+            RegexRewrite, RetryOn, RetryPolicy, Route, RouteMatch, RoutingPriority, SafeRegex, StringMatcher,
+            StringPattern, TemplateRewrite, Thresholds, TlsContextMatch, ValueMatcher, WeightedCluster,
+        },
+        source::{Policy, route},
+    };
+}
 
 /// Byte streams of the application's own under all connections: [`MeshBuilder::dial`].
 pub mod dial {
@@ -60,7 +79,7 @@ pub mod dial {
 
 /// What is measured of requests beyond what always is: [`MeshBuilder::metrics`].
 pub mod metrics {
-    pub use crate::telemetry::metrics::{Instrument, Metrics};
+    pub use crate::telemetry::metrics::{AttemptLabel, Instrument, Metrics};
 }
 
 /// Filters that routes configure, and your own ([`MeshBuilder::filter`]); as layers for any client: [`RateLimitLayer`](filter::RateLimitLayer),
@@ -71,7 +90,7 @@ pub mod filter {
         FilterService, Outcome, RateLimitLayer, Reply, ResponseFuture, Step, Verdict, Watch, filter,
     };
     pub use mesh_xds::resource::{
-        FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterPayload, FractionalPercent, HttpFilter,
+        Denominator, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterPayload, FractionalPercent, HttpFilter,
     };
 }
 
@@ -104,5 +123,8 @@ pub mod circuit_breaker {
 
 /// Deadlines, for any client: [`TimeoutLayer`](timeout::TimeoutLayer).
 pub mod timeout {
-    pub use crate::outbound::timeout::{Elapsed, ResponseBody, ResponseFuture, Timeout, TimeoutLayer};
+    pub use crate::outbound::timeout::{
+        Elapsed, HeadersFuture, HeadersTimeout, HeadersTimeoutLayer, RequestBody, ResponseBody, ResponseFuture,
+        Timeout, TimeoutLayer,
+    };
 }

@@ -22,7 +22,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         explain::Explanation,
-        metrics::{Metrics, Source, grpc::Calls},
+        metrics::{Metrics, Source, Unserved, grpc::Calls},
         trace::Propagation,
         watch::Observers,
     },
@@ -215,6 +215,7 @@ impl Mesh {
             profile,
             channel_id: fastrand::u64(..),
             calls: inner.settings.metrics.of_calls().then(|| Calls::new(&label, inner.settings.metrics)),
+            unserved: Unserved::new(inner.settings.source.clone()),
             settings: inner.settings.clone(),
         });
         let resolver = Resolver::spawn(watch, inner.upstreams.clone(), facts.clone(), &inner.runtime);
@@ -251,7 +252,9 @@ impl Mesh {
                 let name = target.to_string();
                 let endpoints =
                     ClusterLoadAssignment::of(name.as_str(), addresses.iter().copied().map(Endpoint::new).collect());
-                Ok((source::fixed(&name, Arc::new(endpoints), &self.inner.policy), "a fixed list".into()))
+                let _runtime = self.inner.runtime.enter();
+                let Inner { policy, dns, .. } = &*self.inner;
+                Ok((source::fixed_with(&name, Arc::new(endpoints), policy, dns), "a fixed list".into()))
             }
         }
     }
@@ -280,7 +283,18 @@ impl MeshBuilder {
         self
     }
 
-    /// The policy of targets that have no control plane (`dns:///`, fixed lists).
+    /// The policy of targets that have no control plane (`dns:///`, fixed lists): routes, clusters, retries, timeouts, filters.
+    ///
+    /// ```
+    /// use mesh_client::policy::{Cluster, Policy, route};
+    ///
+    /// let canary = Cluster::of("canary", ["10.0.0.7:50051".parse().unwrap()]);
+    /// let policy = Policy::default()
+    ///     .with_cluster(canary)
+    ///     .with_route(route::any().header("x-canary", "1").to("canary"))
+    ///     .with_route(route::any().split([(Policy::TARGET, 99), ("canary", 1)]));
+    /// let builder = mesh_client::Mesh::builder().policy(policy);
+    /// ```
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
@@ -309,6 +323,16 @@ impl MeshBuilder {
     #[must_use]
     pub fn failfast(mut self, limit: Option<Duration>) -> Self {
         self.settings.failfast = limit;
+        self
+    }
+
+    /// How long the headers of a response may take, in each attempt, from when the request was sent in full. An attempt that takes longer
+    /// fails like one that exceeds its `per_try_timeout`: it is retried under the same conditions (`5xx`, `gateway-error`, `reset`;
+    /// `deadline-exceeded`), and else the caller gets DEADLINE_EXCEEDED (HTTP 504). A request that goes on, and a response that began, are not
+    /// limited. Default: no limit. With it, all requests take the general road, which costs a little more.
+    #[must_use]
+    pub fn response_headers_timeout(mut self, limit: Duration) -> Self {
+        self.settings.response_headers = Some(limit);
         self
     }
 

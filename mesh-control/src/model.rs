@@ -21,7 +21,7 @@ pub use security::{
     Attribute, Authorization, AuthzAction, Clause, IpBlock, JwksUri, JwtKeys, JwtRule, MtlsMode, PeerAuthentication,
     RequestAuthentication, Rule, Security, Selector,
 };
-pub use telemetry::{ROOT_NAMESPACE, Telemetry, Tracing};
+pub use telemetry::{Telemetry, Tracing};
 
 /// Everything of one configuration.
 #[derive(Clone, Debug, Default)]

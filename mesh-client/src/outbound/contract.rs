@@ -15,7 +15,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use mesh_xds::resource::{FaultConfig, FaultDelay, FractionalPercent, OutlierDetection};
+use mesh_xds::resource::{Denominator, FaultConfig, FaultDelay, FractionalPercent, OutlierDetection};
 use proptest::prelude::*;
 use std::{
     pin::Pin,
@@ -154,6 +154,7 @@ async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
     drive(RetryLayer::new(policy()).budget(budget()).layer(inner()), steps).await;
     drive(HedgeLayer::new(policy(), millis(50)).budget(budget()).layer(inner()), steps).await;
     drive(TimeoutLayer::new(millis(150)).layer(inner()), steps).await;
+    drive(TimeoutLayer::headers(millis(150)).layer(inner()), steps).await;
     drive(CircuitBreakerLayer::new(Limits::max_requests(3)).layer(inner()), steps).await;
     drive(TracePropagationLayer::new().layer(inner()), steps).await;
     // Without a context, and with one.
@@ -161,7 +162,8 @@ async fn drive_all(inner: impl Fn() -> Strict, steps: &[Step]) {
     drive(TracePropagationLayer::new().layer(ScopeLayer::new().layer(inner())), steps).await;
     drive(FilterLayer::new(Arc::new(Slow)).layer(inner()), steps).await;
     drive(RateLimitLayer::new(20, Duration::from_secs(1)).burst(2).layer(inner()), steps).await;
-    let delay = Some(FaultDelay { fixed: Some(millis(30)), percentage: FractionalPercent(500_000) });
+    let (percentage, denominator) = (FractionalPercent(500_000), Denominator::Hundred);
+    let delay = Some(FaultDelay { fixed: Some(millis(30)), percentage, denominator });
     drive(FaultLayer::new(&FaultConfig { delay, ..FaultConfig::default() }).layer(inner()), steps).await;
     drive(LoadBalanceLayer::random().layer(ServiceList::new([inner(), inner()])), steps).await;
     let outliers = OutlierDetection {

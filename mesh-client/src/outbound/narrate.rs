@@ -118,7 +118,7 @@ pub(crate) fn request(core: &Core, request: &http::request::Parts) -> Explanatio
 
 fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>) {
     let Some(table) = &routing.table else { return };
-    let head = RequestHead::new(&request.method, &request.uri, &request.headers);
+    let head = RequestHead::of(request);
     let trail = table.explain(&head, &mut |bound| fastrand::u32(..bound.max(1)));
     steps.extend(route(&trail));
     let Ok(entry) = trail.found else { return };
@@ -148,17 +148,15 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         steps.push(step("protocol", "gRPC"));
     }
     let total = forward.clusters.total_weight();
-    let named = match &forward.clusters {
+    match &forward.clusters {
         Clusters::Named { header, .. } => {
-            let drawn = forward.draw(&head, &mut |_| 0).map(|drawn| forward.choice(drawn).name.clone());
-            match &drawn {
-                Ok(name) => steps.push(step("cluster", format!("`{name}`, named by header {header}"))),
-                Err(error) => steps.push(step("cluster", error.to_string())),
+            let drawn = forward.draw(&head, &mut |_| 0);
+            if let Ok(drawn) = drawn {
+                steps.push(step("cluster", format!("`{}`, named by header {header}", forward.choice(drawn).name)));
             }
-            Some(drawn.ok())
         }
-        _ => None,
-    };
+        _ => {}
+    }
     // Cookies that are missing would be made; what they will be is not known.
     let hash = |upstream: &Upstream| match (upstream.live.hash_header(), &forward.hasher) {
         (Some(name), _) => Some(hash_of_header(&head, &name, routing.facts.profile)),
@@ -167,12 +165,14 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         }
         (None, None) => Some(None),
     };
-    // Of those that a header may name, the one that it does.
-    let used = |choice: &&ClusterChoice<UpstreamRef>| match &named {
-        Some(name) => name.as_ref() == Some(&choice.name),
-        None => true,
-    };
-    for choice in forward.clusters.iter().filter(used) {
+    for choice in forward.possible(&head) {
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => {
+                steps.push(step("cluster", error.to_string()));
+                continue;
+            }
+        };
         if let Some(filters) = &choice.filters {
             steps.push(step("filters", filters.to_string()));
         }

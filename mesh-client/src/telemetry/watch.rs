@@ -5,7 +5,7 @@ use super::{
     messages::Messages,
     metrics::{
         Outcome, Sizes, Workload,
-        grpc::{AttemptEnd, CallEnd, Method},
+        grpc::{AttemptEnd, CallEnd, Method, Place},
     },
     spans::{AttemptSpan, CallSpan, Which},
     trace::TraceId,
@@ -105,6 +105,8 @@ struct Attempt {
     ended: bool,
     /// It began while another was in flight.
     hedge: bool,
+    /// Where it went, where that is told.
+    place: Option<Place>,
     span: Option<AttemptSpan>,
 }
 
@@ -123,6 +125,8 @@ pub(crate) struct Begun<'a> {
     pub(crate) transparent: u32,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) placement: Option<&'a Placement>,
+    /// Whose endpoint it is.
+    pub(crate) cluster: &'a Arc<str>,
     pub(crate) peer: Option<&'a PeerIdentity>,
 }
 
@@ -269,7 +273,12 @@ impl Watch {
         if let Some(span) = &mut span {
             state.sent.iter().for_each(|length| span.sent(u64::from(*length)));
         }
-        state.attempts.push(Attempt { number: begun.number, began: now, ended: false, hedge, span });
+        let told = self.facts.settings.metrics.labels_attempts() && self.method.is_some();
+        let place = begun
+            .placement
+            .filter(|_| told)
+            .map(|placement| Place { cluster: begun.cluster.clone(), locality: placement.locality.clone() });
+        state.attempts.push(Attempt { number: begun.number, began: now, ended: false, hedge, place, span });
         if let Some(method) = &self.method {
             method.started();
         }
@@ -340,25 +349,25 @@ impl Watch {
     fn close(&self, state: &mut State, number: u32, closed: &Closed<'_>, now: Instant) {
         let &Closed { http, code, error, received } = closed;
         let found = state.attempts.iter_mut().find(|attempt| attempt.number == number && !attempt.ended);
-        let began = match found {
+        let (began, place) = match found {
             Some(attempt) => {
                 attempt.ended = true;
                 if let Some(span) = attempt.span.take() {
                     span.end(http, code, error);
                 }
-                attempt.began
+                (attempt.began, attempt.place.take())
             }
             None => {
-                state.attempts.push(Attempt { number, began: now, ended: true, hedge: false, span: None });
+                state.attempts.push(Attempt { number, began: now, ended: true, hedge: false, place: None, span: None });
                 if let Some(method) = &self.method {
                     method.started();
                 }
-                now
+                (now, None)
             }
         };
         if let Some(method) = &self.method {
             let took = now.saturating_duration_since(began);
-            method.attempt(&AttemptEnd { code, took, sent: self.request.payload(), received });
+            method.attempt(&AttemptEnd { code, took, sent: self.request.payload(), received }, place.as_ref());
         }
     }
 

@@ -128,6 +128,34 @@ async fn a_request_asks_for_no_more_faults_than_are_configured() {
 }
 
 #[tokio::test]
+async fn a_share_asked_for_counts_in_what_the_configured_one_does() {
+    let backend = Echo::start("v1").await;
+    let of = |numerator, denominator| FractionalPercent { numerator, denominator };
+    // All of the requests, in hundreds, ten thousands, millions; more than five standard deviations of 200.
+    for (all, half) in [(of(100, 0), "50"), (of(10_000, 1), "5000"), (of(1_000_000, 2), "500000")] {
+        let (_cp, mesh) = faulty(&backend, &by_header(all)).await;
+        for way in Way::BOTH {
+            let mut aborted = 0;
+            for _ in 0..200 {
+                let request = asking(&[(ABORT, "503"), (ABORT_SHARE, half)]);
+                aborted += u32::from(way.send(&mesh, request, "").await.unwrap().status() == 503);
+            }
+            assert!((60..=140).contains(&aborted), "{aborted} of 200, asked for {half} of {all:?}, {way:?}");
+        }
+    }
+    // 90 of a million are next to none.
+    let (_cp, mesh) = faulty(&backend, &by_header(of(1_000_000, 2))).await;
+    for way in Way::BOTH {
+        let mut aborted = 0;
+        for _ in 0..100 {
+            let request = asking(&[(ABORT, "503"), (ABORT_SHARE, "90")]);
+            aborted += u32::from(way.send(&mesh, request, "").await.unwrap().status() == 503);
+        }
+        assert!(aborted <= 2, "{aborted} of 100, {way:?}");
+    }
+}
+
+#[tokio::test]
 async fn beyond_the_faults_that_may_be_active_requests_pass() {
     let backend = Echo::start("v1").await;
     let fault = HttpFault { max_active_faults: Some(UInt32Value { value: 1 }), ..by_header(percent(100)) };

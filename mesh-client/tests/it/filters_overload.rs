@@ -32,7 +32,9 @@ use futures::{StreamExt, stream};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use mesh_client::filter::{FaultConfig, FaultDelay, FaultLayer, FaultRateLimit, FractionalPercent, RateLimitLayer};
+use mesh_client::filter::{
+    Denominator, FaultConfig, FaultDelay, FaultLayer, FaultRateLimit, FractionalPercent, RateLimitLayer,
+};
 use mesh_control::ControlPlane;
 use std::{convert::Infallible, time::Duration};
 use tokio::time::Instant;
@@ -205,9 +207,13 @@ async fn filters_are_layers_around_any_client() {
     let limit = RateLimitLayer::new(1, Duration::from_secs(3600)).burst(2);
     let percentage = FractionalPercent::HUNDRED;
     let fault = FaultConfig {
-        delay: Some(FaultDelay { fixed: Some(Duration::from_millis(20)), percentage }),
+        delay: Some(FaultDelay {
+            fixed: Some(Duration::from_millis(20)),
+            percentage,
+            denominator: Denominator::Hundred,
+        }),
         // "hello from plain at /x\n" takes more than one share of 63 bytes in a second.
-        response_rate_limit: Some(FaultRateLimit { kbps: Some(1), percentage }),
+        response_rate_limit: Some(FaultRateLimit { kbps: Some(1), percentage, denominator: Denominator::Hundred }),
         ..FaultConfig::default()
     };
     let mut client = ServiceBuilder::new().layer(limit).layer(FaultLayer::new(&fault)).service(hyper);

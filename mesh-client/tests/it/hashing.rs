@@ -42,7 +42,7 @@ use std::collections::BTreeMap;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-fn policy(specifier: PolicySpecifier) -> HashPolicy {
+pub(crate) fn policy(specifier: PolicySpecifier) -> HashPolicy {
     HashPolicy { policy_specifier: Some(specifier), terminal: false }
 }
 
@@ -50,14 +50,14 @@ fn header(name: &str) -> HashPolicy {
     policy(PolicySpecifier::Header(Header { header_name: name.into(), regex_rewrite: None }))
 }
 
-fn ring(cluster: &mut Cluster) {
+pub(crate) fn ring(cluster: &mut Cluster) {
     cluster.lb_policy = LbPolicy::RingHash.into();
     let size = Some(UInt64Value { value: 4096 });
     let config = RingHashLbConfig { minimum_ring_size: size, ..RingHashLbConfig::default() };
     cluster.lb_config = Some(LbConfig::RingHashLbConfig(config));
 }
 
-fn maglev(cluster: &mut Cluster) {
+pub(crate) fn maglev(cluster: &mut Cluster) {
     cluster.lb_policy = LbPolicy::Maglev.into();
     let config = MaglevLbConfig { table_size: Some(UInt64Value { value: 5003 }) };
     cluster.lb_config = Some(LbConfig::MaglevLbConfig(config));
@@ -76,7 +76,7 @@ fn a52(config: Any) -> Change {
 }
 
 /// The greeter on five backends, hashed like this.
-async fn world(policies: Vec<HashPolicy>, change: impl Fn(&mut Cluster)) -> (World, Vec<Echo>) {
+pub(crate) async fn world(policies: Vec<HashPolicy>, change: impl Fn(&mut Cluster)) -> (World, Vec<Echo>) {
     let backends = join_all(NAMES.map(Echo::start)).await;
     let endpoints: Vec<_> = backends.iter().map(|backend| ("v1", backend.addr())).collect();
     let cp = ControlPlane::builder().yaml(service(&endpoints)).start().await.unwrap();
@@ -85,7 +85,7 @@ async fn world(policies: Vec<HashPolicy>, change: impl Fn(&mut Cluster)) -> (Wor
     (World::on(cp).await, backends)
 }
 
-fn hash_by(cp: &ControlPlane, policies: Vec<HashPolicy>) {
+pub(crate) fn hash_by(cp: &ControlPlane, policies: Vec<HashPolicy>) {
     edit::<RouteConfiguration>(cp, ResourceType::RouteConfiguration, CLUSTER, |config| {
         for route in config.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
             if let Some(route::Action::Route(action)) = &mut route.action {

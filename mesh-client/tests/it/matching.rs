@@ -12,11 +12,13 @@ use envoy_types::pb::envoy::{
             CookieMatcher, HeaderMatcher, QueryParameterMatcher, Route, RouteAction, RouteConfiguration, RouteMatch,
             VirtualHost, header_matcher::HeaderMatchSpecifier, query_parameter_matcher::QueryParameterMatchSpecifier,
             route, route_action::ClusterSpecifier, route_match::GrpcRouteMatchOptions, route_match::PathSpecifier,
-            route_match::TlsContextMatchOptions,
         },
     },
     extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
-    r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+    r#type::matcher::v3::{
+        AddressMatcher, FilterStateMatcher, RegexMatcher, StringMatcher, filter_state_matcher,
+        string_matcher::MatchPattern,
+    },
 };
 use envoy_types::{pb::google::protobuf::BoolValue, util::pack_any};
 use http::Request;
@@ -31,7 +33,7 @@ fn any_case(found: RouteMatch) -> RouteMatch {
     RouteMatch { case_sensitive: Some(BoolValue { value: false }), ..found }
 }
 
-fn under(prefix: &str) -> RouteMatch {
+pub(crate) fn under(prefix: &str) -> RouteMatch {
     path(PathSpecifier::Prefix(prefix.into()))
 }
 
@@ -41,11 +43,11 @@ fn template(template: &str) -> RouteMatch {
     path(PathSpecifier::PathMatchPolicy(TypedExtensionConfig { name: "template".into(), typed_config }))
 }
 
-fn string(pattern: MatchPattern) -> StringMatcher {
+pub(crate) fn string(pattern: MatchPattern) -> StringMatcher {
     StringMatcher { match_pattern: Some(pattern), ignore_case: false }
 }
 
-fn exact(text: &str) -> StringMatcher {
+pub(crate) fn exact(text: &str) -> StringMatcher {
     string(MatchPattern::Exact(text.into()))
 }
 
@@ -62,7 +64,7 @@ fn cookie(name: &str, value: &str, invert_match: bool) -> CookieMatcher {
 }
 
 /// A route to a subset of the greeter.
-fn to(subset: &str, found: RouteMatch) -> Route {
+pub(crate) fn to(subset: &str, found: RouteMatch) -> Route {
     Route {
         name: format!("to-{subset}"),
         r#match: Some(found),
@@ -75,7 +77,7 @@ fn to(subset: &str, found: RouteMatch) -> Route {
 }
 
 /// A mesh whose only virtual host has these routes, and two backends, `yes` and `no`.
-async fn world(routes: Vec<Route>) -> (World, [Echo; 2]) {
+pub(crate) async fn world(routes: Vec<Route>) -> (World, [Echo; 2]) {
     configured(|config| config.virtual_hosts[0].routes = routes).await
 }
 
@@ -186,8 +188,9 @@ async fn query_parameters_cookies_methods_and_schemes() {
 
 #[tokio::test]
 async fn a_match_that_a_client_cannot_decide_skips_its_route_and_says_so() {
-    let tls = RouteMatch { tls_context: Some(TlsContextMatchOptions::default()), ..under("/") };
-    let (world, _backends) = world(vec![to("yes", tls), to("no", under("/"))]).await;
+    let matcher = Some(filter_state_matcher::Matcher::AddressMatch(AddressMatcher::default()));
+    let state = RouteMatch { filter_state: vec![FilterStateMatcher { key: "k".into(), matcher }], ..under("/") };
+    let (world, _backends) = world(vec![to("yes", state), to("no", under("/"))]).await;
     assert_eq!(Way::Channel.backend(&world.mesh, get("/")).await, "no");
     let status = world.mesh.status().unwrap();
     let notes: Vec<String> =
@@ -195,7 +198,7 @@ async fn a_match_that_a_client_cannot_decide_skips_its_route_and_says_so() {
     assert_says(
         &notes.join("\n"),
         &[
-            "virtual_hosts[0].routes[0].match.tls_context: a client has no downstream TLS connection: not supported, the route is skipped",
+            "virtual_hosts[0].routes[0].match.filter_state[0].address_match: a client's filter state is strings: not supported, the route is skipped",
         ],
     );
 }

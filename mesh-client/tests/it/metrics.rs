@@ -2,7 +2,7 @@
 
 use crate::support::{
     ANY, CLUSTER, GUARD, HOUR, TARGET, edit, edit_cluster, greeter, hello, hello_with, mesh_on, plain_mesh, routes,
-    service, to, until,
+    rule, service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -20,7 +20,7 @@ use envoy_types::{
 };
 use mesh_client::{
     Mesh,
-    metrics::{Instrument, Metrics},
+    metrics::{AttemptLabel, Instrument, Metrics},
 };
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
@@ -174,6 +174,53 @@ async fn grpcs_instruments_tell_calls_and_attempts() {
     let slow = hello_with(&channel, |request| request.set_timeout(Duration::from_millis(20))).await;
     slow.unwrap_err();
     assert_eq!(seen.values("grpc.client.call.duration", &with("DEADLINE_EXCEEDED")).len(), 1);
+}
+
+#[tokio::test]
+async fn attempts_tell_where_they_went_where_that_is_switched_on() {
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let mut seen = Seen::new(&recorder);
+    let (near, far) = (greeter("near").await, greeter("far").await);
+    let yaml = service(&[("v1", near.addr()), ("v2", far.addr())])
+        .replace("labels: {version: v1}", "locality: r1/z1/s1, labels: {version: v1}")
+        .replace("labels: {version: v2}", "locality: r2, labels: {version: v2}");
+    let http = format!(
+        "[{{match: [{{headers: {{x-far: {{exact: \"1\"}}}}}}], route: [{{destination: {}}}]}}, {{route: [{{destination: \
+         {}}}]}}]",
+        to("v2"),
+        to("v1")
+    );
+    let yaml = yaml + &routes(&http) + &rule("{}", &["v1", "v2"]);
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    let labels = [AttemptLabel::Locality, AttemptLabel::BackendService];
+    let mesh = mesh_with(&cp, Metrics::default().grpc(Instrument::DEFAULTS).attempt_labels(labels)).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    hello(&channel).await.unwrap();
+    hello(&channel).await.unwrap();
+    let far_away = hello_with(&channel, |r| drop(r.metadata_mut().insert("x-far", "1".parse().unwrap())));
+    assert_eq!(far_away.await.unwrap().backend, "far");
+    let [v1, v2] = ["|v1|", "|v2|"].map(|subset| CLUSTER.replace("||", subset));
+    let near_by = [
+        ("grpc.lb.locality", "{region=\"r1\", zone=\"z1\", sub_zone=\"s1\"}"),
+        ("grpc.lb.backend_service", v1.as_str()),
+        ("grpc.status", "OK"),
+    ];
+    let far_off =
+        [("grpc.lb.locality", "{region=\"r2\", zone=\"\", sub_zone=\"\"}"), ("grpc.lb.backend_service", v2.as_str())];
+    let sizes = ["sent", "rcvd"].map(|way| format!("grpc.client.attempt.{way}_total_compressed_message_size"));
+    for name in ["grpc.client.attempt.duration", &sizes[0], &sizes[1]] {
+        assert_eq!(seen.values(name, &near_by).len(), 2, "{name}");
+        assert_eq!(seen.values(name, &far_off).len(), 1, "{name}");
+    }
+    assert_eq!(seen.values("grpc.client.call.duration", &near_by[2..]).len(), 3, "calls do not have them");
+    assert!(seen.values("grpc.client.call.duration", &near_by).is_empty());
+
+    // Nobody is there: an attempt that came to no endpoint.
+    drop(near);
+    until("nobody is there", async || hello(&channel).await.is_err()).await;
+    let nowhere = [("grpc.lb.locality", ""), ("grpc.lb.backend_service", ""), ("grpc.status", "UNAVAILABLE")];
+    assert!(!seen.values("grpc.client.attempt.duration", &nowhere).is_empty());
 }
 
 #[tokio::test]

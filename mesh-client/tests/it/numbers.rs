@@ -63,6 +63,38 @@ async fn requests_that_reach_no_endpoint_are_counted_with_their_flag() {
 }
 
 #[tokio::test]
+async fn what_a_route_answers_itself_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let backend = Echo::start("one").await;
+    let http = "[{match: [{uri: {exact: /away}}], redirect: {uri: /there, redirectCode: 308}}, {match: [{uri: {exact: \
+                /fault}}], directResponse: {status: 200}, fault: {abort: {httpStatus: 418, percentage: {value: 100}}}}, \
+                {match: [{uri: {exact: /slow}}], directResponse: {status: 202}, fault: {delay: {fixedDelay: 1ms, \
+                percentage: {value: 100}}}}, {directResponse: {status: 403, body: {string: no}}}]";
+    let yaml = service(&[("one", backend.addr())]) + &routes(http);
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    let mesh = mesh_on(&cp).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    for (path, code, flags) in
+        [("/away", "308", "-"), ("/fault", "418", "FI"), ("/slow", "202", "DI"), ("/", "403", "-")]
+    {
+        for way in Way::BOTH {
+            for _ in 0..2 {
+                way.send(&mesh, get(path), "").await.unwrap();
+            }
+            let wanted = [("response_code", code), ("response_flags", flags), ("request_protocol", "http")];
+            assert_eq!(requests(&snapshotter, wanted), 2, "{path}, {way:?}");
+        }
+    }
+    // To a gRPC call it is a status; there is no service that it came from.
+    hello(&channel).await.unwrap_err();
+    let wanted = [("grpc_response_status", "7"), ("response_code", "200"), ("destination_service", "unknown")];
+    assert_eq!(requests(&snapshotter, wanted), 1);
+    assert_eq!(backend.seen().len(), 0);
+}
+
+#[tokio::test]
 async fn requests_over_a_limit_are_counted_with_their_flag() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();

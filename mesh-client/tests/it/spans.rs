@@ -3,7 +3,7 @@
 use crate::support::{
     TARGET,
     echo::{Echo, Way, get},
-    edit, greeter, hello, routes, service, to,
+    edit, greeter, hello, mesh_on, routes, service, to,
 };
 use envoy_types::{
     pb::envoy::{
@@ -217,4 +217,34 @@ async fn the_listener_says_how_many_new_traces_are_recorded() {
     assert_eq!(says(Mesh::builder(), get("/").header("traceparent", PARENT)).await, "01", "it was decided before");
     let own = trace::Propagation::default().sampling(1.0);
     assert_eq!(says(Mesh::builder().trace(own), get("/")).await, "01");
+}
+
+#[tokio::test]
+async fn istios_telemetry_says_how_many_new_traces_are_recorded() {
+    let backend = Echo::start("v1").await;
+    let cp = ControlPlane::builder().start().await.unwrap();
+    let telemetry = |tracing: &str| {
+        let spec = format!("{{tracing: [{{{tracing}}}]}}");
+        let head = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: t, namespace: istio-system}";
+        service(&[("v1", backend.addr())]) + &format!("---\n{head}\nspec: {spec}\n")
+    };
+    for way in Way::BOTH {
+        for (said, flag) in [
+            ("randomSamplingPercentage: 0", "00"),
+            ("randomSamplingPercentage: 100", "01"),
+            ("randomSamplingPercentage: 100, disableSpanReporting: true", "00"),
+        ] {
+            cp.apply(&telemetry(said)).await.unwrap();
+            let mesh = mesh_on(&cp).await;
+            let _channel = mesh.channel(TARGET).unwrap();
+            for _ in 0..10 {
+                assert_eq!(way.backend(&mesh, get("/")).await, "v1");
+                let parent = backend.last().header("traceparent");
+                assert_eq!(parent.rsplit_once('-').unwrap().1, flag, "{said}, {way:?}");
+            }
+            // What was decided before stands.
+            way.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
+            assert_eq!(backend.last().header("traceparent").rsplit_once('-').unwrap().1, "01");
+        }
+    }
 }

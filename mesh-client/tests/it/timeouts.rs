@@ -1,13 +1,22 @@
 //! A timeout says which one it was, of what length, at which attempt.
 
 use crate::support::{
-    CLUSTER, H2Server, TARGET, Then, assert_says,
-    echo::{Way, get},
-    hello_with, routes, service, to,
+    ANY, CLUSTER, GUARD, H2Server, TARGET, Then, assert_says,
+    echo::{Echo, Way, get},
+    hello, hello_with, routes, service, to,
 };
-use mesh_client::{Mesh, Profile};
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
+use mesh_client::{
+    BoxError, Error, Mesh, MeshBuilder, Profile,
+    policy::{Cluster, Policy},
+};
 use mesh_control::ControlPlane;
+use mesh_xds::resource::HttpProtocol;
 use std::{
+    net::SocketAddr,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -15,6 +24,7 @@ use std::{
     time::Duration,
 };
 use tonic::Code;
+use tower::ServiceExt;
 
 /// Refuses as many requests, and never answers the others.
 async fn server(refused: usize) -> H2Server {
@@ -33,11 +43,78 @@ async fn server(refused: usize) -> H2Server {
 }
 
 async fn mesh(server: &H2Server, fields: &str, profile: Profile) -> (ControlPlane, Mesh) {
+    mesh_with(server.addr(), fields, |mesh| mesh.profile(profile)).await
+}
+
+async fn mesh_with(
+    server: SocketAddr,
+    fields: &str,
+    with: impl FnOnce(MeshBuilder) -> MeshBuilder,
+) -> (ControlPlane, Mesh) {
     let http = format!("[{{route: [{{destination: {}}}], {fields}}}]", to(""));
-    let yaml = service(&[("one", server.addr())]) + &routes(&http);
+    let yaml = service(&[("one", server)]) + &routes(&http);
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(profile).build().await.unwrap();
+    let mesh = with(Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap()).build().await.unwrap();
     (cp, mesh)
+}
+
+#[tokio::test]
+async fn of_the_response_headers_once_the_request_was_sent() {
+    let limit = Duration::from_millis(80);
+    for way in Way::BOTH {
+        let server = server(0).await;
+        let fields = "retries: {attempts: 2, retryOn: reset, backoff: 1ms}";
+        let with = |mesh: MeshBuilder| mesh.profile(Profile::Envoy).response_headers_timeout(limit);
+        let (_cp, mesh) = mesh_with(server.addr(), fields, with).await;
+        let error = way.send(&mesh, get("/"), "body").await.unwrap_err().downcast::<Error>().unwrap();
+        let said = "had no headers 80ms after the request was sent (response_headers_timeout)";
+        assert_says(&error.to_string(), &[said, "attempt 3", CLUSTER]);
+        assert!(error.is_timeout());
+        assert_eq!((error.http_status().as_u16(), error.code()), (504, Code::DeadlineExceeded));
+    }
+    // gRPC's conditions: as any attempt without an answer.
+    let server = server(0).await;
+    let fields = "retries: {attempts: 1, retryOn: deadline-exceeded, backoff: 1ms}";
+    let (_cp, mesh) = mesh_with(server.addr(), fields, |mesh| mesh.response_headers_timeout(limit)).await;
+    let status = hello(&mesh.channel(TARGET).unwrap()).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_says(status.message(), &["response_headers_timeout", "attempt 2"]);
+}
+
+#[tokio::test]
+async fn of_the_response_headers_leaves_slow_requests_and_slow_bodies_alone() {
+    let limit = Duration::from_millis(500);
+    let backend = Echo::start("v1").await;
+    for profile in [Profile::Grpc, Profile::Envoy] {
+        let with = |mesh: MeshBuilder| mesh.profile(profile).response_headers_timeout(limit);
+        let (_cp, mesh) = mesh_with(backend.addr(), "timeout: 0s", with).await;
+        for way in Way::BOTH {
+            let pieces = futures::stream::iter(["a", "b", "c"]).then(|piece| async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                Ok::<_, BoxError>(Frame::data(Bytes::from(piece)))
+            });
+            let body = StreamBody::new(Box::pin(pieces));
+            let response = way.send_body(&mesh, get("/").method("POST"), body).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(&backend.last().body[..], b"abc");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_the_response_headers_over_http1() {
+    let silent = tokio::net::TcpListener::bind(ANY).await.unwrap();
+    let cluster = Cluster { http_protocol: Some(HttpProtocol::Http1), ..Cluster::of("target", []) };
+    let mesh = Mesh::builder()
+        .policy(Policy::default().with_target(cluster).with_timeout(Duration::ZERO))
+        .response_headers_timeout(Duration::from_millis(80));
+    let channel = mesh.build().await.unwrap().fixed_channel(&[silent.local_addr().unwrap()]).unwrap();
+    for body in ["", "body"] {
+        let request = http::Request::post("http://silent.example/").body(Full::<Bytes>::from(body)).unwrap();
+        let call = tokio::time::timeout(GUARD, channel.clone().oneshot(request));
+        let error = call.await.expect("hangs").unwrap_err();
+        assert_says(&error.to_string(), &["had no headers 80ms after the request was sent", "attempt 1"]);
+    }
 }
 
 #[tokio::test]

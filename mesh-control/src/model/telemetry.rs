@@ -3,9 +3,6 @@
 use super::Object;
 use std::collections::BTreeMap;
 
-/// The namespace whose telemetry is that of the whole mesh (Istio's root namespace).
-pub const ROOT_NAMESPACE: &str = "istio-system";
-
 /// How clients of some workloads trace.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
@@ -27,9 +24,9 @@ pub struct Tracing {
 }
 
 impl Telemetry {
-    /// How specific it is: of the mesh, of a namespace, of some workloads.
-    pub fn rank(&self) -> u8 {
-        match (self.object.namespace == ROOT_NAMESPACE, self.selector.is_empty()) {
+    /// How specific it is: of the mesh (in the `root` namespace), of a namespace, of some workloads.
+    pub fn rank(&self, root: &str) -> u8 {
+        match (self.object.namespace == root, self.selector.is_empty()) {
             (true, _) => 0,
             (false, true) => 1,
             (false, false) => 2,
@@ -37,8 +34,8 @@ impl Telemetry {
     }
 
     /// Whether it is for clients of this namespace with these labels.
-    pub fn covers(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-        let own = self.object.namespace == ROOT_NAMESPACE || self.object.namespace == namespace;
+    pub fn covers(&self, root: &str, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        let own = self.object.namespace == root || self.object.namespace == namespace;
         own && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 }
@@ -46,10 +43,10 @@ impl Telemetry {
 impl Tracing {
     /// What holds for clients of this namespace with these labels: level by level, of each the first that says something (Istio: the
     /// oldest).
-    pub fn of(all: &[Telemetry], namespace: &str, labels: &BTreeMap<String, String>) -> Self {
+    pub fn of(all: &[Telemetry], root: &str, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
         let mut told = Self::default();
         for rank in [2, 1, 0] {
-            let first = all.iter().find(|t| t.rank() == rank && t.covers(namespace, labels));
+            let first = all.iter().find(|t| t.rank(root) == rank && t.covers(root, namespace, labels));
             if let Some(Telemetry { tracing, .. }) = first {
                 told.random = told.random.or(tracing.random);
                 told.disabled = told.disabled.or(tracing.disabled);

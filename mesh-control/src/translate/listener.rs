@@ -44,18 +44,19 @@ pub(super) fn names(host: &str, port: u16) -> Vec<String> {
 
 /// A listener, and what is made of it for each client, where they are told to trace differently.
 pub(super) fn listener(target: &Target<'_>, name: String, telemetries: &[Telemetry]) -> (Any, Option<Tailor>) {
-    let manager = manager(target);
+    let (manager, root) = (manager(target), &target.mesh.root_namespace);
     let with = move |tracing: Tracing| {
         let manager = HttpConnectionManager { tracing: telemetry::tracing(tracing), ..manager.clone() };
         let api_listener = Some(ApiListener { api_listener: Some(pack_any(manager)) });
         pack_any(Listener { name: name.clone(), api_listener, ..Listener::default() })
     };
-    if let Some(tracing) = telemetry::for_all(telemetries) {
+    if let Some(tracing) = telemetry::for_all(telemetries, root) {
         return (with(tracing), None);
     }
     let told: Vec<_> = telemetries.iter().map(|t| (&t.object.namespace, &t.selector, t.tracing)).collect();
-    let (key, telemetries, any) = (format!("{told:?}"), telemetries.to_vec(), with(Tracing::default()));
-    (any, Some(Tailor::new(key, move |node| with(telemetry::for_node(&telemetries, node)))))
+    let root = root.clone();
+    let (key, telemetries, any) = (format!("{root} {told:?}"), telemetries.to_vec(), with(Tracing::default()));
+    (any, Some(Tailor::new(key, move |node| with(telemetry::for_node(&telemetries, &root, node)))))
 }
 
 fn manager(target: &Target<'_>) -> HttpConnectionManager {

@@ -28,17 +28,17 @@ pub(super) fn tracing(told: Tracing) -> Option<ProtoTracing> {
 }
 
 /// For all clients alike, where it is the same for all.
-pub(super) fn for_all(all: &[Telemetry]) -> Option<Tracing> {
-    let general = all.iter().all(|telemetry| telemetry.rank() == 0 && telemetry.selector.is_empty());
-    general.then(|| Tracing::of(all, "default", &std::collections::BTreeMap::new()))
+pub(super) fn for_all(all: &[Telemetry], root: &str) -> Option<Tracing> {
+    let general = all.iter().all(|telemetry| telemetry.rank(root) == 0 && telemetry.selector.is_empty());
+    general.then(|| Tracing::of(all, root, "default", &std::collections::BTreeMap::new()))
 }
 
 /// For this client: by `NAMESPACE` and `LABELS` of its metadata, where Istio's proxies have them.
-pub(super) fn for_node(all: &[Telemetry], node: &Node) -> Tracing {
+pub(super) fn for_node(all: &[Telemetry], root: &str, node: &Node) -> Tracing {
     let said = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NAMESPACE"));
     let namespace = match said.and_then(|value| value.kind.as_ref()) {
         Some(Kind::StringValue(namespace)) => namespace.as_str(),
         _ => "default",
     };
-    Tracing::of(all, namespace, &labels_of(node))
+    Tracing::of(all, root, namespace, &labels_of(node))
 }

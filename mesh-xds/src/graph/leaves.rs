@@ -30,7 +30,7 @@ struct Leaves {
 
 /// Gives every aggregate its leaves. What cannot be used is left out; an aggregate of which nothing is left, that contains itself, or
 /// that is nested too deep cannot be used itself.
-pub(super) fn spread(clusters: &mut Entries) {
+pub(crate) fn spread(clusters: &mut Entries) {
     let is_aggregate = |entry: &ClusterEntry| matches!(entry, ClusterEntry::Aggregate { .. });
     let names: Vec<_> =
         clusters.iter().filter(|(_, entry)| is_aggregate(entry)).map(|(name, _)| name.clone()).collect();

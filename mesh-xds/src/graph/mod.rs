@@ -20,6 +20,7 @@ use crate::{
 };
 use build::Outcome;
 use entry::Entry;
+pub(crate) use leaves::spread;
 pub(crate) use names::Job;
 use names::{Names, Reached};
 use std::{

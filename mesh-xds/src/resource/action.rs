@@ -56,6 +56,8 @@ pub struct Forward {
     pub priority: RoutingPriority,
     /// When a second request is sent while the first is on its way. Needs a retry policy, which limits it.
     pub hedge: Option<Hedge>,
+    /// `cluster_not_found_response_code`: the HTTP status of requests whose cluster is not known; 503, 404 or 500.
+    pub cluster_not_found: u16,
 }
 
 /// When a request is sent once more although an earlier one may still be answered.
@@ -125,8 +127,10 @@ pub enum ClusterSpecifier {
 /// One part of a weighted split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedCluster {
-    /// The cluster.
+    /// The cluster; empty where a header names it.
     pub name: Arc<str>,
+    /// `cluster_header`: the request header that holds the name of the cluster; one that the virtual host names somewhere.
+    pub header: Option<HeaderName>,
     /// Greater than zero.
     pub weight: u32,
     /// `metadata_match`: added to the route's, key by key; its own win.
@@ -226,6 +230,7 @@ impl Forward {
             rate_limits: Vec::new(),
             include_vh_rate_limits: false,
             hedge: None,
+            cluster_not_found: 503,
         }
     }
 }
@@ -235,6 +240,7 @@ impl WeightedCluster {
     pub fn new(name: impl Into<Arc<str>>, weight: u32) -> Self {
         Self {
             name: name.into(),
+            header: None,
             weight,
             metadata_match: None,
             filter_overrides: BTreeMap::new(),

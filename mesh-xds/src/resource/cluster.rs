@@ -1,10 +1,10 @@
 //! CDS: `envoy.config.cluster.v3.Cluster`.
 
 use super::{
-    ClusterLoadAssignment, ConnectionOptions, DnsDiscovery, HealthCheck, LbPolicy, LbSettings, OutlierDetection,
-    TransportSocket,
+    ClusterLoadAssignment, ConnectionOptions, DnsDiscovery, Endpoint, HealthCheck, LbPolicy, LbSettings,
+    OutlierDetection, TransportSocket,
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// A validated cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,6 +142,28 @@ impl Default for Thresholds {
 }
 
 impl Cluster {
+    /// A plaintext cluster with every default, over these addresses.
+    pub fn of(name: impl Into<Arc<str>>, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let name = name.into();
+        let endpoints = addresses.into_iter().map(Endpoint::new).collect();
+        Self::fixed(name.clone(), Arc::new(ClusterLoadAssignment::of(name, endpoints)))
+    }
+
+    /// A plaintext cluster with every default, over the addresses of names, each `host:port`: STRICT_DNS.
+    ///
+    /// # Errors
+    /// There is no name, or one is not `host:port`.
+    pub fn dns<'n>(name: impl Into<Arc<str>>, hosts: impl IntoIterator<Item = &'n str>) -> Result<Self, String> {
+        let discovery = Discovery::Dns(Arc::new(DnsDiscovery::strict(hosts)?));
+        Ok(Self { discovery, ..Self::fixed(name, Arc::default()) })
+    }
+
+    /// An aggregate of other clusters, the first preferred (gRFC A37).
+    pub fn aggregate<C: Into<Arc<str>>>(name: impl Into<Arc<str>>, clusters: impl IntoIterator<Item = C>) -> Self {
+        let discovery = Discovery::Aggregate(clusters.into_iter().map(Into::into).collect());
+        Self { discovery, ..Self::fixed(name, Arc::default()) }
+    }
+
     /// A plaintext cluster with every default, over the given endpoints.
     pub fn fixed(name: impl Into<Arc<str>>, endpoints: Arc<ClusterLoadAssignment>) -> Self {
         Self {

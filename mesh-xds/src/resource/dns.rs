@@ -1,6 +1,7 @@
 //! DNS clusters (LOGICAL_DNS, STRICT_DNS, `envoy.clusters.dns`): names, what surrounds them, and how often they are looked up.
 
 use super::{ClusterLoadAssignment, Endpoint};
+use crate::bootstrap::split_host_port;
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -74,6 +75,29 @@ impl LookupFamily {
 }
 
 impl DnsDiscovery {
+    /// Every address of each of these, `host:port`, is an endpoint, IPv4 and IPv6; looked up again as by default.
+    ///
+    /// # Errors
+    /// There is none, or one is not `host:port`.
+    pub fn strict<'n>(hosts: impl IntoIterator<Item = &'n str>) -> Result<Self, String> {
+        let (mut names, mut endpoints) = (Vec::new(), Vec::new());
+        for host in hosts {
+            let wrong = || format!("\"{host}\" is not host:port");
+            let (name, port) = split_host_port(host).ok_or_else(wrong)?;
+            let port = port.and_then(|port| port.parse().ok()).ok_or_else(wrong)?;
+            if name.is_empty() {
+                return Err(wrong());
+            }
+            endpoints.push(Endpoint::new(SocketAddr::new(placeholder(names.len()), port)));
+            names.push(name.into());
+        }
+        if names.is_empty() {
+            return Err("there is no name".into());
+        }
+        let template = ClusterLoadAssignment::of("", endpoints);
+        Ok(Self { logical: false, names, family: LookupFamily::All, refresh: DnsRefresh::default(), template })
+    }
+
     /// The endpoints once the names are resolved: `addresses` has those of each name, in the order of [`names`](Self::names); none where
     /// one is not resolved. An endpoint without a `hostname` has the name for it (Envoy, gRFC A81). An address that several
     /// names have counts once.

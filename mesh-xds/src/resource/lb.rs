@@ -234,6 +234,10 @@ pub enum HashSource {
     QueryParameter(Arc<str>),
     /// `filter_state` `io.grpc.channel_id`: the same for all requests of a channel.
     ChannelId,
+    /// `connection_properties.source_ip`: the address that the request came to this process from.
+    SourceIp,
+    /// `filter_state` of another key: a string that the application gave the request.
+    FilterState(Arc<str>),
 }
 
 /// `HashPolicy.Cookie`.

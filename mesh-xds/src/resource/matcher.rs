@@ -108,6 +108,18 @@ pub struct FractionalPercent(
     pub u32,
 );
 
+/// What the numerator of a share counts in (`FractionalPercent.denominator`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Denominator {
+    /// Percent.
+    #[default]
+    Hundred,
+    /// Hundredths of a percent.
+    TenThousand,
+    /// Parts per million.
+    Million,
+}
+
 impl StringMatcher {
     /// Matches the whole value exactly, case-sensitively.
     pub fn exact(value: impl Into<String>) -> Self {
@@ -225,6 +237,18 @@ impl PartialEq for SafeRegex {
 impl fmt::Debug for SafeRegex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}/", self.source)
+    }
+}
+
+impl Denominator {
+    /// So many of these; more than the whole is the whole.
+    pub fn share(self, numerator: u32) -> FractionalPercent {
+        let scale = match self {
+            Self::Hundred => 10_000,
+            Self::TenThousand => 100,
+            Self::Million => 1,
+        };
+        FractionalPercent(numerator.saturating_mul(scale).min(FractionalPercent::HUNDRED.0))
     }
 }
 

@@ -16,6 +16,7 @@ mod kind;
 mod lb;
 mod listener;
 mod matcher;
+mod metadata;
 mod outlier;
 mod rbac;
 mod route;
@@ -59,9 +60,10 @@ pub use lb::{
 };
 pub use listener::{HttpConnectionManager, Listener, RouteSource, Tracing};
 pub use matcher::{
-    CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
+    CookieMatcher, Denominator, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
+pub use metadata::{FilterStateMatcher, MetadataMatcher, Value, ValueMatcher};
 pub use outlier::{FailureAccrual, OutlierDetection};
 pub use rbac::{
     AuditLoggerConfig, AuditLoggerParser, AuditLogging, MetadataMatcher, PeerName, Permission, Principal, RbacAction,
@@ -69,7 +71,7 @@ pub use rbac::{
 };
 pub use route::{
     AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
-    Route, RouteConfiguration, RouteMatch, VirtualHost,
+    Route, RouteConfiguration, RouteMatch, TlsContextMatch, VirtualHost,
 };
 pub use secret::{DataSource, Secret, SecretKind, TlsCertificate, TrustedCa};
 pub use server_listener::{

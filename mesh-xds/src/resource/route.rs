@@ -1,8 +1,9 @@
 //! RDS: `envoy.config.route.v3.RouteConfiguration`.
 
 use super::{
-    Action, ClusterSpecifier, CookieMatcher, FilterOverride, FractionalPercent, HeaderEdits, HeaderMatcher,
-    MetadataValue, MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit, SafeRegex,
+    Action, ClusterSpecifier, CookieMatcher, FilterOverride, FilterStateMatcher, FractionalPercent, HeaderEdits,
+    HeaderMatcher, MetadataMatcher, MetadataValue, MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit,
+    SafeRegex,
 };
 use http::HeaderName;
 use std::{
@@ -88,8 +89,23 @@ pub struct RouteMatch {
     pub cookies: Vec<CookieMatcher>,
     /// `grpc`: only requests whose content type is gRPC's.
     pub grpc_only: bool,
+    /// Of the connection that the request came to this process by.
+    pub tls: TlsContextMatch,
+    /// `dynamic_metadata`: every one must match.
+    pub metadata: Vec<MetadataMatcher>,
+    /// Every one must match.
+    pub filter_state: Vec<FilterStateMatcher>,
     /// `runtime_fraction.default_value`; `None` is always.
     pub fraction: Option<FractionalPercent>,
+}
+
+/// `TlsContextMatchOptions`. The default matches every request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TlsContextMatch {
+    /// Whether the caller presented a certificate.
+    pub presented: Option<bool>,
+    /// Whether its certificate was verified.
+    pub validated: Option<bool>,
 }
 
 /// The path specifier.
@@ -298,7 +314,10 @@ impl VirtualHost {
             let Action::Forward(forward) = &route.action else { continue };
             match &forward.cluster {
                 ClusterSpecifier::Cluster(name) => drop(names.insert(name.clone())),
-                ClusterSpecifier::Weighted(clusters) => names.extend(clusters.iter().map(|part| part.name.clone())),
+                ClusterSpecifier::Weighted(clusters) => {
+                    let named = clusters.iter().filter(|part| part.header.is_none());
+                    names.extend(named.map(|part| part.name.clone()));
+                }
                 ClusterSpecifier::Header(_) => {}
             }
             names.extend(forward.mirrors.iter().filter_map(|mirror| match &mirror.cluster {

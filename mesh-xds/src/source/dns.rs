@@ -4,12 +4,16 @@ mod lookup;
 
 pub(crate) use lookup::{Lookup, Resolvers, refresh};
 
-use super::{Policy, ResolverConfig, fixed::Template};
+use super::{
+    Policy, ResolverConfig,
+    assembly::Assembly,
+    fixed::{Template, fixed_with},
+};
 use crate::{
     ads::Backoff,
     bootstrap::split_host_port,
     resource::{ClusterLoadAssignment, Endpoint, LookupFamily},
-    snapshot::{ResourceError, ResourceErrorKind, TargetState},
+    snapshot::{ResourceError, ResourceErrorKind},
     watch::TargetWatch,
 };
 use std::{
@@ -18,7 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::watch, task::AbortHandle, time::sleep};
+use tokio::time::sleep;
 
 /// First delay after a failed lookup.
 const RETRY: Duration = Duration::from_secs(1);
@@ -62,7 +66,7 @@ pub fn dns(target: &str, policy: &Policy, options: &DnsOptions) -> Result<Target
     let (host, port) = parse(target).map_err(|reason| DnsTargetError { target: target.to_owned(), reason })?;
     if let Ok(ip) = host.parse::<IpAddr>() {
         let endpoints = ClusterLoadAssignment::of(target, vec![Endpoint::new(SocketAddr::new(ip, port))]);
-        return Ok(super::fixed(target, Arc::new(endpoints), policy));
+        return Ok(fixed_with(target, Arc::new(endpoints), policy, options));
     }
     let resolvers = Resolvers::new(options.resolver.clone());
     resolvers
@@ -81,18 +85,12 @@ fn parse(target: &str) -> Result<(&str, u16), String> {
     Ok((host, port))
 }
 
-/// Stops the task when the watch is dropped.
-struct Task(AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 fn follow(template: Template, host: String, port: u16, options: &DnsOptions, lookup: Arc<dyn Lookup>) -> TargetWatch {
     let name = template.name.clone();
-    let (sender, state) = watch::channel(TargetState::Pending { cause: None });
+    let own = name.clone();
+    let (assembly, state) = Assembly::new(template);
+    let mut tasks = assembly.follow(|| lookup.clone());
+    let followed = Arc::downgrade(&assembly);
     let refresh = (options.min_refresh, options.max_refresh.max(options.min_refresh));
     let task = tokio::spawn(async move {
         let mut rng = fastrand::Rng::new();
@@ -108,34 +106,31 @@ fn follow(template: Template, host: String, port: u16, options: &DnsOptions, loo
                     if known.as_ref() != Some(&addresses) {
                         version += 1;
                         let endpoints = addresses.iter().copied().map(Endpoint::new).collect();
-                        let endpoints = Arc::new(ClusterLoadAssignment::of(template.name.clone(), endpoints));
-                        let snapshot = template.snapshot(endpoints, &format!("dns={version}"));
-                        sender.send_replace(TargetState::Ready(Arc::new(snapshot)));
+                        let endpoints = Arc::new(ClusterLoadAssignment::of(own.clone(), endpoints));
+                        let Some(assembly) = followed.upgrade() else { return };
+                        assembly.own(endpoints, format!("dns={version}"));
                         known = Some(addresses);
                     }
                     jittered(ttl.clamp(refresh.0, refresh.1), &mut rng)
                 }
                 Err(error) => {
-                    failed(&sender, error, known.is_some());
+                    // The last good addresses stay in force.
+                    let stay = if known.is_some() { "; the last addresses stay in force" } else { "" };
+                    tracing::warn!("{}{stay}", error.message);
+                    let Some(assembly) = followed.upgrade() else { return };
+                    assembly.unknown(error);
                     backoff.next(&mut rng)
                 }
             };
             sleep(pause).await;
         }
     });
-    TargetWatch::new(name, state, Arc::new(Task(task.abort_handle())))
+    tasks.0.push(task.abort_handle());
+    TargetWatch::new(name, state, Arc::new((assembly, tasks)))
 }
 
 fn unresolved(message: String) -> ResourceError {
     ResourceError { kind: ResourceErrorKind::Unresolved, message }
-}
-
-/// The last good addresses stay in force.
-fn failed(sender: &watch::Sender<TargetState>, error: ResourceError, known: bool) {
-    tracing::warn!("{}{}", error.message, if known { "; the last addresses stay in force" } else { "" });
-    if !known {
-        sender.send_replace(TargetState::Pending { cause: Some(Arc::new(error)) });
-    }
 }
 
 /// Up to a tenth longer, so that many clients do not ask at once.

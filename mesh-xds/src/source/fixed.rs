@@ -1,24 +1,50 @@
 //! A fixed list of endpoints.
 
-use super::Policy;
+use super::{DnsOptions, Policy, Resolvers, assembly::Assembly};
 use crate::{
+    graph::spread,
     resource::{
         Action, AttemptCount, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Forward,
-        HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, Route, RouteConfiguration, RouteMatch,
-        RouteSource, VirtualHost,
+        HttpConnectionManager, HttpFilter, HttpFilterConfig, Listener, MirrorCluster, Route, RouteConfiguration,
+        RouteMatch, RouteSource, VirtualHost,
     },
-    snapshot::{ClusterEntry, Snapshot, TargetState},
+    snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, Snapshot},
     watch::TargetWatch,
 };
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
-/// A target over a fixed list of endpoints: Ready at once, and never changes.
+/// A target over a fixed list of endpoints: Ready at once, and never changes; unless its policy has clusters by DNS names, which are
+/// looked up first, by the system's resolver.
+///
+/// # Panics
+/// With such clusters, outside a tokio runtime.
 pub fn fixed(name: &str, endpoints: Arc<ClusterLoadAssignment>, policy: &Policy) -> TargetWatch {
+    fixed_with(name, endpoints, policy, &DnsOptions::default())
+}
+
+/// The same, with another resolver for the clusters of the policy.
+///
+/// # Panics
+/// As [`fixed`].
+pub fn fixed_with(
+    name: &str,
+    endpoints: Arc<ClusterLoadAssignment>,
+    policy: &Policy,
+    options: &DnsOptions,
+) -> TargetWatch {
     let template = Template::new(name, policy);
-    let (sender, state) = watch::channel(TargetState::Ready(Arc::new(template.snapshot(endpoints, "fixed"))));
+    let name = template.name.clone();
+    let (assembly, mut state) = Assembly::new(template);
+    assembly.own(endpoints, "fixed");
+    state.mark_unchanged();
+    let resolvers: OnceLock<Arc<Resolvers>> = OnceLock::new();
+    let tasks =
+        assembly.follow(|| resolvers.get_or_init(|| Arc::new(Resolvers::new(options.resolver.clone()))).clone());
     // The sender lives as long as the watch, which then never sees `Closed`.
-    TargetWatch::new(template.name, state, Arc::new(sender))
+    TargetWatch::new(name, state, Arc::new((assembly, tasks)))
 }
 
 /// The parts of a synthesized snapshot that do not change.
@@ -26,25 +52,28 @@ pub(super) struct Template {
     pub(super) name: Arc<str>,
     listener: Arc<Listener>,
     routes: Arc<RouteConfiguration>,
+    /// Of the target's own endpoints.
     cluster: Cluster,
+    /// The others.
+    clusters: Vec<Arc<Cluster>>,
 }
 
 impl Template {
     pub(super) fn new(name: &str, policy: &Policy) -> Self {
         let name: Arc<str> = name.into();
-        let forward = Forward {
-            timeout: policy.timeout,
-            retry_policy: policy.retry.clone(),
-            hash_policies: policy.hash.clone().into(),
-            hedge: policy.hedge,
-            ..Forward::to(ClusterSpecifier::Cluster(name.clone()))
-        };
-        let route = Route::new("default", RouteMatch::default(), Action::Forward(Arc::new(forward)));
+        let rest = Route::new(
+            "default",
+            RouteMatch::default(),
+            Action::Forward(Arc::new(Forward::to(ClusterSpecifier::Cluster(name.clone())))),
+        );
+        let routes = policy.routes.iter().cloned().chain([rest]).map(|route| completed(route, &name, policy));
         let virtual_host = VirtualHost {
             name: name.clone(),
             domains: vec![DomainPattern::Any],
-            routes: vec![route],
+            routes: routes.collect(),
+            retry_policy: policy.retry.clone(),
             attempt_count: AttemptCount { in_request: true, ..AttemptCount::default() },
+            edits: policy.edits.clone(),
             ..VirtualHost::default()
         };
         let routes = Arc::new(RouteConfiguration {
@@ -65,13 +94,61 @@ impl Template {
         });
         let mut cluster = policy.cluster.clone().unwrap_or_else(|| Cluster::fixed(name.clone(), Arc::default()));
         cluster.name = name.clone();
-        Self { name, listener, routes, cluster }
+        let clusters = policy.clusters.iter().cloned().map(Arc::new).collect();
+        Self { name, listener, routes, cluster, clusters }
     }
 
-    pub(super) fn snapshot(&self, endpoints: Arc<ClusterLoadAssignment>, version: &str) -> Snapshot {
+    /// The clusters of the policy.
+    pub(super) fn clusters(&self) -> &[Arc<Cluster>] {
+        &self.clusters
+    }
+
+    /// The target's own cluster, with these endpoints.
+    pub(super) fn own(&self, endpoints: Arc<ClusterLoadAssignment>) -> ClusterEntry {
         let cluster = Cluster { discovery: Discovery::Static(endpoints.clone()), ..self.cluster.clone() };
-        let entry = ClusterEntry::Ready { cluster: Arc::new(cluster), endpoints };
-        self.with(BTreeMap::from([(self.name.clone(), entry)]), version)
+        ClusterEntry::Ready { cluster: Arc::new(cluster), endpoints }
+    }
+
+    /// Complete: `found` has the endpoints of DNS clusters.
+    pub(super) fn snapshot(
+        &self,
+        own: ClusterEntry,
+        found: impl Fn(&Arc<str>) -> Option<Result<Arc<ClusterLoadAssignment>, Arc<ResourceError>>>,
+        version: &str,
+    ) -> Snapshot {
+        let failed = |kind, message| ClusterEntry::Failed(Arc::new(ResourceError { kind, message }));
+        let mut clusters = BTreeMap::new();
+        for cluster in &self.clusters {
+            let name = &cluster.name;
+            let entry = match &cluster.discovery {
+                Discovery::Static(endpoints) => {
+                    ClusterEntry::Ready { cluster: cluster.clone(), endpoints: endpoints.clone() }
+                }
+                Discovery::Dns(_) => match found(name) {
+                    Some(Ok(endpoints)) => ClusterEntry::Ready { cluster: cluster.clone(), endpoints },
+                    Some(Err(problem)) => ClusterEntry::Failed(problem),
+                    None => failed(ResourceErrorKind::Unresolved, format!("Cluster \"{name}\": not looked up yet")),
+                },
+                Discovery::Aggregate(children) => {
+                    ClusterEntry::Aggregate { cluster: cluster.clone(), leaves: children.clone() }
+                }
+                Discovery::Eds { .. } => {
+                    let message = format!("Cluster \"{name}\": its endpoints come from a control plane, there is none");
+                    failed(ResourceErrorKind::Invalid, message)
+                }
+            };
+            clusters.insert(name.clone(), entry);
+        }
+        clusters.insert(self.name.clone(), own);
+        let wanted = self.routes.virtual_hosts[0].cluster_names();
+        for name in wanted.into_iter().chain(self.listener.http.service_clusters().cloned()) {
+            clusters.entry(name.clone()).or_insert_with(|| {
+                let message = format!("Cluster \"{name}\": a route names it, and the policy does not have it");
+                failed(ResourceErrorKind::DoesNotExist, message)
+            });
+        }
+        spread(&mut clusters);
+        self.with(clusters, version)
     }
 
     /// With these clusters.
@@ -86,4 +163,35 @@ impl Template {
             clusters,
         }
     }
+}
+
+/// A route with what the policy says of all, and with the target's own cluster under its name.
+fn completed(mut route: Route, target: &Arc<str>, policy: &Policy) -> Route {
+    let Action::Forward(forward) = &mut route.action else { return route };
+    let forward = Arc::make_mut(forward);
+    forward.timeout = forward.timeout.or(policy.timeout);
+    forward.hedge = forward.hedge.or(policy.hedge);
+    if forward.hash_policies.is_empty() {
+        forward.hash_policies = policy.hash.clone().into();
+    }
+    let resolve = |name: &mut Arc<str>| {
+        if **name == *Policy::TARGET {
+            *name = target.clone();
+        }
+    };
+    match &mut forward.cluster {
+        ClusterSpecifier::Cluster(name) => resolve(name),
+        ClusterSpecifier::Weighted(parts) => {
+            parts.iter_mut().filter(|part| part.header.is_none()).for_each(|part| resolve(&mut part.name));
+        }
+        ClusterSpecifier::Header(_) => {}
+    }
+    let mirrors = forward.mirrors.iter().cloned().map(|mut mirror| {
+        if let MirrorCluster::Name(name) = &mut mirror.cluster {
+            resolve(name);
+        }
+        mirror
+    });
+    forward.mirrors = mirrors.collect();
+    route
 }

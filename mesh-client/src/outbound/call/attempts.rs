@@ -10,7 +10,7 @@ use crate::{
         narrate,
         retry::{Attempts, Decision, Failure, Fan, Kept, Outcome, Outgoing, Policy, Situation, Stop, grpc_status},
         route::Profile,
-        timeout::{Idle, StoodStill, write_grpc_timeout},
+        timeout::{HeadTimer, Idle, StoodStill, write_grpc_timeout},
     },
     telemetry::{access_log::ResponseFlags as Flag, trace},
     transport::{self, Lease, RecvBody, TransportError},
@@ -125,7 +125,8 @@ impl Call {
                             if let Some(idle) = &self.idle {
                                 idle.moved(Instant::now());
                             }
-                            let sent = limited(per_try, self.idle.clone(), lease.send(request)).await;
+                            let (request, head) = self.timed(request);
+                            let sent = limited(per_try, self.idle.clone(), head, lease.send(request)).await;
                             self.sent(sent)
                         }
                     };
@@ -222,6 +223,18 @@ impl Call {
             deadline: self.chosen.deadline.map(|deadline| deadline.at),
             asked,
         }
+    }
+
+    /// With the timer for the head of the response, where the mesh has one.
+    pub(super) fn timed<B>(&self, request: Request<Outgoing<B>>) -> (Request<Outgoing<B>>, Option<HeadTimer>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let Some(limit) = self.chosen.routing.facts.settings.response_headers else { return (request, None) };
+        let (head, body) = request.into_parts();
+        let (body, timer) = body.timed(limit);
+        (Request::from_parts(head, body), Some(timer))
     }
 
     /// The headers that every attempt has of its own.
@@ -437,6 +450,13 @@ impl Call {
             Ok(Ok(response)) => Attempt::Response(response),
             Ok(Err(error)) => self.broken(error),
             Err(Over::PerTry(limit)) => self.elapsed(limit),
+            Err(Over::Head(limit)) => {
+                let message = format!(
+                    "the response had no headers {limit:?} after the request was sent (response_headers_timeout)"
+                );
+                self.flag = Flag::UPSTREAM_REQUEST_TIMEOUT;
+                Attempt::Failed(Failure::PerTryTimeout, self.error(Kind::Timeout, message, None))
+            }
             Err(Over::Idle(still)) => {
                 self.flag = Flag::STREAM_IDLE_TIMEOUT;
                 Attempt::Failed(Failure::PerTryTimeout, self.stood_still(still))
@@ -533,6 +553,8 @@ pub(super) type Sent = Result<Result<Response<RecvBody>, TransportError>, Over>;
 /// What ended an attempt before it was answered.
 pub(super) enum Over {
     PerTry(Duration),
+    /// Of the wait for the head of the response.
+    Head(Duration),
     Idle(StoodStill),
 }
 
@@ -540,15 +562,23 @@ pub(super) enum Over {
 pub(super) async fn limited<T>(
     per_try: Option<Duration>,
     idle: Option<Arc<Idle>>,
+    mut head: Option<HeadTimer>,
     attempt: impl Future<Output = T>,
 ) -> Result<T, Over> {
     let idle = idle.as_deref();
     let mut standing = idle.and_then(|idle| idle.of_attempt(Instant::now()));
     let mut attempt = pin!(attempt);
-    let answered = poll_fn(|cx| match (attempt.as_mut().poll(cx), &mut standing, idle) {
-        (Poll::Ready(sent), _, _) => Poll::Ready(Ok(sent)),
-        (Poll::Pending, Some(timer), Some(idle)) => timer.poll(idle, cx).map(|still| Err(Over::Idle(still))),
-        _ => Poll::Pending,
+    let answered = poll_fn(|cx| {
+        if let Poll::Ready(sent) = attempt.as_mut().poll(cx) {
+            return Poll::Ready(Ok(sent));
+        }
+        if let Some(Poll::Ready(limit)) = head.as_mut().map(|head| head.poll(cx)) {
+            return Poll::Ready(Err(Over::Head(limit)));
+        }
+        match (&mut standing, idle) {
+            (Some(timer), Some(idle)) => timer.poll(idle, cx).map(|still| Err(Over::Idle(still))),
+            _ => Poll::Pending,
+        }
     });
     match per_try {
         None => answered.await,

@@ -13,7 +13,7 @@ use crate::{
     outbound::{
         narrate,
         resolve::{Routing, UpstreamRef},
-        retry::Attempts,
+        retry::{Attempts, grpc_from_http},
         route::{ClusterChoice, Forward, RequestHead, RouteAction, RouteEntry},
         timeout::{Deadline, is_grpc},
     },
@@ -90,8 +90,8 @@ impl Chosen {
         })?;
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         let unserved = |flags, status| {
-            let outcome = Outcome { status, grpc: grpc.then_some(14), flag: flags };
-            metrics::unserved(&routing.facts.settings.source, None, outcome, started.elapsed());
+            let outcome = Outcome { status, grpc: grpc.then_some(code(flags, status)), flag: flags };
+            routing.facts.unserved.record(outcome, started.elapsed());
             if let Some(watch) = &watch {
                 watch.judged(&Judged::early(outcome));
             }
@@ -105,7 +105,7 @@ impl Chosen {
             unserved(Flag::NO_ROUTE, 404);
             refused(&routing, Kind::NoRoute, message, None, None)
         })?;
-        let request = RequestHead::new(&head.method, &head.uri, &head.headers);
+        let request = RequestHead::of(head);
         let found = match &explain {
             None => table.find(&request, &mut rng),
             Some(explain) => {
@@ -130,6 +130,13 @@ impl Chosen {
                 return Ok(Routed::Asking(Asking { route, started, grpc, explain, watch, routing }));
             }
             RouteAction::Answer(answer) => {
+                // No flags, as in Envoy: the answer is what the route is for.
+                let (status, code) = answer.outcome(grpc);
+                let outcome = Outcome { status, grpc: code, flag: Flag::NONE };
+                routing.facts.unserved.record(outcome, started.elapsed());
+                if let Some(watch) = &watch {
+                    watch.judged(&Judged::early(outcome));
+                }
                 return Ok(Routed::Answered(edit::answer(answer, entry, head, grpc, explain.as_ref())));
             }
             RouteAction::Unsupported(reason) => {
@@ -139,8 +146,9 @@ impl Chosen {
             }
         };
         let choice = forward.draw(&request, &mut rng).map_err(|e| {
-            unserved(Flag::NO_CLUSTER, 503);
-            refused(&routing, Kind::NoRoute, e.to_string(), Some(entry), None)
+            let status = forward.cluster_not_found;
+            unserved(Flag::NO_CLUSTER, status);
+            refused(&routing, Kind::NoCluster(status), e.to_string(), Some(entry), None)
         })?;
         let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
@@ -170,8 +178,9 @@ impl Chosen {
             UpstreamRef::Live(upstream) => *upstream,
             UpstreamRef::Failed(cause) => {
                 let message = "the route's cluster cannot be used".into();
-                self.count(503, 14, Flag::NO_CLUSTER);
-                return Err(self.refused(Kind::NoEndpoint, message, Box::new(cause.clone())));
+                let status = self.forward().cluster_not_found;
+                self.count(status, grpc_from_http(status), Flag::NO_CLUSTER);
+                return Err(self.refused(Kind::NoCluster(status), message, Box::new(cause.clone())));
             }
         };
         if let Some(explain) = &self.explain {
@@ -316,6 +325,11 @@ impl Chosen {
     pub(super) fn refused(&self, kind: Kind, message: String, cause: BoxError) -> Error {
         refused(&self.routing, kind, message, Some(self.entry()), Some((self.choice(), cause)))
     }
+}
+
+/// The gRPC code of a request without a route, or without a cluster.
+fn code(flag: Flag, status: u16) -> u32 {
+    if flag == Flag::NO_CLUSTER { grpc_from_http(status) } else { 14 }
 }
 
 /// An error before any attempt.

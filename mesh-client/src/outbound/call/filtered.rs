@@ -92,6 +92,13 @@ pub(super) async fn asking(asking: Asking, mut head: Parts) -> Result<Response<M
         deadline,
         explain: explain.clone(),
     };
+    let counted = |(status, code, flag): (u16, Option<u32>, Flag)| {
+        let outcome = metrics::Outcome { status, grpc: code, flag };
+        routing.facts.unserved.record(outcome, started.elapsed());
+        if let Some(watch) = &watch {
+            watch.judged(&Judged::early(outcome));
+        }
+    };
     let mut request = FilterRequest::new(&mut head, place);
     let reply = match (&answer.filters, deadline) {
         (None, _) => None,
@@ -101,20 +108,25 @@ pub(super) async fn asking(asking: Asking, mut head: Parts) -> Result<Response<M
             asked.map_err(|_| {
                 let filter = chain.name(request.found.position);
                 let limit = limit.unwrap_or_default();
+                let flags = request.found.flags | Flag::UPSTREAM_REQUEST_TIMEOUT;
+                counted((504, grpc.then_some(4), flags));
                 let message = format!("deadline of {limit:?} exceeded in filter `{filter}` (grpc-timeout)");
                 refused(&routing, Kind::Timeout, message, Some(entry), None)
             })?
         }
     };
+    let flags = request.found.flags;
     let response = match reply {
         Some(reply) => {
-            if let Some(watch) = &watch {
-                let (status, code, flag) = reply.outcome(grpc);
-                watch.judged(&Judged::early(metrics::Outcome { status, grpc: grpc.then_some(code), flag }));
-            }
+            let (status, code, flag) = reply.outcome(grpc);
+            counted((status, grpc.then_some(code), flag | flags));
             reply.respond(grpc, head.method != Method::HEAD).map(MeshBody::local)
         }
-        None => edit::answer(answer, entry, &head, grpc, explain.as_ref()),
+        None => {
+            let (status, code) = answer.outcome(grpc);
+            counted((status, code, flags));
+            edit::answer(answer, entry, &head, grpc, explain.as_ref())
+        }
     };
     let (mut head, body) = response.into_parts();
     watching.response(&mut FilterResponse { head: &mut head, endpoint: None, cluster: "", local: true });
@@ -148,7 +160,7 @@ async fn request(chain: &Chain, chosen: &Chosen, head: &mut Parts, watching: &mu
         route: &chosen.entry().name,
         cluster: &chosen.choice().name,
         grpc: chosen.grpc,
-        split: matches!(chosen.forward().clusters, Clusters::Weighted { .. }),
+        split: matches!(chosen.forward().clusters, Clusters::Weighted { .. } | Clusters::Split { .. }),
         deadline: deadline.map(|deadline| deadline.at),
         explain: chosen.explain.clone(),
     };

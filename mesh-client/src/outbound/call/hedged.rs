@@ -19,7 +19,7 @@ use crate::{
         connect::Subchannel,
         narrate,
         retry::{Decision, Failure, Fan, Outcome, Outgoing, Permit, Policy, Pushback, Situation, is_behind},
-        timeout::Idle,
+        timeout::{HeadTimer, Idle},
     },
     transport::{Lease, RecvBody, TransportError},
 };
@@ -55,6 +55,7 @@ struct Limits {
     /// From then on it counts as a timeout, and goes on. At the very moment when the next one starts.
     soft: Option<Instant>,
     idle: Option<Arc<Idle>>,
+    head: Option<HeadTimer>,
 }
 
 /// An attempt under way, at a cluster whose policy compares latencies. When it is not waited for any longer, its endpoint is known to
@@ -164,7 +165,8 @@ impl Call {
                     race.tried.extend(in_flight.as_ref().map(|in_flight| in_flight.endpoint().clone()));
                     let (permit, began) = (race.permit.take(), Instant::now());
                     let due = began.checked_add(delay);
-                    let limits = Limits { per_try, soft: due.filter(|_| on_timeout), idle: self.idle.clone() };
+                    let (request, head) = self.timed(request);
+                    let limits = Limits { per_try, soft: due.filter(|_| on_timeout), idle: self.idle.clone(), head };
                     let unanswered = Unanswered::of(&self.leaf().live, in_flight.as_ref(), began);
                     let answer = answered(lease.send(request), limits, in_flight, unanswered);
                     race.legs.push(Box::pin(async move {
@@ -335,7 +337,7 @@ async fn answered(
     mut in_flight: Option<InFlight>,
     unanswered: Option<Unanswered>,
 ) -> (Sent, Option<InFlight>) {
-    let mut answer = pin!(limited(limits.per_try, limits.idle, answer));
+    let mut answer = pin!(limited(limits.per_try, limits.idle, limits.head, answer));
     let in_time = match limits.soft {
         None => Ok(answer.as_mut().await),
         Some(limit) => tokio::time::timeout_at(limit, answer.as_mut()).await,

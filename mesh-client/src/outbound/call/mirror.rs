@@ -59,7 +59,7 @@ impl Copies {
     /// Draws who gets a copy of the request of `call`, whose edited head this is.
     pub(super) fn draw(call: &Call, head: &Parts) -> Option<Self> {
         let chosen = &call.chosen;
-        let request = RequestHead::new(&head.method, &head.uri, &head.headers);
+        let request = RequestHead::of(head);
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         let mut copies = Vec::new();
         for mirror in &chosen.forward().mirrors {

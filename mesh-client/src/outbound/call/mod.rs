@@ -67,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) resolve_timeout: Duration,
     /// How long calls may wait for a connection; `None`: to their deadline.
     pub(crate) failfast: Option<Duration>,
+    /// How long the head of a response may take from when the request was sent.
+    pub(crate) response_headers: Option<Duration>,
     /// Bytes of a request body kept for a retry.
     pub(crate) max_replay_bytes: usize,
     /// How trace context is handed on.
@@ -271,7 +273,7 @@ impl Core {
 impl Settings {
     /// Whether calls need more than the direct road has, whatever their route.
     pub(crate) fn needs_general_road(&self) -> bool {
-        self.retry_hook.is_some() || self.retry_budget.is_some()
+        self.retry_hook.is_some() || self.retry_budget.is_some() || self.response_headers.is_some()
     }
 }
 
@@ -280,6 +282,7 @@ impl Default for Settings {
         Self {
             resolve_timeout: Duration::from_secs(20),
             failfast: None,
+            response_headers: None,
             max_replay_bytes: 64 << 10,
             propagation: Propagation::default(),
             retry_hook: None,

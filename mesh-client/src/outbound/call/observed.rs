@@ -233,6 +233,7 @@ impl Call {
                 transparent: self.attempts.counts().1,
                 endpoint: self.endpoint,
                 placement: placement.as_deref(),
+                cluster: &self.leaf().name,
                 peer: lease.peer(),
             };
             watch.attempt(&begun, headers);

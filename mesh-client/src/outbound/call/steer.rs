@@ -43,7 +43,7 @@ impl Steering {
         let mut steering = Self::default();
         if let Some(live) = wanted(Want::Hash) {
             let facts = &chosen.routing.facts;
-            let request = RequestHead::new(&head.method, &head.uri, &head.headers);
+            let request = RequestHead::of(head);
             match (live.hash_header(), &chosen.forward().hasher) {
                 (Some(name), _) => steering.hash = hash_of_header(&request, &name, facts.profile),
                 (None, Some(hasher)) => {

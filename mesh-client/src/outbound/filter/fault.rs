@@ -9,7 +9,7 @@ use crate::{
     telemetry::access_log::ResponseFlags as Flag,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
-use mesh_xds::resource::{FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent};
+use mesh_xds::resource::{Denominator, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent};
 use std::{
     borrow::Cow,
     sync::{
@@ -127,7 +127,7 @@ impl Fault {
                 Some(time) => (time, delay.percentage),
                 None => {
                     let time = Duration::from_millis(number(head.headers, &DELAY)?);
-                    (time, capped(head.headers, &DELAY_PERCENTAGE, delay.percentage))
+                    (time, capped(head.headers, &DELAY_PERCENTAGE, delay.percentage, delay.denominator))
                 }
             };
             admits(share).then_some(time)
@@ -136,8 +136,8 @@ impl Fault {
             let (status, share) = match *abort {
                 FaultAbort::Http { status, percentage } => (FaultAbortStatus::http(status)?, percentage),
                 FaultAbort::Grpc { code, percentage } => (FaultAbortStatus::grpc(code), percentage),
-                FaultAbort::Header { percentage } => {
-                    (requested(head.headers)?, capped(head.headers, &ABORT_PERCENTAGE, percentage))
+                FaultAbort::Header { percentage, denominator } => {
+                    (requested(head.headers)?, capped(head.headers, &ABORT_PERCENTAGE, percentage, denominator))
                 }
             };
             admits(share).then_some(status)
@@ -147,7 +147,7 @@ impl Fault {
                 Some(kbps) => (kbps, limit.percentage),
                 None => {
                     let kbps = number(head.headers, &THROUGHPUT).filter(|kbps| *kbps > 0)?;
-                    (kbps, capped(head.headers, &THROUGHPUT_PERCENTAGE, limit.percentage))
+                    (kbps, capped(head.headers, &THROUGHPUT_PERCENTAGE, limit.percentage, limit.denominator))
                 }
             };
             admits(share).then(|| kbps.saturating_mul(1024))
@@ -238,13 +238,15 @@ fn requested(headers: &HeaderMap) -> Option<FaultAbortStatus> {
     http().or_else(grpc)
 }
 
-/// A header gives a share in percent, and never more than configured.
-fn capped(headers: &HeaderMap, name: &HeaderName, configured: FractionalPercent) -> FractionalPercent {
+/// A header gives the numerator of a share, in what the configured one counts in, and never more than that (Envoy, gRFC A33).
+fn capped(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    configured: FractionalPercent,
+    denominator: Denominator,
+) -> FractionalPercent {
     match number(headers, name) {
-        Some(percent) => {
-            let asked = u32::try_from(percent.saturating_mul(10_000)).unwrap_or(u32::MAX);
-            FractionalPercent(asked.min(configured.0))
-        }
+        Some(asked) => denominator.share(u32::try_from(asked).unwrap_or(u32::MAX)).min(configured),
         None => configured,
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         route::Profile,
         upstream::Upstreams,
     },
-    telemetry::metrics::service_of,
+    telemetry::metrics::{Unserved, service_of},
 };
 use mesh_xds::{
     Snapshot,
@@ -67,6 +67,7 @@ impl Services {
             profile: Profile::Grpc,
             channel_id: fastrand::u64(..),
             calls: None,
+            unserved: Unserved::new(around.settings.source.clone()),
             settings: around.settings.clone(),
         });
         let upstreams = around.upstreams;

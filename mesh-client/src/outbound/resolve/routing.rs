@@ -8,7 +8,7 @@ use crate::outbound::{
     route::{Profile, RouteTable, Scope},
     upstream::{Upstream, Upstreams},
 };
-use crate::telemetry::metrics::grpc::Calls;
+use crate::telemetry::metrics::{Unserved, grpc::Calls};
 use http::uri::Authority;
 use mesh_xds::{
     Snapshot,
@@ -50,6 +50,8 @@ pub(crate) struct Facts {
     pub(crate) settings: Arc<Settings>,
     /// gRPC's instruments of its calls, where they are on.
     pub(crate) calls: Option<Calls>,
+    /// Of requests that come to no cluster.
+    pub(crate) unserved: Unserved,
 }
 
 /// A cluster as a route sees it.

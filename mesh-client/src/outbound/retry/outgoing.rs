@@ -2,13 +2,17 @@
 //! is a few shared frames and costs nothing; one that goes on later is kept by [`Replay`].
 
 use super::{Fan, FanBody, Replay, ReplayBody};
-use crate::transport::BoxError;
+use crate::{
+    outbound::timeout::{HeadTimer, RequestBody},
+    transport::BoxError,
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use smallvec::SmallVec;
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 pub(super) type Frames = SmallVec<[Bytes; 2]>;
@@ -28,6 +32,8 @@ pub(crate) enum Outgoing<B> {
     Live(Box<ReplayBody<B>>),
     /// One of several at the same time.
     Fan(FanBody<B>),
+    /// Tells when it was sent.
+    Told(Box<RequestBody<Outgoing<B>>>),
 }
 
 /// A complete body without trailers.
@@ -112,6 +118,18 @@ impl<B> Outgoing<B> {
     }
 }
 
+impl<B> Outgoing<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    /// With a timer that waits so long for the response, once this was sent in full.
+    pub(crate) fn timed(self, limit: Duration) -> (Self, HeadTimer) {
+        let (body, timer) = RequestBody::new(self, limit);
+        (Self::Told(Box::new(body)), timer)
+    }
+}
+
 impl<B> Body for Outgoing<B>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -124,6 +142,7 @@ where
         match &mut *self {
             Self::Live(body) => Pin::new(body).poll_frame(cx),
             Self::Fan(body) => Pin::new(body).poll_frame(cx),
+            Self::Told(body) => Pin::new(&mut **body).poll_frame(cx),
             Self::Whole(whole) => {
                 let frame = whole.frames.get_mut(whole.at as usize).map(std::mem::take);
                 whole.at += 1;
@@ -136,6 +155,7 @@ where
         match self {
             Self::Live(body) => body.is_end_stream(),
             Self::Fan(body) => body.is_end_stream(),
+            Self::Told(body) => body.is_end_stream(),
             Self::Whole(whole) => whole.at as usize >= whole.frames.len(),
         }
     }
@@ -144,6 +164,7 @@ where
         match self {
             Self::Live(body) => body.size_hint(),
             Self::Fan(body) => body.size_hint(),
+            Self::Told(body) => body.size_hint(),
             Self::Whole(Whole { sized: false, .. }) => SizeHint::default(),
             Self::Whole(whole) => {
                 SizeHint::with_exact(whole.frames.iter().skip(whole.at as usize).map(|data| data.len() as u64).sum())

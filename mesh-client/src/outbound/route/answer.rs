@@ -66,6 +66,15 @@ impl Answer {
         response
     }
 
+    /// HTTP status and gRPC status, for metrics.
+    pub(crate) fn outcome(&self, grpc: bool) -> (u16, Option<u32>) {
+        let status = match &self.what {
+            What::Redirect(redirect, _) => redirect.status,
+            What::Direct(direct) => direct.status,
+        };
+        if grpc { (200, Some(grpc_from_http(status))) } else { (status, None) }
+    }
+
     /// In words, for explain.
     pub(crate) fn describe(&self, head: &RequestHead<'_>) -> String {
         match &self.what {

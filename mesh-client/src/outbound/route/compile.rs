@@ -6,7 +6,7 @@ use super::{
     hash::Hasher,
     matcher::matched_length,
     mirror::Mirror,
-    table::{ClusterChoice, Clusters, Forward, RouteAction, Scope},
+    table::{ClusterChoice, Clusters, Forward, Part as SplitPart, RouteAction, Scope},
 };
 use crate::outbound::{
     filter::{Chain, Limits, Making},
@@ -119,6 +119,7 @@ impl<'a> Compiler<'a> {
             hasher: Hasher::compile(&forward.hash_policies, profile).map(Box::new),
             general: false,
             priority,
+            cluster_not_found: forward.cluster_not_found,
         };
         RouteAction::Forward(Forward { general: self.scope.general || forward.is_general(), ..forward })
     }
@@ -126,6 +127,9 @@ impl<'a> Compiler<'a> {
     fn clusters<C>(&mut self, part: Part<'_>, resolve: &mut dyn FnMut(&Arc<str>) -> C) -> Option<Clusters<C>> {
         Some(match &part.forward.cluster {
             ClusterSpecifier::Cluster(name) => Clusters::Single(self.choice(name, part, resolve)),
+            ClusterSpecifier::Weighted(parts) if parts.iter().any(|part| part.weight > 0 && part.header.is_some()) => {
+                self.split(parts, part, resolve)
+            }
             ClusterSpecifier::Weighted(parts) => {
                 let mut total = 0u32;
                 let mut ends = Vec::with_capacity(parts.len());
@@ -146,6 +150,27 @@ impl<'a> Compiler<'a> {
                 Clusters::Named { header: header.clone(), choices }
             }
         })
+    }
+
+    /// Parts of which a header names the cluster: each has every cluster of the virtual host.
+    fn split<C>(
+        &mut self,
+        weighted: &[WeightedCluster],
+        part: Part<'_>,
+        resolve: &mut dyn FnMut(&Arc<str>) -> C,
+    ) -> Clusters<C> {
+        let (mut total, mut ends, mut parts, mut choices) = (0u32, Vec::new(), Vec::new(), Vec::new());
+        let known: Vec<_> = self.known().iter().cloned().collect();
+        for weighted in weighted.iter().filter(|part| part.weight > 0) {
+            total = total.saturating_add(weighted.weight);
+            ends.push(total);
+            let names = if weighted.header.is_some() { &known[..] } else { std::slice::from_ref(&weighted.name) };
+            let start = choices.len();
+            let part = Part { weighted: Some(weighted), ..part };
+            choices.extend(names.iter().map(|name| self.choice(name, part, resolve)));
+            parts.push(SplitPart { header: weighted.header.clone(), choices: start..choices.len() });
+        }
+        Clusters::Split { ends: ends.into(), parts: parts.into(), choices: choices.into() }
     }
 
     fn choice<C>(
@@ -220,7 +245,7 @@ impl<'a> Compiler<'a> {
             filters: self.scope.filters,
             listener: self.scope.listener,
             around: self.scope.around,
-            names: [&self.vhost.name, &route.name, weighted.map_or("", |weighted| &weighted.name)],
+            names: [&self.vhost.name, &route.name, weighted.map_or("", part_name)],
             route: self.index,
             limits: Limits {
                 route: &forward.rate_limits,
@@ -241,6 +266,11 @@ impl<'a> Compiler<'a> {
         let compile = || Policy::compile(policy, profile).map(Arc::new);
         self.policies.entry(Arc::as_ptr(policy)).or_insert_with(compile).clone()
     }
+}
+
+/// What a part of a split is called: by its cluster, or by the header that names it.
+fn part_name(part: &WeightedCluster) -> &str {
+    part.header.as_ref().map_or(&*part.name, http::HeaderName::as_str)
 }
 
 /// The route's, and the weighted cluster's over it.

@@ -5,7 +5,10 @@ use super::{
     head::Name,
     params::{cookie, parameter},
 };
-use crate::outbound::pick::{xxh64, xxh64_seeded};
+use crate::{
+    Downstream,
+    outbound::pick::{xxh64, xxh64_seeded},
+};
 use http::HeaderValue;
 use mesh_xds::resource::{CookieHash, HashPolicy, HashSource, RegexRewrite};
 use smallvec::SmallVec;
@@ -24,6 +27,8 @@ enum Source {
     Cookie(CookieHash),
     QueryParameter(Arc<str>),
     ChannelId,
+    SourceIp,
+    FilterState(Arc<str>),
 }
 
 /// What became of a request's hash policies.
@@ -46,6 +51,8 @@ impl Hasher {
                 HashSource::Cookie(cookie) => Source::Cookie(cookie.clone()),
                 HashSource::QueryParameter(name) => Source::QueryParameter(name.clone()),
                 HashSource::ChannelId => Source::ChannelId,
+                HashSource::SourceIp => Source::SourceIp,
+                HashSource::FilterState(key) => Source::FilterState(key.clone()),
             };
             (source, policy.terminal)
         };
@@ -70,6 +77,12 @@ impl Hasher {
                     head.query().and_then(|query| parameter(query, name)).map(|value| xxh64(value.as_bytes()))
                 }
                 Source::ChannelId => Some(channel),
+                // As text, like Envoy.
+                Source::SourceIp => Downstream::source_of(head.extensions)
+                    .map(|source| xxh64(source.ip().to_canonical().to_string().as_bytes())),
+                Source::FilterState(key) => Downstream::of(head.extensions)
+                    .and_then(|downstream| downstream.filter_state(key))
+                    .map(|value| xxh64(value.as_bytes())),
             };
             if let Some(new) = new {
                 hashed.hash = Some(hashed.hash.map_or(new, |hash| hash.rotate_left(1) ^ new));

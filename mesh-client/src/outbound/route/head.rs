@@ -1,7 +1,7 @@
 //! What of a request the matchers look at.
 
 use super::Profile;
-use http::{HeaderMap, HeaderName, Method, Uri, header};
+use http::{Extensions, HeaderMap, HeaderName, Method, Uri, header, request::Parts};
 use smallvec::SmallVec;
 
 /// The head of a request, borrowed.
@@ -15,6 +15,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) authority: &'a str,
     /// All headers.
     pub(crate) headers: &'a HeaderMap,
+    /// What is known of it beside; read only by what asks for it.
+    pub(crate) extensions: Option<&'a Extensions>,
 }
 
 /// A header's value as the matchers see it. Multiple values are joined with `,` (gRFC A28, as in Envoy).
@@ -45,7 +47,12 @@ impl<'a> RequestHead<'a> {
             Some(a) => a.as_str(),
             None => headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default(),
         };
-        Self { method, uri, authority, headers }
+        Self { method, uri, authority, headers, extensions: None }
+    }
+
+    /// With what is known of it beside.
+    pub(crate) fn of(head: &'a Parts) -> Self {
+        Self { extensions: Some(&head.extensions), ..Self::new(&head.method, &head.uri, &head.headers) }
     }
 
     /// The path without the query.

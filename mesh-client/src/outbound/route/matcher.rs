@@ -5,11 +5,13 @@ use super::{
     head::{Name, RequestHead, Value},
     params,
 };
-use crate::outbound::timeout::is_grpc;
+use crate::{Downstream, outbound::timeout::is_grpc};
 use http::header;
+use mesh_tls::PeerIdentity;
 use mesh_xds::resource::{
-    CookieMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, PathMatcher, QueryParameterMatcher,
-    QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern,
+    CookieMatcher, FilterStateMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, MetadataMatcher,
+    PathMatcher, QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern,
+    TlsContextMatch,
 };
 use std::fmt;
 
@@ -29,6 +31,9 @@ struct Rare {
     cookies: Box<[CookieMatcher]>,
     /// Only gRPC, by the content type; the flag: one that is absent counts as gRPC's.
     grpc: Option<bool>,
+    tls: TlsContextMatch,
+    metadata: Box<[MetadataMatcher]>,
+    filter_state: Box<[FilterStateMatcher]>,
 }
 
 /// Header matchers that all have to match.
@@ -49,6 +54,9 @@ pub(super) enum Mismatch<'m> {
     Query(&'m QueryParameterMatcher),
     Cookie(&'m CookieMatcher),
     NotGrpc,
+    Certificate(bool),
+    Metadata(&'m MetadataMatcher),
+    FilterState(&'m FilterStateMatcher),
     Fraction(FractionalPercent),
 }
 
@@ -85,13 +93,18 @@ impl Matcher {
 
 impl Rare {
     fn compile(matches: &RouteMatch, profile: Profile) -> Option<Box<Self>> {
-        if matches.query.is_empty() && matches.cookies.is_empty() && !matches.grpc_only {
+        let RouteMatch { query, cookies, grpc_only, tls, metadata, filter_state, .. } = matches;
+        let beside = *tls != TlsContextMatch::default() || !metadata.is_empty() || !filter_state.is_empty();
+        if query.is_empty() && cookies.is_empty() && !grpc_only && !beside {
             return None;
         }
         Some(Box::new(Self {
-            query: matches.query.as_slice().into(),
-            cookies: matches.cookies.as_slice().into(),
-            grpc: matches.grpc_only.then_some(profile == Profile::Grpc),
+            query: query.as_slice().into(),
+            cookies: cookies.as_slice().into(),
+            grpc: grpc_only.then_some(profile == Profile::Grpc),
+            tls: *tls,
+            metadata: metadata.as_slice().into(),
+            filter_state: filter_state.as_slice().into(),
         }))
     }
 
@@ -105,8 +118,33 @@ impl Rare {
         if let Some(failed) = self.query.iter().find(|m| !params::query_matches(m, head.query())) {
             return Err(Mismatch::Query(failed));
         }
-        match self.cookies.iter().find(|m| !params::cookie_matches(m, head.headers)) {
-            Some(failed) => Err(Mismatch::Cookie(failed)),
+        if let Some(failed) = self.cookies.iter().find(|m| !params::cookie_matches(m, head.headers)) {
+            return Err(Mismatch::Cookie(failed));
+        }
+        self.check_beside(head)
+    }
+
+    /// What is known of the request beside it.
+    fn check_beside(&self, head: &RequestHead<'_>) -> Result<(), Mismatch<'_>> {
+        // A certificate that was presented and not verified never gets here.
+        let verified = || head.extensions.is_some_and(|extensions| extensions.get::<PeerIdentity>().is_some());
+        if let Some(wanted) = [self.tls.presented, self.tls.validated].into_iter().flatten().find(|w| *w != verified())
+        {
+            return Err(Mismatch::Certificate(wanted));
+        }
+        if self.metadata.is_empty() && self.filter_state.is_empty() {
+            return Ok(());
+        }
+        let downstream = Downstream::of(head.extensions);
+        let metadata = |m: &&MetadataMatcher| !m.matches(downstream.and_then(|d| d.metadata(&m.filter)));
+        if let Some(failed) = self.metadata.iter().find(metadata) {
+            return Err(Mismatch::Metadata(failed));
+        }
+        let state = |m: &&FilterStateMatcher| {
+            !downstream.and_then(|d| d.filter_state(&m.key)).is_some_and(|value| m.value.matches(value))
+        };
+        match self.filter_state.iter().find(state) {
+            Some(failed) => Err(Mismatch::FilterState(failed)),
             None => Ok(()),
         }
     }
@@ -192,6 +230,13 @@ impl fmt::Display for Mismatch<'_> {
             Self::Path(PathMatcher::Regex(regex)) => write!(f, "the path does not match {regex:?}"),
             Self::Path(PathMatcher::Template(template)) => write!(f, "the path does not match template {template:?}"),
             Self::NotGrpc => f.write_str("the request is not gRPC"),
+            Self::Certificate(true) => f.write_str("the caller's certificate is not known"),
+            Self::Certificate(false) => f.write_str("the caller presented a certificate"),
+            Self::Metadata(m) => {
+                let not = if m.invert { "" } else { "absent or not " };
+                write!(f, "metadata {} of {:?} is {not}what it asks for", m.path.join("."), m.filter)
+            }
+            Self::FilterState(m) => write!(f, "filter state {:?} is absent or not {}", m.key, Words(&m.value)),
             Self::Query(m) => match &m.kind {
                 QueryParameterMatcherKind::Present(want) => {
                     write!(f, "query parameter {} is {}", m.name, if *want { "absent" } else { "present" })

@@ -36,6 +36,7 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | header matching | application metadata only, `-bin` is absent, `content-type` defaults to `application/grpc` (gRFC A28) | every header |
 /// | query parameters of a match | compared, where gRFC A28 would skip the route: a gRPC request has none, so it does not match either | compared |
 /// | redirects, direct responses | answered, as an error of the mapped code to gRPC calls, where gRFC A28 would fail with UNAVAILABLE | the same |
+/// | `cluster_not_found_response_code` | heeded, where gRPC always says UNAVAILABLE: gRPC calls get the code that the HTTP status maps to | the same |
 /// | failure percentage of outlier detection | above the threshold (gRFC A50) | at it or above |
 /// | `max_ejection_percent` | one endpoint can always be ejected, unless it is 0 (gRFC A50) | never exceeded, but for `always_eject_one_host` |
 /// | hash of a header with several values | of the values joined (gRFC A42) | of the sorted values, chained |

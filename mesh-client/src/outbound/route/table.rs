@@ -12,7 +12,7 @@ use crate::outbound::{
 };
 use http::HeaderName;
 use mesh_xds::resource::{AttemptCount, Hedge, HttpFilter, RouteConfiguration, RoutingPriority, VirtualHost};
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 /// One virtual host, ready to be asked. `C` is what a cluster's name was resolved to.
 #[derive(Debug)]
@@ -90,6 +90,8 @@ pub(crate) struct Forward<C> {
     pub(crate) hasher: Option<Box<Hasher>>,
     /// Whose circuit breakers count its requests.
     pub(crate) priority: RoutingPriority,
+    /// The HTTP status of requests whose cluster is not known.
+    pub(crate) cluster_not_found: u16,
 }
 
 /// One cluster, or a draw between several.
@@ -104,6 +106,15 @@ pub(crate) enum Clusters<C> {
         /// Parallel to `ends`.
         choices: Box<[ClusterChoice<C>]>,
     },
+    /// By weight, where parts leave the name of their cluster to a header.
+    Split {
+        /// Running sums of the weights; the last one is the total.
+        ends: Box<[u32]>,
+        /// Parallel to `ends`.
+        parts: Box<[Part]>,
+        /// Those of all parts.
+        choices: Box<[ClusterChoice<C>]>,
+    },
     /// The one that a header of the request names.
     Named {
         /// The header.
@@ -111,6 +122,15 @@ pub(crate) enum Clusters<C> {
         /// Every cluster of the virtual host, sorted by name.
         choices: Box<[ClusterChoice<C>]>,
     },
+}
+
+/// One part of a [split](Clusters::Split).
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Names the cluster; `None`: there is but one.
+    pub(crate) header: Option<HeaderName>,
+    /// Among the choices of all parts; sorted by name.
+    pub(crate) choices: Range<usize>,
 }
 
 /// One cluster of a route.
@@ -243,23 +263,52 @@ impl<C> Forward<C> {
     pub(crate) fn draw(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> Result<usize, NoCluster> {
         Ok(match &self.clusters {
             Clusters::Single(_) => 0,
-            Clusters::Named { header, choices } => {
-                let name = head.first(header).ok_or_else(|| NoCluster::NoHeader(header.clone()))?;
-                let at = choices.binary_search_by(|choice| (*choice.name).cmp(name));
-                at.map_err(|_| NoCluster::Unknown(header.clone(), name.to_owned()))?
-            }
+            Clusters::Named { header, choices } => named(header, choices, head)?,
             Clusters::Weighted { ends, choices } => {
                 let draw = rng(ends.last().copied().unwrap_or(1));
                 ends.partition_point(|end| *end <= draw).min(choices.len() - 1)
             }
+            Clusters::Split { ends, parts, choices } => {
+                let draw = rng(ends.last().copied().unwrap_or(1));
+                parts[ends.partition_point(|end| *end <= draw).min(parts.len() - 1)].choose(choices, head)?
+            }
         })
+    }
+
+    /// Every cluster that this request may be drawn.
+    pub(crate) fn possible(&self, head: &RequestHead<'_>) -> Vec<Result<&ClusterChoice<C>, NoCluster>> {
+        match &self.clusters {
+            Clusters::Single(_) | Clusters::Weighted { .. } => self.clusters.iter().map(Ok).collect(),
+            Clusters::Named { header, choices } => vec![named(header, choices, head).map(|drawn| &choices[drawn])],
+            Clusters::Split { parts, choices, .. } => {
+                parts.iter().map(|part| part.choose(choices, head).map(|drawn| &choices[drawn])).collect()
+            }
+        }
     }
 
     /// What [`draw`](Self::draw) drew.
     pub(crate) fn choice(&self, drawn: usize) -> &ClusterChoice<C> {
         match &self.clusters {
             Clusters::Single(choice) => choice,
-            Clusters::Weighted { choices, .. } | Clusters::Named { choices, .. } => &choices[drawn],
+            Clusters::Weighted { choices, .. } | Clusters::Split { choices, .. } | Clusters::Named { choices, .. } => {
+                &choices[drawn]
+            }
+        }
+    }
+}
+
+/// Position of the cluster that a header names.
+fn named<C>(header: &HeaderName, choices: &[ClusterChoice<C>], head: &RequestHead<'_>) -> Result<usize, NoCluster> {
+    let name = head.first(header).ok_or_else(|| NoCluster::NoHeader(header.clone()))?;
+    let at = choices.binary_search_by(|choice| (*choice.name).cmp(name));
+    at.map_err(|_| NoCluster::Unknown(header.clone(), name.to_owned()))
+}
+
+impl Part {
+    fn choose<C>(&self, choices: &[ClusterChoice<C>], head: &RequestHead<'_>) -> Result<usize, NoCluster> {
+        match &self.header {
+            None => Ok(self.choices.start),
+            Some(header) => Ok(self.choices.start + named(header, &choices[self.choices.clone()], head)?),
         }
     }
 }
@@ -269,7 +318,7 @@ impl<C> Clusters<C> {
     pub(crate) fn total_weight(&self) -> u32 {
         match self {
             Self::Single(choice) => choice.weight,
-            Self::Weighted { ends, .. } => ends.last().copied().unwrap_or(0),
+            Self::Weighted { ends, .. } | Self::Split { ends, .. } => ends.last().copied().unwrap_or(0),
             // Nothing is drawn.
             Self::Named { .. } => 1,
         }
@@ -279,7 +328,9 @@ impl<C> Clusters<C> {
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, ClusterChoice<C>> {
         match self {
             Self::Single(choice) => std::slice::from_ref(choice).iter(),
-            Self::Weighted { choices, .. } | Self::Named { choices, .. } => choices.iter(),
+            Self::Weighted { choices, .. } | Self::Split { choices, .. } | Self::Named { choices, .. } => {
+                choices.iter()
+            }
         }
     }
 }

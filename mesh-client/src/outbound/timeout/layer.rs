@@ -1,6 +1,6 @@
 //! Deadlines as a tower layer, for any client: no mesh needed.
 
-use super::{Deadline, Elapsed, Rules, is_grpc, write_grpc_timeout};
+use super::{Deadline, Elapsed, HeadersTimeoutLayer, Rules, is_grpc, write_grpc_timeout};
 use crate::transport::BoxError;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -70,6 +70,11 @@ impl TimeoutLayer {
     /// Calls may take `limit`; zero ends them at once.
     pub fn new(limit: Duration) -> Self {
         Self { rules: Rules::fixed(limit) }
+    }
+
+    /// Responses have to begin within `limit` from when the request was sent in full; neither is limited otherwise.
+    pub fn headers(limit: Duration) -> HeadersTimeoutLayer {
+        HeadersTimeoutLayer::new(limit)
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) enum Source {
     ListenerMaxStreamDuration,
     /// A timeout layer.
     Layer,
+    /// A timeout layer, for response headers.
+    Headers,
     /// Nobody: what a copy of a request without a limit may take.
     Mirror,
 }
@@ -153,6 +155,7 @@ impl fmt::Display for Source {
             Self::RouteMaxStreamDuration => "set by the route's max_stream_duration",
             Self::ListenerMaxStreamDuration => "set by the listener's max_stream_duration",
             Self::Layer => "set by the timeout layer",
+            Self::Headers => "set by the timeout layer, from the end of the request to the headers of the response",
             Self::Mirror => "of a copy of a request without a deadline",
         })
     }

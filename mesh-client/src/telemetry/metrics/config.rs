@@ -15,6 +15,17 @@ pub struct Metrics {
     pub(crate) sizes: bool,
     pub(crate) workloads: bool,
     instruments: u32,
+    attempt_labels: u8,
+}
+
+/// A label of gRPC's instruments of attempts (duration and sizes) that they have only where it is switched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AttemptLabel {
+    /// `grpc.lb.locality` (gRFC A78): `{region="r", zone="z", sub_zone="s"}` of the endpoint; empty for attempts that came to none.
+    Locality,
+    /// `grpc.lb.backend_service` (gRFC A89): the cluster of the endpoint; empty likewise.
+    BackendService,
 }
 
 /// One of gRPC's instruments (gRFC A66, A78, A94, A96).
@@ -144,6 +155,21 @@ impl Metrics {
     pub fn grpc(mut self, instruments: impl IntoIterator<Item = Instrument>) -> Self {
         self.instruments |= instruments.into_iter().fold(0, |set, instrument| set | 1 << instrument as u32);
         self
+    }
+
+    /// Gives the instruments of attempts these labels, beside those that they have.
+    #[must_use]
+    pub fn attempt_labels(mut self, labels: impl IntoIterator<Item = AttemptLabel>) -> Self {
+        self.attempt_labels |= labels.into_iter().fold(0, |set, label| set | 1 << label as u8);
+        self
+    }
+
+    pub(crate) fn labels_attempts(self) -> bool {
+        self.attempt_labels != 0
+    }
+
+    pub(crate) fn labels_with(self, label: AttemptLabel) -> bool {
+        self.attempt_labels & 1 << label as u8 != 0
     }
 
     pub(crate) fn has(self, instrument: Instrument) -> bool {

@@ -1,8 +1,9 @@
 //! gRPC's instruments of calls and attempts (gRFC A66, A96), for one target.
 
-use super::config::{Instrument, Metrics};
+use super::config::{AttemptLabel, Instrument, Metrics};
 use arc_swap::ArcSwap;
-use metrics::{Counter, Histogram, SharedString, counter, histogram};
+use mesh_xds::resource::LocalityId;
+use metrics::{Counter, Histogram, Label, SharedString, counter, histogram};
 use std::{
     collections::HashMap,
     fmt,
@@ -12,6 +13,8 @@ use std::{
 
 /// Methods of a target that are told apart; what comes after them is `other` (gRFC A66's word for methods it does not know).
 const METHODS: usize = 512;
+/// Places of a method's attempts that are told apart by handles that are kept.
+const PLACES: usize = 64;
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -55,10 +58,22 @@ pub(crate) struct Method {
     name: SharedString,
     on: Metrics,
     started: Option<Counter>,
-    attempts: [OnceLock<Attempts>; CODES.len()],
+    /// Of attempts whose place is not told, or that came to none.
+    attempts: ByCode,
+    /// Of the others. Filled from the front; a scan of a few beats a map.
+    placed: [OnceLock<(Place, Box<ByCode>)>; PLACES],
     calls: [OnceLock<Histogram>; CODES.len()],
     /// Retries, transparent ones, hedges, delay.
     again: [Option<Histogram>; 4],
+}
+
+type ByCode = [OnceLock<Attempts>; CODES.len()];
+
+/// Where an attempt went, for labels. Equal places are one, whatever configuration they are of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) cluster: Arc<str>,
+    pub(crate) locality: Arc<LocalityId>,
 }
 
 struct Attempts {
@@ -123,6 +138,7 @@ impl Method {
         Self {
             started: on.has(Instrument::AttemptStarted).then(|| counter!(Instrument::AttemptStarted.name(), &labels())),
             attempts: [const { OnceLock::new() }; CODES.len()],
+            placed: [const { OnceLock::new() }; PLACES],
             calls: [const { OnceLock::new() }; CODES.len()],
             again: again.map(|instrument| on.has(instrument).then(|| histogram!(instrument.name(), &labels()))),
             target,
@@ -138,23 +154,46 @@ impl Method {
         }
     }
 
-    /// An attempt ended.
-    pub(crate) fn attempt(&self, end: &AttemptEnd) {
-        let attempts = self.attempts[index(end.code)].get_or_init(|| {
-            let of = |instrument: Instrument| self.on.has(instrument).then(|| self.histogram(instrument, end.code));
+    /// An attempt ended. `place`: where it went, if that is told.
+    pub(crate) fn attempt(&self, end: &AttemptEnd, place: Option<&Place>) {
+        let handles = |place: Option<&Place>| {
+            let of = |on: Instrument| self.on.has(on).then(|| self.attempts_histogram(on, end.code, place));
             Attempts {
                 duration: of(Instrument::AttemptDuration),
                 sent: of(Instrument::AttemptSent),
                 received: of(Instrument::AttemptReceived),
             }
-        });
-        #[allow(clippy::cast_precision_loss, reason = "a histogram's values are floats")]
-        let values = [end.took.as_secs_f64(), end.sent as f64, end.received as f64];
-        for (histogram, value) in [&attempts.duration, &attempts.sent, &attempts.received].into_iter().zip(values) {
-            if let Some(histogram) = histogram {
-                histogram.record(value);
+        };
+        let Some(place) = place else {
+            return self.attempts[index(end.code)].get_or_init(|| handles(None)).record(end);
+        };
+        for slot in &self.placed {
+            let (of, by_code) =
+                slot.get_or_init(|| (place.clone(), Box::new([const { OnceLock::new() }; CODES.len()])));
+            if of == place {
+                return by_code[index(end.code)].get_or_init(|| handles(Some(place))).record(end);
             }
         }
+        handles(Some(place)).record(end);
+    }
+
+    fn attempts_histogram(&self, instrument: Instrument, code: u32, place: Option<&Place>) -> Histogram {
+        let mut labels = vec![
+            Label::new("grpc.method", self.name.clone()),
+            Label::new("grpc.target", self.target.clone()),
+            Label::new("grpc.status", code_name(code)),
+        ];
+        if self.on.labels_with(AttemptLabel::Locality) {
+            let LocalityId { region, zone, sub_zone } =
+                place.map(|place| &*place.locality).cloned().unwrap_or_default();
+            let text = format!("{{region=\"{region}\", zone=\"{zone}\", sub_zone=\"{sub_zone}\"}}");
+            labels.push(Label::new("grpc.lb.locality", place.map(|_| text).unwrap_or_default()));
+        }
+        if self.on.labels_with(AttemptLabel::BackendService) {
+            let cluster = place.map(|place| place.cluster.to_string()).unwrap_or_default();
+            labels.push(Label::new("grpc.lb.backend_service", cluster));
+        }
+        histogram!(instrument.name(), labels.iter())
     }
 
     /// The call ended.
@@ -178,6 +217,18 @@ impl Method {
         let labels =
             [("grpc.method", self.name.clone()), ("grpc.target", self.target.clone()), ("grpc.status", status)];
         histogram!(instrument.name(), &labels)
+    }
+}
+
+impl Attempts {
+    fn record(&self, end: &AttemptEnd) {
+        #[allow(clippy::cast_precision_loss, reason = "a histogram's values are floats")]
+        let values = [end.took.as_secs_f64(), end.sent as f64, end.received as f64];
+        for (histogram, value) in [&self.duration, &self.sent, &self.received].into_iter().zip(values) {
+            if let Some(histogram) = histogram {
+                histogram.record(value);
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@ pub(crate) mod grpc;
 mod labels;
 mod server;
 
-pub use config::{Instrument, Metrics};
+pub use config::{AttemptLabel, Instrument, Metrics};
 pub(crate) use labels::{Source, Workload, service_of, subset_of};
 pub(crate) use server::{Caller, PeerMetrics, ServerMetrics, own_labels};
 
@@ -13,6 +13,7 @@ use super::access_log::ResponseFlags;
 use metrics::{Counter, Histogram, counter, histogram};
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -140,6 +141,36 @@ impl Handles {
     fn record(&self, took: Duration) {
         self.duration.record(took.as_secs_f64() * 1e3);
         self.total.increment(1);
+    }
+}
+
+/// The metrics of one target's requests that came to no cluster: no route, answers of routes and of their filters.
+pub(crate) struct Unserved {
+    source: Source,
+    /// Filled from the front.
+    results: [OnceLock<(Outcome, Handles)>; RESULTS],
+}
+
+impl Unserved {
+    pub(crate) fn new(source: Source) -> Self {
+        Self { source, results: [const { OnceLock::new() }; RESULTS] }
+    }
+
+    /// Counts one.
+    pub(crate) fn record(&self, outcome: Outcome, took: Duration) {
+        for slot in &self.results {
+            let (of, handles) = slot.get_or_init(|| (outcome, Handles::new(&self.source, None, None, outcome)));
+            if *of == outcome {
+                return handles.record(took);
+            }
+        }
+        unserved(&self.source, None, outcome, took);
+    }
+}
+
+impl fmt::Debug for Unserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unserved").finish_non_exhaustive()
     }
 }
 

@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::{
     config::core::v3::RoutingPriority as ProtoPriority,
     config::route::v3::{
         HedgePolicy, RouteAction, WeightedCluster as ProtoWeighted,
-        route_action::{ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
+        route_action::{
+            ClusterNotFoundResponseCode, ClusterSpecifier as ProtoSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+        },
         weighted_cluster::cluster_weight,
     },
     extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -43,7 +45,6 @@ impl Decoder<'_> {
             return Ok(None);
         };
         self.ignored(&[
-            ("cluster_not_found_response_code", proto.cluster_not_found_response_code != 0),
             ("flush_timeout", proto.flush_timeout.is_some()),
             ("early_data_policy", proto.early_data_policy.is_some()),
             ("retry_policy_typed_config", proto.retry_policy_typed_config.is_some()),
@@ -54,6 +55,12 @@ impl Decoder<'_> {
             ("internal_redirect_policy", proto.internal_redirect_policy.is_some()),
             ("internal_redirect_action", proto.internal_redirect_action != 0),
         ]);
+        let cluster_not_found = match ClusterNotFoundResponseCode::try_from(proto.cluster_not_found_response_code) {
+            Ok(ClusterNotFoundResponseCode::ServiceUnavailable) => 503,
+            Ok(ClusterNotFoundResponseCode::NotFound) => 404,
+            Ok(ClusterNotFoundResponseCode::InternalServerError) => 500,
+            Err(_) => return Err(self.invalid_at("cluster_not_found_response_code", "is unknown")),
+        };
         let path_rewrite = self.path_rewrite(&proto, path)?;
         let mirrors = self.mirrors(proto.request_mirror_policies, around.mirrors)?;
         let hedge = match proto.hedge_policy {
@@ -99,6 +106,7 @@ impl Decoder<'_> {
                 Err(_) => return Err(self.invalid_at("priority", "is unknown")),
             },
             hedge,
+            cluster_not_found,
         }))
     }
 
@@ -182,12 +190,12 @@ impl Decoder<'_> {
             let weight = u32_or(entry.weight, 0);
             total += u64::from(weight);
             let cluster = self.at_index("clusters", index, |cx| {
-                if !entry.cluster_header.is_empty() {
-                    return Err(cx.invalid_at("cluster_header", "not supported in a weighted cluster"));
-                }
-                if entry.name.is_empty() {
-                    return Err(cx.invalid_at("name", "must not be empty"));
-                }
+                let header = match (entry.name.as_str(), entry.cluster_header.as_str()) {
+                    ("", "") => return Err(cx.invalid_at("name", "must not be empty")),
+                    (_, "") => None,
+                    ("", header) => Some(cx.header_or_authority("cluster_header", header)?),
+                    _ => return Err(cx.invalid_at("cluster_header", "name is set too: only one of them may be")),
+                };
                 let metadata_match = cx.metadata_match(entry.metadata_match);
                 let edits = cx.header_edits(
                     (entry.request_headers_to_add, entry.request_headers_to_remove),
@@ -202,6 +210,7 @@ impl Decoder<'_> {
                 let filter_overrides = cx.filter_overrides(entry.typed_per_filter_config)?;
                 Ok(WeightedCluster {
                     name: entry.name.into(),
+                    header,
                     weight,
                     metadata_match,
                     filter_overrides,

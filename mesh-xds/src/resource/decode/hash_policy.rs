@@ -42,9 +42,10 @@ impl Decoder<'_> {
             })?,
             Some(PolicySpecifier::Cookie(cookie)) => self.at("cookie", |cx| cx.hash_cookie(cookie))?,
             Some(PolicySpecifier::ConnectionProperties(properties)) => {
-                // Requests begin here: there is no connection that they came by.
-                self.ignored(&[("connection_properties.source_ip", properties.source_ip)]);
-                return Ok(None);
+                if !properties.source_ip {
+                    return Ok(None);
+                }
+                HashSource::SourceIp
             }
             Some(PolicySpecifier::QueryParameter(parameter)) => {
                 if parameter.name.is_empty() {
@@ -53,10 +54,10 @@ impl Decoder<'_> {
                 HashSource::QueryParameter(parameter.name.into())
             }
             Some(PolicySpecifier::FilterState(state)) if state.key == CHANNEL_ID => HashSource::ChannelId,
-            Some(PolicySpecifier::FilterState(state)) => {
-                self.note("filter_state", format!("\"{}\" is not known here, ignored", state.key));
-                return Ok(None);
+            Some(PolicySpecifier::FilterState(state)) if state.key.is_empty() => {
+                return Err(self.invalid_at("filter_state.key", "must not be empty"));
             }
+            Some(PolicySpecifier::FilterState(state)) => HashSource::FilterState(state.key.into()),
             None => {
                 self.note("policy_specifier", "is missing or not known, ignored");
                 return Ok(None);

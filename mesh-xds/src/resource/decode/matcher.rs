@@ -1,7 +1,9 @@
 //! String, header and fraction matchers.
 
 use super::{Decoder, Valid};
-use crate::resource::{FractionalPercent, HeaderMatcher, HeaderMatcherKind, SafeRegex, StringMatcher, StringPattern};
+use crate::resource::{
+    Denominator, FractionalPercent, HeaderMatcher, HeaderMatcherKind, SafeRegex, StringMatcher, StringPattern,
+};
 use envoy_types::pb::envoy::{
     config::route::v3::{HeaderMatcher as ProtoHeaderMatcher, header_matcher::HeaderMatchSpecifier},
     r#type::{
@@ -99,13 +101,17 @@ impl Decoder<'_> {
 
     /// Scaled to parts per million; more than the whole is the whole.
     pub(super) fn fraction(&mut self, field: &'static str, proto: ProtoFraction) -> Valid<FractionalPercent> {
-        let scale = match DenominatorType::try_from(proto.denominator) {
-            Ok(DenominatorType::Hundred) => 10_000,
-            Ok(DenominatorType::TenThousand) => 100,
-            Ok(DenominatorType::Million) => 1,
-            Err(_) => return Err(self.invalid_at(field, format!("unknown denominator {}", proto.denominator))),
-        };
-        Ok(FractionalPercent(proto.numerator.saturating_mul(scale).min(FractionalPercent::HUNDRED.0)))
+        Ok(self.denominator(field, proto)?.share(proto.numerator))
+    }
+
+    /// What the numerator counts in.
+    pub(super) fn denominator(&mut self, field: &'static str, proto: ProtoFraction) -> Valid<Denominator> {
+        match DenominatorType::try_from(proto.denominator) {
+            Ok(DenominatorType::Hundred) => Ok(Denominator::Hundred),
+            Ok(DenominatorType::TenThousand) => Ok(Denominator::TenThousand),
+            Ok(DenominatorType::Million) => Ok(Denominator::Million),
+            Err(_) => Err(self.invalid_at(field, format!("unknown denominator {}", proto.denominator))),
+        }
     }
 }
 

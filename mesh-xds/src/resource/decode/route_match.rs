@@ -1,8 +1,9 @@
-//! `RouteMatch`: paths, headers, query parameters, cookies and fractions (gRFC A28, Envoy).
+//! `RouteMatch`: paths, headers, query parameters, cookies, fractions, and facts beside the request (gRFC A28, Envoy).
 
 use super::{Decoder, Valid};
 use crate::resource::{
-    CookieMatcher, PathMatcher, PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch,
+    CookieMatcher, FilterStateMatcher, MetadataMatcher, PathMatcher, PathTemplate, QueryParameterMatcher,
+    QueryParameterMatcherKind, RouteMatch, TlsContextMatch, ValueMatcher,
 };
 use envoy_types::pb::envoy::{
     config::{
@@ -13,6 +14,10 @@ use envoy_types::pb::envoy::{
         },
     },
     extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
+    r#type::matcher::v3::{
+        FilterStateMatcher as ProtoFilterState, MetadataMatcher as ProtoMetadata, ValueMatcher as ProtoValue,
+        double_matcher, filter_state_matcher, list_matcher, metadata_matcher::path_segment::Segment, value_matcher,
+    },
 };
 use std::sync::Arc;
 
@@ -34,17 +39,89 @@ impl Decoder<'_> {
             Some(fraction) => Some(self.fraction("runtime_fraction.default_value", fraction)?),
             None => None,
         };
-        // To match without them would match too much.
-        let unknowable = [
-            ("tls_context", proto.tls_context.is_some(), "a client has no downstream TLS connection"),
-            ("dynamic_metadata", !proto.dynamic_metadata.is_empty(), "no filter sets dynamic metadata in a client"),
-            ("filter_state", !proto.filter_state.is_empty(), "no filter sets filter state in a client"),
-        ];
-        if let Some((field, _, reason)) = unknowable.iter().find(|(_, set, _)| *set) {
-            self.note(field, format!("{reason}: not supported, the route is skipped"));
-            return Ok(None);
+        let tls = proto.tls_context.map_or_else(TlsContextMatch::default, |tls| TlsContextMatch {
+            presented: tls.presented.map(|flag| flag.value),
+            validated: tls.validated.map(|flag| flag.value),
+        });
+        let metadata = proto.dynamic_metadata.into_iter().enumerate();
+        let metadata = metadata
+            .map(|(index, proto)| self.at_index("dynamic_metadata", index, |cx| cx.metadata_matcher(proto)))
+            .collect::<Valid<_>>()?;
+        let mut filter_state = Vec::with_capacity(proto.filter_state.len());
+        for (index, proto) in proto.filter_state.into_iter().enumerate() {
+            match self.at_index("filter_state", index, |cx| cx.filter_state_matcher(proto))? {
+                Some(matcher) => filter_state.push(matcher),
+                // To match without it would match too much.
+                None => return Ok(None),
+            }
         }
-        Ok(Some(RouteMatch { path, headers, query, cookies, grpc_only: proto.grpc.is_some(), fraction }))
+        let grpc_only = proto.grpc.is_some();
+        Ok(Some(RouteMatch { path, headers, query, cookies, grpc_only, tls, metadata, filter_state, fraction }))
+    }
+
+    pub(super) fn metadata_matcher(&mut self, proto: ProtoMetadata) -> Valid<MetadataMatcher> {
+        let filter = self.filled("filter", proto.filter)?.into();
+        if proto.path.is_empty() {
+            return Err(self.invalid_at("path", "must not be empty"));
+        }
+        let path = proto.path.into_iter().enumerate().map(|(index, segment)| {
+            self.at_index("path", index, |cx| match segment.segment {
+                Some(Segment::Key(key)) => cx.filled("key", key),
+                None => Err(cx.invalid_at("key", "must not be empty")),
+            })
+        });
+        let path = path.collect::<Valid<_>>()?;
+        let Some(value) = proto.value else { return Err(self.invalid_at("value", "is missing")) };
+        let value = self.at("value", |cx| cx.value_matcher(value))?;
+        Ok(MetadataMatcher { filter, path, value, invert: proto.invert })
+    }
+
+    fn value_matcher(&mut self, proto: ProtoValue) -> Valid<ValueMatcher> {
+        use value_matcher::MatchPattern;
+        Ok(match proto.match_pattern {
+            Some(MatchPattern::NullMatch(_)) => ValueMatcher::Null,
+            Some(MatchPattern::BoolMatch(flag)) => ValueMatcher::Bool(flag),
+            Some(MatchPattern::PresentMatch(present)) => ValueMatcher::Present(present),
+            Some(MatchPattern::StringMatch(matcher)) => {
+                ValueMatcher::String(self.at("string_match", |cx| cx.string_matcher(matcher))?)
+            }
+            Some(MatchPattern::DoubleMatch(double)) => match double.match_pattern {
+                Some(double_matcher::MatchPattern::Exact(number)) => ValueMatcher::Number(number),
+                Some(double_matcher::MatchPattern::Range(range)) => {
+                    ValueMatcher::Range { start: range.start, end: range.end }
+                }
+                None => return Err(self.invalid_at("double_match", "has neither range nor exact")),
+            },
+            Some(MatchPattern::ListMatch(list)) => match list.match_pattern {
+                Some(list_matcher::MatchPattern::OneOf(matcher)) => {
+                    let matcher = self.at("list_match", |cx| cx.at("one_of", |cx| cx.value_matcher(*matcher)))?;
+                    ValueMatcher::OneOf(Box::new(matcher))
+                }
+                None => return Err(self.invalid_at("list_match", "has no match_pattern")),
+            },
+            Some(MatchPattern::OrMatch(or)) => self.at("or_match", |cx| {
+                let any = or.value_matchers.into_iter().enumerate();
+                let any = any.map(|(index, proto)| cx.at_index("value_matchers", index, |cx| cx.value_matcher(proto)));
+                Ok(ValueMatcher::Or(any.collect::<Valid<_>>()?))
+            })?,
+            None => return Err(self.invalid("has no match_pattern")),
+        })
+    }
+
+    /// `None`: the route is skipped, with a note.
+    fn filter_state_matcher(&mut self, proto: ProtoFilterState) -> Valid<Option<FilterStateMatcher>> {
+        let key = self.filled("key", proto.key)?.into();
+        match proto.matcher {
+            Some(filter_state_matcher::Matcher::StringMatch(matcher)) => {
+                let value = self.at("string_match", |cx| cx.string_matcher(matcher))?;
+                Ok(Some(FilterStateMatcher { key, value }))
+            }
+            Some(filter_state_matcher::Matcher::AddressMatch(_)) => {
+                self.note("address_match", "a client's filter state is strings: not supported, the route is skipped");
+                Ok(None)
+            }
+            None => Err(self.invalid("has no matcher")),
+        }
     }
 
     fn path_matcher(&mut self, proto: Option<PathSpecifier>, case_sensitive: bool) -> Valid<PathMatcher> {

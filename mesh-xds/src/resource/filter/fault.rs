@@ -1,6 +1,6 @@
 //! Fault injection.
 
-use crate::resource::{FractionalPercent, HeaderMatcher};
+use crate::resource::{Denominator, FractionalPercent, HeaderMatcher};
 use std::time::Duration;
 
 /// Fault injection (gRFC A33). Delay first, then abort; independent draws.
@@ -25,6 +25,8 @@ pub struct FaultDelay {
     pub fixed: Option<Duration>,
     /// Share of requests delayed.
     pub percentage: FractionalPercent,
+    /// What a share in `x-envoy-fault-delay-request-percentage` counts in.
+    pub denominator: Denominator,
 }
 
 /// `FaultAbort`.
@@ -48,6 +50,8 @@ pub enum FaultAbort {
     Header {
         /// Upper bound of the share.
         percentage: FractionalPercent,
+        /// What a share in `x-envoy-fault-abort-request-percentage` counts in.
+        denominator: Denominator,
     },
 }
 
@@ -58,6 +62,8 @@ pub struct FaultRateLimit {
     pub kbps: Option<u64>,
     /// Share of responses limited.
     pub percentage: FractionalPercent,
+    /// What a share in `x-envoy-fault-throughput-response-percentage` counts in.
+    pub denominator: Denominator,
 }
 
 impl FaultConfig {

@@ -1,7 +1,10 @@
 //! DNS targets: literals, refresh by TTL, failures, and a real server.
 
 use super::{lookup::Answer, *};
-use crate::{resource::DnsRefresh, snapshot::ClusterEntry};
+use crate::{
+    resource::DnsRefresh,
+    snapshot::{ClusterEntry, TargetState},
+};
 use futures::future::BoxFuture;
 use hickory_resolver::{
     config::NameServerConfig,

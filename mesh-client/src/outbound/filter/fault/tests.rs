@@ -26,7 +26,11 @@ fn decide(fault: &Fault, headers: &[(&'static str, &str)], draws: &[u32]) -> Fau
 
 fn both() -> FaultConfig {
     FaultConfig {
-        delay: Some(FaultDelay { fixed: Some(Duration::from_secs(1)), percentage: percent(50) }),
+        delay: Some(FaultDelay {
+            fixed: Some(Duration::from_secs(1)),
+            percentage: percent(50),
+            denominator: Denominator::Hundred,
+        }),
         abort: Some(FaultAbort::Grpc { code: 10, percentage: percent(50) }),
         ..FaultConfig::default()
     }
@@ -49,7 +53,11 @@ fn delay_and_abort_are_drawn_independently() {
 fn zero_percent_is_never_and_hundred_always() {
     let mut config = both();
     config.abort = Some(FaultAbort::Http { status: 503, percentage: percent(0) });
-    config.delay = Some(FaultDelay { fixed: Some(Duration::from_secs(1)), percentage: percent(100) });
+    config.delay = Some(FaultDelay {
+        fixed: Some(Duration::from_secs(1)),
+        percentage: percent(100),
+        denominator: Denominator::Hundred,
+    });
     let plan = decide(&compile(&config), &[], &[99, 0]);
     assert_eq!((plan.delay, plan.abort), (Some(Duration::from_secs(1)), None));
 }
@@ -74,8 +82,8 @@ fn statuses_are_mapped_both_ways() {
 #[test]
 fn the_request_says_what_it_wants_where_the_config_lets_it() {
     let config = FaultConfig {
-        delay: Some(FaultDelay { fixed: None, percentage: percent(100) }),
-        abort: Some(FaultAbort::Header { percentage: percent(30) }),
+        delay: Some(FaultDelay { fixed: None, percentage: percent(100), denominator: Denominator::Hundred }),
+        abort: Some(FaultAbort::Header { percentage: percent(30), denominator: Denominator::Hundred }),
         ..FaultConfig::default()
     };
     let fault = compile(&config);
@@ -99,7 +107,10 @@ fn the_request_says_what_it_wants_where_the_config_lets_it() {
 
 #[test]
 fn a_share_from_the_request_never_exceeds_the_configured_one() {
-    let config = FaultConfig { abort: Some(FaultAbort::Header { percentage: percent(30) }), ..FaultConfig::default() };
+    let config = FaultConfig {
+        abort: Some(FaultAbort::Header { percentage: percent(30), denominator: Denominator::Hundred }),
+        ..FaultConfig::default()
+    };
     let fault = compile(&config);
     let aborted = |asked: &str, draw| {
         let headers = [("x-envoy-fault-abort-request", "500"), ("x-envoy-fault-abort-request-percentage", asked)];

@@ -1,7 +1,7 @@
 //! Fault injection (gRFC A33).
 
 use crate::resource::{
-    FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent,
+    Denominator, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FractionalPercent,
     decode::{Decoder, Valid},
 };
 use envoy_types::pb::envoy::{
@@ -22,20 +22,20 @@ impl Decoder<'_> {
         let delay = match proto.delay {
             None => None,
             Some(delay) => self.at("delay", |cx| {
-                let percentage = cx.of_calls(delay.percentage)?;
+                let (percentage, denominator) = cx.of_calls(delay.percentage)?;
                 let fixed = match delay.fault_delay_secifier {
                     Some(FaultDelaySecifier::FixedDelay(fixed)) => cx.duration("fixed_delay", Some(fixed))?,
                     Some(FaultDelaySecifier::HeaderDelay(_)) => None,
                     None => return Err(cx.invalid("has neither fixed_delay nor header_delay")),
                 };
-                Ok(Some(FaultDelay { fixed, percentage }))
+                Ok(Some(FaultDelay { fixed, percentage, denominator }))
             })?,
         };
         let abort = match proto.abort {
             None => None,
             Some(abort) => self.at("abort", |cx| {
                 cx.ignored(&[("response_body", !abort.response_body.is_empty())]);
-                let percentage = cx.of_calls(abort.percentage)?;
+                let (percentage, denominator) = cx.of_calls(abort.percentage)?;
                 match abort.error_type {
                     Some(ErrorType::HttpStatus(status @ 200..600)) => {
                         let status = u16::try_from(status).map_err(|_| cx.invalid("http_status out of range"))?;
@@ -49,7 +49,7 @@ impl Decoder<'_> {
                     Some(ErrorType::GrpcStatus(code)) => {
                         Ok(Some(FaultAbort::Grpc { code: if code > 16 { 2 } else { code }, percentage }))
                     }
-                    Some(ErrorType::HeaderAbort(_)) => Ok(Some(FaultAbort::Header { percentage })),
+                    Some(ErrorType::HeaderAbort(_)) => Ok(Some(FaultAbort::Header { percentage, denominator })),
                     None => Err(cx.invalid("has no error type")),
                 }
             })?,
@@ -57,7 +57,7 @@ impl Decoder<'_> {
         let response_rate_limit = match proto.response_rate_limit {
             None => None,
             Some(limit) => self.at("response_rate_limit", |cx| {
-                let percentage = cx.of_calls(limit.percentage)?;
+                let (percentage, denominator) = cx.of_calls(limit.percentage)?;
                 let kbps = match limit.limit_type {
                     Some(LimitType::FixedLimit(fixed)) if fixed.limit_kbps == 0 => {
                         return Err(cx.invalid_at("fixed_limit.limit_kbps", "must be at least 1"));
@@ -66,7 +66,7 @@ impl Decoder<'_> {
                     Some(LimitType::HeaderLimit(_)) => None,
                     None => return Err(cx.invalid("has neither fixed_limit nor header_limit")),
                 };
-                Ok(Some(FaultRateLimit { kbps, percentage }))
+                Ok(Some(FaultRateLimit { kbps, percentage, denominator }))
             })?,
         };
         Ok(FaultConfig {
@@ -79,7 +79,8 @@ impl Decoder<'_> {
     }
 
     /// Unset is none.
-    fn of_calls(&mut self, percentage: Option<ProtoFraction>) -> Valid<FractionalPercent> {
-        percentage.map_or(Ok(FractionalPercent(0)), |percentage| self.fraction("percentage", percentage))
+    fn of_calls(&mut self, percentage: Option<ProtoFraction>) -> Valid<(FractionalPercent, Denominator)> {
+        let Some(percentage) = percentage else { return Ok((FractionalPercent(0), Denominator::Hundred)) };
+        Ok((self.fraction("percentage", percentage)?, self.denominator("percentage", percentage)?))
     }
 }

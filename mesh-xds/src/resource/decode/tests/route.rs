@@ -22,7 +22,7 @@ use envoy_types::pb::{
                 },
                 route::Action as ProtoAction,
                 route_action::{ClusterSpecifier as Specifier, MaxStreamDuration},
-                route_match::{ConnectMatcher, PathSpecifier, TlsContextMatchOptions},
+                route_match::{ConnectMatcher, PathSpecifier},
                 weighted_cluster::ClusterWeight,
             },
         },
@@ -37,7 +37,8 @@ use envoy_types::pb::{
         },
         r#type::{
             matcher::v3::{
-                FilterStateMatcher, MetadataMatcher, RegexMatcher, StringMatcher, string_matcher::MatchPattern,
+                AddressMatcher, FilterStateMatcher, MetadataMatcher, RegexMatcher, StringMatcher, filter_state_matcher,
+                string_matcher::MatchPattern,
             },
             v3::{FractionalPercent as ProtoFraction, Int64Range},
         },
@@ -317,19 +318,40 @@ fn paths_are_case_sensitive_unless_said_otherwise() {
 }
 
 #[test]
-fn routes_that_need_more_than_we_match_are_skipped_with_a_note() {
-    for (field, change) in [
-        ("tls_context", (|m| m.tls_context = Some(TlsContextMatchOptions::default())) as fn(&mut RouteMatch)),
-        ("dynamic_metadata", |m| m.dynamic_metadata = vec![MetadataMatcher::default()]),
-        ("filter_state", |m| m.filter_state = vec![FilterStateMatcher::default()]),
-    ] {
+fn matchers_of_metadata_and_filter_state_are_checked() {
+    use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
+    let full = || MetadataMatcher {
+        filter: "f".into(),
+        path: vec![PathSegment { segment: Some(Segment::Key("k".into())) }],
+        ..MetadataMatcher::default()
+    };
+    let metadata: [(&str, MetadataMatcher); 4] = [
+        ("filter", MetadataMatcher::default()),
+        ("path", MetadataMatcher { path: vec![], ..full() }),
+        ("path[0].key", MetadataMatcher { path: vec![PathSegment::default()], ..full() }),
+        ("value", full()),
+    ];
+    for (field, matcher) in metadata {
         let mut proto = good();
-        change(matches(&mut proto));
-        let (routes, notes) = accepted(&proto);
-        assert_eq!(routes.virtual_hosts[0].routes, []);
-        assert_eq!(note_paths(&notes), [format!("virtual_hosts[0].routes[0].match.{field}")]);
-        assert!(notes[0].reason.contains("the route is skipped"), "{}", notes[0]);
+        matches(&mut proto).dynamic_metadata = vec![matcher];
+        let invalid = decode(ResourceType::RouteConfiguration, &proto).unwrap_err();
+        assert_eq!(invalid.path, format!("virtual_hosts[0].routes[0].match.dynamic_metadata[0].{field}"));
     }
+    let mut proto = good();
+    matches(&mut proto).filter_state = vec![FilterStateMatcher { key: "k".into(), matcher: None }];
+    let invalid = decode(ResourceType::RouteConfiguration, &proto).unwrap_err();
+    assert_eq!(invalid.path, "virtual_hosts[0].routes[0].match.filter_state[0]");
+}
+
+#[test]
+fn routes_that_need_more_than_we_match_are_skipped_with_a_note() {
+    let mut proto = good();
+    let matcher = Some(filter_state_matcher::Matcher::AddressMatch(AddressMatcher::default()));
+    matches(&mut proto).filter_state = vec![FilterStateMatcher { key: "k".into(), matcher }];
+    let (routes, notes) = accepted(&proto);
+    assert_eq!(routes.virtual_hosts[0].routes, []);
+    assert_eq!(note_paths(&notes), ["virtual_hosts[0].routes[0].match.filter_state[0].address_match"]);
+    assert!(notes[0].reason.contains("the route is skipped"), "{}", notes[0]);
 
     let mut proto = good();
     action(&mut proto).cluster_specifier = None;

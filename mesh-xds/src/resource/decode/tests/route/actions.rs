@@ -106,8 +106,13 @@ fn bad_actions_and_matches_are_rejected() {
             ("virtual_hosts[0].routes[0].route.host_rewrite_literal", "not an authority", |r| {
                 action(r).host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral("a b".into()));
             }),
-            ("virtual_hosts[0].routes[0].route.weighted_clusters.clusters[0].cluster_header", "not supported", |r| {
-                let part = ClusterWeight { cluster_header: "x".into(), weight: uint(1), ..ClusterWeight::default() };
+            ("virtual_hosts[0].routes[0].route.weighted_clusters.clusters[0].cluster_header", "only one", |r| {
+                let part = ClusterWeight {
+                    cluster_header: "x".into(),
+                    name: "c".into(),
+                    weight: uint(1),
+                    ..ClusterWeight::default()
+                };
                 action(r).cluster_specifier = Some(Specifier::WeightedClusters(WeightedCluster {
                     clusters: vec![part],
                     ..WeightedCluster::default()
