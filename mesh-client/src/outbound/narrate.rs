@@ -148,14 +148,10 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         steps.push(step("protocol", "gRPC"));
     }
     let total = forward.clusters.total_weight();
-    match &forward.clusters {
-        Clusters::Named { header, .. } => {
-            let drawn = forward.draw(&head, &mut |_| 0);
-            if let Ok(drawn) = drawn {
-                steps.push(step("cluster", format!("`{}`, named by header {header}", forward.choice(drawn).name)));
-            }
-        }
-        _ => {}
+    if let Clusters::Named { header, .. } = &forward.clusters
+        && let Ok(drawn) = forward.draw(&head, &mut |_| 0)
+    {
+        steps.push(step("cluster", format!("`{}`, named by header {header}", forward.choice(drawn).name)));
     }
     // Cookies that are missing would be made; what they will be is not known.
     let hash = |upstream: &Upstream| match (upstream.live.hash_header(), &forward.hasher) {

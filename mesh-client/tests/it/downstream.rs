@@ -1,7 +1,7 @@
 //! What is known of a request beside it: where it came from, who sent it, metadata and filter state. Routes match by it, and it is hashed.
 
 use crate::{
-    hashing::{hash_by, policy, world as hashed},
+    hashing::{hash_by, maglev, policy, ring, world as hashed},
     matching::{exact, string, to, under, world},
     support::{
         ANY, World,
@@ -173,7 +173,7 @@ async fn spread(world: &World, way: Way, requests: impl Iterator<Item = Builder>
 #[tokio::test]
 async fn the_source_of_a_request_is_hashed() {
     let source = policy(PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }));
-    let (world, _backends) = hashed(vec![source], |cluster| crate::hashing::ring(cluster)).await;
+    let (world, _backends) = hashed(vec![source], ring).await;
     let from = |ip: u8, port: u16| {
         let source = ([10, 0, 0, ip], port).into();
         with(get("/"), Downstream::new().with_source(source))
@@ -202,7 +202,7 @@ async fn the_source_of_a_request_is_hashed() {
 #[tokio::test]
 async fn filter_state_is_hashed() {
     let state = policy(PolicySpecifier::FilterState(FilterState { key: "example.tenant".into() }));
-    let (world, _backends) = hashed(vec![], |cluster| crate::hashing::maglev(cluster)).await;
+    let (world, _backends) = hashed(vec![], maglev).await;
     hash_by(&world.cp, vec![state]);
     let tenant = |n: u32| with(get("/"), Downstream::new().with_filter_state("example.tenant", format!("t{n}")));
     crate::support::until("the policy is there", async || {

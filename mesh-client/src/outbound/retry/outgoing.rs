@@ -33,7 +33,7 @@ pub(crate) enum Outgoing<B> {
     /// One of several at the same time.
     Fan(FanBody<B>),
     /// Tells when it was sent.
-    Told(Box<RequestBody<Outgoing<B>>>),
+    Told(Box<RequestBody<Self>>),
 }
 
 /// A complete body without trailers.

@@ -27,7 +27,7 @@ enum Source {
     Cookie(CookieHash),
     QueryParameter(Arc<str>),
     ChannelId,
-    SourceIp,
+    Address,
     FilterState(Arc<str>),
 }
 
@@ -51,7 +51,7 @@ impl Hasher {
                 HashSource::Cookie(cookie) => Source::Cookie(cookie.clone()),
                 HashSource::QueryParameter(name) => Source::QueryParameter(name.clone()),
                 HashSource::ChannelId => Source::ChannelId,
-                HashSource::SourceIp => Source::SourceIp,
+                HashSource::SourceIp => Source::Address,
                 HashSource::FilterState(key) => Source::FilterState(key.clone()),
             };
             (source, policy.terminal)
@@ -78,7 +78,7 @@ impl Hasher {
                 }
                 Source::ChannelId => Some(channel),
                 // As text, like Envoy.
-                Source::SourceIp => Downstream::source_of(head.extensions)
+                Source::Address => Downstream::source_of(head.extensions)
                     .map(|source| xxh64(source.ip().to_canonical().to_string().as_bytes())),
                 Source::FilterState(key) => Downstream::of(head.extensions)
                     .and_then(|downstream| downstream.filter_state(key))

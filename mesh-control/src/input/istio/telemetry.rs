@@ -22,7 +22,7 @@ pub(super) fn read(object: Object, spec: &Node, report: &Report) -> Option<Telem
 /// Of several items that are for clients, the later ones count.
 fn tracing(f: &Fields<'_>, told: &mut Tracing) {
     f.not_honoured(&["providers", "customTags", "useRequestIdForTraceSampling", "enableIstioTags"]);
-    let mode = f.nested("match", |found| mode(found)).flatten();
+    let mode = f.nested("match", mode).flatten();
     let (random, disabled) = (f.percentage("randomSamplingPercentage"), f.bool("disableSpanReporting"));
     if mode == Some(Mode::Server) {
         return;
