@@ -59,10 +59,10 @@ pub mod policy {
             Action, AppendAction, BackOff, CircuitBreakers, Cluster, ClusterLoadAssignment, ClusterSpecifier,
             CookieHash, CookieMatcher, DirectResponse, Discovery, Endpoint, FilterOverride, FilterStateMatcher, Format,
             Forward, HashPolicy, HashSource, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps,
-            Hedge, HostRewrite, MetadataMatcher, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher,
+            Hedge, HostRewrite, MetadataMatch, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher,
             PathRewrite, PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, Redirect, RedirectPath,
             RegexRewrite, RetryOn, RetryPolicy, Route, RouteMatch, RoutingPriority, SafeRegex, StringMatcher,
-            StringPattern, TemplateRewrite, Thresholds, TlsContextMatch, ValueMatcher, WeightedCluster,
+            StringPattern, TemplateRewrite, Thresholds, TlsContextMatch, ValueMatch, WeightedCluster,
         },
         source::{Policy, route},
     };

@@ -164,7 +164,7 @@ impl Policy {
     pub(crate) fn admit(&self, connection: &ConnectionInfo, head: &mut request::Parts) -> Verdict {
         self.forwarding.apply(connection, &mut head.headers);
         let mut exchange = self.begin(connection, head);
-        let found = self.routes.find(&RequestHead::new(&head.method, &head.uri, &head.headers));
+        let found = self.routes.find(&RequestHead::of(head));
         if let (Some(entry), Some(logged)) = (found, exchange.logged()) {
             logged.log.route = Some(entry.name.clone());
         }

@@ -4,8 +4,8 @@ use super::{Chain, ConnectionInfo, Decision, Kept, Policy, Source, Verdict, conn
 use crate::{outbound::filter::Reply, telemetry::metrics::ServerMetrics};
 use http::{HeaderName, Request, request};
 use mesh_xds::resource::{
-    Action, AppendAction, ClientCertDetails, ClusterSpecifier, DomainPattern, FaultAbort, FaultConfig, FaultDelay,
-    FilterOverride, Format, Forward, ForwardClientCert, FractionalPercent, HeaderAdd, HeaderMutation,
+    Action, AppendAction, ClientCertDetails, ClusterSpecifier, Denominator, DomainPattern, FaultAbort, FaultConfig,
+    FaultDelay, FilterOverride, Format, Forward, ForwardClientCert, FractionalPercent, HeaderAdd, HeaderMutation,
     HeaderMutationConfig, HttpFilter, HttpFilterConfig, JwtConfig, JwtOfRoute, PathMatcher, Permission, Principal,
     RbacAction, RbacConfig, RbacPolicy, RbacRules, Route, RouteConfiguration, RouteMatch, StringMatcher, VirtualHost,
 };
@@ -38,7 +38,7 @@ fn rbac(action: RbacAction, path: &str) -> HttpFilterConfig {
 fn fault(delay: Option<Duration>, status: u16) -> HttpFilterConfig {
     let percentage = FractionalPercent::HUNDRED;
     HttpFilterConfig::Fault(Arc::new(FaultConfig {
-        delay: delay.map(|delay| FaultDelay { fixed: Some(delay), percentage }),
+        delay: delay.map(|delay| FaultDelay { fixed: Some(delay), percentage, denominator: Denominator::Hundred }),
         abort: Some(FaultAbort::Http { status, percentage }),
         ..FaultConfig::default()
     }))
@@ -151,7 +151,11 @@ async fn filters_are_asked_in_their_order_also_when_they_wait() {
     let wait = filter(
         "fault",
         HttpFilterConfig::Fault(Arc::new(FaultConfig {
-            delay: Some(FaultDelay { fixed: Some(Duration::from_secs(1)), percentage: FractionalPercent::HUNDRED }),
+            delay: Some(FaultDelay {
+                fixed: Some(Duration::from_secs(1)),
+                percentage: FractionalPercent::HUNDRED,
+                denominator: Denominator::Hundred,
+            }),
             ..FaultConfig::default()
         })),
     );

@@ -12,9 +12,8 @@ use mesh_client::{
     BoxError, Downstream, Error, Mesh, MeshChannel, Profile,
     filter::{FaultAbort, FaultConfig, FractionalPercent, HttpFilter},
     policy::{
-        Cluster, FilterOverride, Format, HashPolicy, HashSource, MetadataMatcher, PathTemplate, Policy, Redirect,
-        RedirectPath, RegexRewrite, RetryOn, RetryPolicy, SafeRegex, StringMatcher, ValueMatcher, WeightedCluster,
-        route,
+        Cluster, FilterOverride, Format, HashPolicy, HashSource, MetadataMatch, PathTemplate, Policy, Redirect,
+        RedirectPath, RegexRewrite, RetryOn, RetryPolicy, SafeRegex, StringMatcher, ValueMatch, WeightedCluster, route,
     },
 };
 use mesh_xds::resource::{ConsistentHashing, HashFunction, HttpFilterConfig, LbPolicy, RingHash};
@@ -59,10 +58,10 @@ fn header(name: &'static str) -> HeaderName {
 #[tokio::test]
 async fn routes_choose_clusters() {
     let [own, canary] = [Echo::start("own").await, Echo::start("canary").await];
-    let metadata = MetadataMatcher {
+    let metadata = MetadataMatch {
         filter: "auth".into(),
         path: vec!["tier".into()],
-        value: ValueMatcher::String(StringMatcher::exact("gold")),
+        value: ValueMatch::String(StringMatcher::exact("gold")),
         invert: false,
     };
     let parts = [

@@ -22,20 +22,20 @@ pub enum Value {
 
 /// `envoy.type.matcher.v3.MetadataMatcher`, validated.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MetadataMatcher {
+pub struct MetadataMatch {
     /// The namespace: in Envoy the filter that set the metadata.
     pub filter: Arc<str>,
     /// Keys of objects within objects; not empty.
     pub path: Vec<String>,
     /// What is asked of the value there.
-    pub value: ValueMatcher,
+    pub value: ValueMatch,
     /// The result is inverted, that of a missing value too.
     pub invert: bool,
 }
 
 /// `envoy.type.matcher.v3.ValueMatcher`. A value of another kind, or none at all, does not match.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ValueMatcher {
+pub enum ValueMatch {
     /// It is `null`.
     Null,
     /// It is this number.
@@ -113,14 +113,14 @@ impl<V: Into<Self>> From<Vec<V>> for Value {
     }
 }
 
-impl MetadataMatcher {
+impl MetadataMatch {
     /// Whether it matches what is in its namespace. No allocation.
     pub fn matches(&self, namespace: Option<&Value>) -> bool {
         self.value.matches(namespace.and_then(|value| value.at(&self.path))) != self.invert
     }
 }
 
-impl ValueMatcher {
+impl ValueMatch {
     /// Whether it matches; `None`: there is no value. No allocation.
     pub fn matches(&self, value: Option<&Value>) -> bool {
         match (self, value) {
@@ -144,19 +144,19 @@ mod tests {
 
     #[test]
     fn values_match_by_their_kind() {
-        let text = |text: &str| ValueMatcher::String(StringMatcher::exact(text));
-        let range = ValueMatcher::Range { start: 1.0, end: 2.0 };
-        let list = |matcher| ValueMatcher::OneOf(Box::new(matcher));
+        let text = |text: &str| ValueMatch::String(StringMatcher::exact(text));
+        let range = ValueMatch::Range { start: 1.0, end: 2.0 };
+        let list = |matcher| ValueMatch::OneOf(Box::new(matcher));
         for (matcher, takes, leaves) in [
-            (ValueMatcher::Null, vec![Value::Null], vec![Value::Bool(false), Value::from("")]),
-            (ValueMatcher::Bool(false), vec![false.into()], vec![true.into(), Value::Null]),
-            (ValueMatcher::Number(1.5), vec![1.5.into()], vec![1.0.into(), "1.5".into()]),
+            (ValueMatch::Null, vec![Value::Null], vec![Value::Bool(false), Value::from("")]),
+            (ValueMatch::Bool(false), vec![false.into()], vec![true.into(), Value::Null]),
+            (ValueMatch::Number(1.5), vec![1.5.into()], vec![1.0.into(), "1.5".into()]),
             (range, vec![1.0.into(), 1.9.into()], vec![0.9.into(), 2.0.into(), "1".into()]),
             (text("a"), vec!["a".into()], vec!["b".into(), 1.0.into()]),
-            (ValueMatcher::Present(true), vec![Value::Null, Value::object::<String>([])], vec![]),
-            (ValueMatcher::Present(false), vec![], vec![Value::Null]),
+            (ValueMatch::Present(true), vec![Value::Null, Value::object::<String>([])], vec![]),
+            (ValueMatch::Present(false), vec![], vec![Value::Null]),
             (list(text("a")), vec![vec!["b", "a"].into()], vec![vec!["b"].into(), "a".into()]),
-            (ValueMatcher::Or(vec![text("a"), ValueMatcher::Null]), vec!["a".into(), Value::Null], vec![true.into()]),
+            (ValueMatch::Or(vec![text("a"), ValueMatch::Null]), vec!["a".into(), Value::Null], vec![true.into()]),
         ] {
             assert!(takes.iter().all(|value| matcher.matches(Some(value))), "{matcher:?}");
             assert!(!leaves.iter().any(|value| matcher.matches(Some(value))), "{matcher:?}");
@@ -167,10 +167,10 @@ mod tests {
     #[test]
     fn a_path_leads_through_objects_and_inversion_takes_what_is_missing() {
         let value = Value::object([("a", Value::object([("b", "c".into())]))]);
-        let matcher = |path: &[&str], invert| MetadataMatcher {
+        let matcher = |path: &[&str], invert| MetadataMatch {
             filter: "f".into(),
             path: path.iter().map(|key| (*key).to_owned()).collect(),
-            value: ValueMatcher::String(StringMatcher::exact("c")),
+            value: ValueMatch::String(StringMatcher::exact("c")),
             invert,
         };
         assert!(matcher(&["a", "b"], false).matches(Some(&value)));

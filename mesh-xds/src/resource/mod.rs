@@ -63,7 +63,7 @@ pub use matcher::{
     CookieMatcher, Denominator, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
-pub use metadata::{FilterStateMatcher, MetadataMatcher, Value, ValueMatcher};
+pub use metadata::{FilterStateMatcher, MetadataMatch, Value, ValueMatch};
 pub use outlier::{FailureAccrual, OutlierDetection};
 pub use rbac::{
     AuditLoggerConfig, AuditLoggerParser, AuditLogging, MetadataMatcher, PeerName, Permission, Principal, RbacAction,

@@ -15,7 +15,7 @@
 use crate::resource::{
     Action, AppendAction, ClusterSpecifier, CookieMatcher, DirectResponse, FilterOverride, FilterStateMatcher, Format,
     Forward, FractionalPercent, HashPolicy, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps, Hedge,
-    HostRewrite, MetadataMatcher, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher, PathRewrite,
+    HostRewrite, MetadataMatch, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher, PathRewrite,
     PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, Redirect, RegexRewrite, RetryPolicy, Route,
     RouteMatch, RoutingPriority, SafeRegex, StringMatcher, TemplateRewrite, TlsContextMatch, WeightedCluster,
 };
@@ -177,7 +177,7 @@ impl RouteBuilder {
     }
 
     /// By metadata of the request.
-    pub fn metadata(mut self, matcher: MetadataMatcher) -> Self {
+    pub fn metadata(mut self, matcher: MetadataMatch) -> Self {
         self.matches.metadata.push(matcher);
         self
     }

@@ -215,7 +215,7 @@ impl Authentication {
 
     /// The tokens that meet what the request needs.
     fn met(&self, head: &request::Parts, tried: &[Arc<KeyStore>]) -> Result<Vec<Used>, Unmet> {
-        let asked = RequestHead::new(&head.method, &head.uri, &head.headers);
+        let asked = RequestHead::of(head);
         if self.bypass_cors && is_preflight(head) {
             return Ok(Vec::new());
         }

@@ -9,9 +9,8 @@ use crate::{Downstream, outbound::timeout::is_grpc};
 use http::header;
 use mesh_tls::PeerIdentity;
 use mesh_xds::resource::{
-    CookieMatcher, FilterStateMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, MetadataMatcher,
-    PathMatcher, QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern,
-    TlsContextMatch,
+    CookieMatcher, FilterStateMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, MetadataMatch, PathMatcher,
+    QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern, TlsContextMatch,
 };
 use std::fmt;
 
@@ -32,7 +31,7 @@ struct Rare {
     /// Only gRPC, by the content type; the flag: one that is absent counts as gRPC's.
     grpc: Option<bool>,
     tls: TlsContextMatch,
-    metadata: Box<[MetadataMatcher]>,
+    metadata: Box<[MetadataMatch]>,
     filter_state: Box<[FilterStateMatcher]>,
 }
 
@@ -55,7 +54,7 @@ pub(super) enum Mismatch<'m> {
     Cookie(&'m CookieMatcher),
     NotGrpc,
     Certificate(bool),
-    Metadata(&'m MetadataMatcher),
+    Metadata(&'m MetadataMatch),
     FilterState(&'m FilterStateMatcher),
     Fraction(FractionalPercent),
 }
@@ -136,7 +135,7 @@ impl Rare {
             return Ok(());
         }
         let downstream = Downstream::of(head.extensions);
-        let metadata = |m: &&MetadataMatcher| !m.matches(downstream.and_then(|d| d.metadata(&m.filter)));
+        let metadata = |m: &&MetadataMatch| !m.matches(downstream.and_then(|d| d.metadata(&m.filter)));
         if let Some(failed) = self.metadata.iter().find(metadata) {
             return Err(Mismatch::Metadata(failed));
         }

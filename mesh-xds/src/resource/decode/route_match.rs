@@ -2,8 +2,8 @@
 
 use super::{Decoder, Valid};
 use crate::resource::{
-    CookieMatcher, FilterStateMatcher, MetadataMatcher, PathMatcher, PathTemplate, QueryParameterMatcher,
-    QueryParameterMatcherKind, RouteMatch, TlsContextMatch, ValueMatcher,
+    CookieMatcher, FilterStateMatcher, MetadataMatch, PathMatcher, PathTemplate, QueryParameterMatcher,
+    QueryParameterMatcherKind, RouteMatch, TlsContextMatch, ValueMatch,
 };
 use envoy_types::pb::envoy::{
     config::{
@@ -45,7 +45,7 @@ impl Decoder<'_> {
         });
         let metadata = proto.dynamic_metadata.into_iter().enumerate();
         let metadata = metadata
-            .map(|(index, proto)| self.at_index("dynamic_metadata", index, |cx| cx.metadata_matcher(proto)))
+            .map(|(index, proto)| self.at_index("dynamic_metadata", index, |cx| cx.metadata_match_of(proto)))
             .collect::<Valid<_>>()?;
         let mut filter_state = Vec::with_capacity(proto.filter_state.len());
         for (index, proto) in proto.filter_state.into_iter().enumerate() {
@@ -59,7 +59,7 @@ impl Decoder<'_> {
         Ok(Some(RouteMatch { path, headers, query, cookies, grpc_only, tls, metadata, filter_state, fraction }))
     }
 
-    pub(super) fn metadata_matcher(&mut self, proto: ProtoMetadata) -> Valid<MetadataMatcher> {
+    pub(super) fn metadata_match_of(&mut self, proto: ProtoMetadata) -> Valid<MetadataMatch> {
         let filter = self.filled("filter", proto.filter)?.into();
         if proto.path.is_empty() {
             return Err(self.invalid_at("path", "must not be empty"));
@@ -72,37 +72,37 @@ impl Decoder<'_> {
         });
         let path = path.collect::<Valid<_>>()?;
         let Some(value) = proto.value else { return Err(self.invalid_at("value", "is missing")) };
-        let value = self.at("value", |cx| cx.value_matcher(value))?;
-        Ok(MetadataMatcher { filter, path, value, invert: proto.invert })
+        let value = self.at("value", |cx| cx.value_match_of(value))?;
+        Ok(MetadataMatch { filter, path, value, invert: proto.invert })
     }
 
-    fn value_matcher(&mut self, proto: ProtoValue) -> Valid<ValueMatcher> {
+    fn value_match_of(&mut self, proto: ProtoValue) -> Valid<ValueMatch> {
         use value_matcher::MatchPattern;
         Ok(match proto.match_pattern {
-            Some(MatchPattern::NullMatch(_)) => ValueMatcher::Null,
-            Some(MatchPattern::BoolMatch(flag)) => ValueMatcher::Bool(flag),
-            Some(MatchPattern::PresentMatch(present)) => ValueMatcher::Present(present),
+            Some(MatchPattern::NullMatch(_)) => ValueMatch::Null,
+            Some(MatchPattern::BoolMatch(flag)) => ValueMatch::Bool(flag),
+            Some(MatchPattern::PresentMatch(present)) => ValueMatch::Present(present),
             Some(MatchPattern::StringMatch(matcher)) => {
-                ValueMatcher::String(self.at("string_match", |cx| cx.string_matcher(matcher))?)
+                ValueMatch::String(self.at("string_match", |cx| cx.string_matcher(matcher))?)
             }
             Some(MatchPattern::DoubleMatch(double)) => match double.match_pattern {
-                Some(double_matcher::MatchPattern::Exact(number)) => ValueMatcher::Number(number),
+                Some(double_matcher::MatchPattern::Exact(number)) => ValueMatch::Number(number),
                 Some(double_matcher::MatchPattern::Range(range)) => {
-                    ValueMatcher::Range { start: range.start, end: range.end }
+                    ValueMatch::Range { start: range.start, end: range.end }
                 }
                 None => return Err(self.invalid_at("double_match", "has neither range nor exact")),
             },
             Some(MatchPattern::ListMatch(list)) => match list.match_pattern {
                 Some(list_matcher::MatchPattern::OneOf(matcher)) => {
-                    let matcher = self.at("list_match", |cx| cx.at("one_of", |cx| cx.value_matcher(*matcher)))?;
-                    ValueMatcher::OneOf(Box::new(matcher))
+                    let matcher = self.at("list_match", |cx| cx.at("one_of", |cx| cx.value_match_of(*matcher)))?;
+                    ValueMatch::OneOf(Box::new(matcher))
                 }
                 None => return Err(self.invalid_at("list_match", "has no match_pattern")),
             },
             Some(MatchPattern::OrMatch(or)) => self.at("or_match", |cx| {
                 let any = or.value_matchers.into_iter().enumerate();
-                let any = any.map(|(index, proto)| cx.at_index("value_matchers", index, |cx| cx.value_matcher(proto)));
-                Ok(ValueMatcher::Or(any.collect::<Valid<_>>()?))
+                let any = any.map(|(index, proto)| cx.at_index("value_matchers", index, |cx| cx.value_match_of(proto)));
+                Ok(ValueMatch::Or(any.collect::<Valid<_>>()?))
             })?,
             None => return Err(self.invalid("has no match_pattern")),
         })
