@@ -1,16 +1,16 @@
 //! The handle of a mesh: one control plane client, its clusters and their connections.
 
 use crate::{
-    Keepalive, MeshChannel, MeshLayer,
+    Inbound, Keepalive, MeshChannel, MeshLayer,
     channel::Core,
     error::BoxError,
-    inbound::{AuditLoggerFactory, AuditParser},
+    inbound::{self, AuditLoggerFactory, AuditParser, InboundBuilder, Origin},
     outbound::{
         call::Settings,
         cluster::Balancing,
         connect::{DRAIN_TIMEOUT, Dial, DialRef},
         filter::{FilterFactory, Parser},
-        identity::Identities,
+        identity::{Identities, Opener, ads_connector},
         narrate,
         pick::{LbPolicyFactory, OwnZone, Registry},
         resolve::{Facts, Resolver, State, Target, TargetError},
@@ -29,7 +29,7 @@ use crate::{
 };
 use mesh_xds::{
     Bootstrap, ClientOptions, TargetWatch, XdsClient,
-    bootstrap::BootstrapError,
+    bootstrap::{BootstrapError, CertificateProvider},
     resource::{ClusterLoadAssignment, Endpoint, Extensions},
     source::{self, DnsOptions, Policy},
     status::ClientStatus,
@@ -40,6 +40,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
+use tokio::net::ToSocketAddrs;
 
 /// A mesh: discovery, routing, balancing, retries, identity and tracing for the clients of one process.
 ///
@@ -52,6 +53,7 @@ pub struct Mesh {
 
 struct Inner {
     xds: Option<XdsClient>,
+    identities: Arc<Identities>,
     upstreams: Arc<Upstreams>,
     settings: Arc<Settings>,
     profile: Option<Profile>,
@@ -78,6 +80,7 @@ pub struct MeshBuilder {
     settings: Settings,
     observers: Observers,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
+    certificates: HashMap<String, Arc<dyn mesh_tls::Source>>,
     keepalive: Option<Keepalive>,
     user_timeout: Option<Duration>,
     drain_timeout: Duration,
@@ -199,6 +202,27 @@ impl Mesh {
     /// A channel for plain HTTP requests.
     pub(crate) fn http_channel(&self, target: Target) -> Result<MeshChannel, TargetError> {
         self.open(target, self.inner.profile.unwrap_or(Profile::Envoy))
+    }
+
+    /// A server on this address, as the control plane says (gRFC A36): the listener that the bootstrap's
+    /// `server_listener_resource_name_template` names. Until it is there, and whenever it goes away, connections are closed as soon as they are
+    /// accepted ([`Inbound::serving`]). A change leaves the connections alone that it does not concern.
+    ///
+    /// # Errors
+    /// The address is taken or not ours, or the mesh has no control plane, or its bootstrap has no such template.
+    pub async fn inbound(&self, address: impl ToSocketAddrs) -> Result<Inbound, inbound::BuildError> {
+        self.inbound_builder()?.bind(address).await
+    }
+
+    /// The same, with limits and a callback.
+    ///
+    /// # Errors
+    /// The mesh has no control plane.
+    pub fn inbound_builder(&self) -> Result<InboundBuilder, inbound::BuildError> {
+        let xds = self.inner.xds.clone().ok_or(inbound::BuildError::NoControlPlane)?;
+        let (identities, runtime) = (self.inner.identities.clone(), self.inner.runtime.clone());
+        let labels = self.inner.settings.source.clone();
+        Ok(InboundBuilder::of_mesh(Origin { xds, identities, runtime, labels }))
     }
 
     fn open(&self, target: Target, profile: Profile) -> Result<MeshChannel, TargetError> {
@@ -412,6 +436,16 @@ impl MeshBuilder {
         self
     }
 
+    /// A certificate provider instance that the application holds itself: the Workload API, Istio's certificate authority, or certificates
+    /// in memory. Configurations name it as they name those of the bootstrap, of which it replaces one of the same name. The
+    /// instance `default` is also the workload's own identity where they ask for that: the secrets `default` and `ROOTCA` that Istio's
+    /// agent serves to proxies.
+    #[must_use]
+    pub fn certificate_provider(mut self, instance: impl Into<String>, source: Arc<dyn mesh_tls::Source>) -> Self {
+        self.certificates.insert(instance.into(), source);
+        self
+    }
+
     /// PINGs on HTTP/2 connections to endpoints, so that a peer that went silent is noticed. Default: [`Keepalive::default`]; `None`
     /// turns them off.
     #[must_use]
@@ -496,7 +530,11 @@ impl MeshBuilder {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         let crypto = self.crypto.unwrap_or_else(mesh_tls::default_provider);
         let registry = Registry::new(self.lb_policies);
-        let bootstrap = self.bootstrap.map(Arc::new);
+        let bootstrap = self.bootstrap.map(|mut bootstrap| {
+            let given = self.certificates.keys().map(|instance| (instance.clone(), CertificateProvider::Application));
+            bootstrap.certificate_providers.extend(given);
+            Arc::new(bootstrap)
+        });
         let locality = bootstrap.as_ref().map(|bootstrap| bootstrap.node.locality.clone());
         let balancing = Balancing {
             ring_cap: self.ring_hash_cap,
@@ -506,13 +544,16 @@ impl MeshBuilder {
         };
         let source = bootstrap.as_ref().map(|b| Source::of(&b.node)).unwrap_or_default();
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
-        let identities = Identities::new(providers, crypto, runtime.clone());
+        let opener = Opener { crypto, runtime: runtime.clone() };
         let options = ClientOptions { extensions: self.extensions, resolver: self.dns.resolver.clone() };
-        let xds = bootstrap.map(|b| XdsClient::with_options(b, identities.ads_connector(self.dial.clone()), options));
+        let connect = ads_connector(opener.clone(), self.dial.clone());
+        let xds = bootstrap.map(|b| XdsClient::with_options(b, connect, options));
+        let identities = Identities::new(providers, self.certificates, opener, xds.clone());
         let observed = self.observers.any() || self.settings.metrics.watch_calls();
         let propagation = self.settings.propagation.without_child_spans(self.observers.spans);
         let inner = Inner {
             xds,
+            identities: identities.clone(),
             upstreams: Arc::new(Upstreams::new(
                 identities,
                 self.keepalive,
@@ -549,6 +590,7 @@ impl Default for MeshBuilder {
             settings: Settings::default(),
             observers: Observers::default(),
             crypto: None,
+            certificates: HashMap::new(),
             keepalive: Some(Keepalive::default()),
             user_timeout: None,
             drain_timeout: DRAIN_TIMEOUT,

@@ -161,6 +161,14 @@ impl ClientTls {
         Ok((ClientStream { stream, generation: built.generation, own, early: Early::Unread }, peer))
     }
 
+    /// Waits until the sources hold what handshakes need, or say why they do not. Not bounded in time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready(&self) {
+        self.0.store.ready().await;
+    }
+
     /// The generation of the newest material. A pool drains connections whose [`ClientStream::generation`] is lower.
     pub fn generation(&self) -> u64 {
         self.0.store.generation()

@@ -49,6 +49,7 @@ mod client;
 mod error;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+mod hello;
 mod id;
 mod material;
 mod peer;
@@ -66,6 +67,7 @@ pub use alert::describe_alert;
 pub use bundle::TrustBundle;
 pub use client::{ClientSettings, ClientStream, ClientTls, Generations, Roots};
 pub use error::{MaterialError, Reason, Refusal, Side, SourceError, TlsError};
+pub use hello::{ClientHello, FirstBytes};
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use material::{Identity, Material};
 pub use peer::PeerIdentity;

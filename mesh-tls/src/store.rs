@@ -2,10 +2,16 @@
 
 use crate::{Identity, Source, TlsError, TrustRoots};
 use arc_swap::ArcSwapOption;
+use futures::future::select_all;
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+use tokio::time::{sleep, timeout};
+
+/// Between two looks for an error while material is awaited.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Where the roots of a configuration come from.
 #[derive(Clone, Debug)]
@@ -82,6 +88,18 @@ impl<C> Store<C> {
         let built = Arc::new(Built { config, generation, own });
         self.built.store(Some(built.clone()));
         Ok(built)
+    }
+
+    /// Waits until there is material, or until it is known why there is none. For ever, if neither comes.
+    pub(crate) async fn ready(&self) {
+        let mut changes: Vec<_> = self.sources().map(|source| source.changed()).collect();
+        while !changes.is_empty() && matches!(self.parts(), Err(TlsError::NotReady { reason: None, .. })) {
+            let any = select_all(changes.iter_mut().map(|change| Box::pin(change.changed())));
+            // An error is no change, so it is looked for.
+            if let Ok((Err(_), ..)) = timeout(LOOK, any).await {
+                sleep(LOOK).await;
+            }
+        }
     }
 
     fn fresh(&self) -> Option<Arc<Built<C>>> {

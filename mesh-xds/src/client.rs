@@ -3,15 +3,15 @@
 use crate::{
     ads::{Connect, Driver},
     bootstrap::{Bootstrap, BootstrapError},
-    graph::{Graph, Job, TargetKey},
+    graph::{Graph, Job, Published, TargetKey},
     resource::Extensions,
     source::{ResolverConfig, Resolvers, refresh},
     status::ClientStatus,
-    watch::TargetWatch,
+    watch::{SecretWatch, ServerWatch, TargetWatch, Watch},
 };
 use std::{
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{
@@ -98,9 +98,31 @@ impl XdsClient {
     /// The authority is not in the bootstrap.
     pub fn watch(&self, authority: Option<&str>, target: &str, host: &str) -> Result<TargetWatch, BootstrapError> {
         let name: Arc<str> = self.handle.shared.bootstrap.resource_name(authority, target)?.into();
-        let key = (name.clone(), Arc::from(host));
+        let key = TargetKey::Client { name: name.clone(), host: host.into() };
+        Ok(self.subscribe(name, key))
+    }
+
+    /// Watches what a server that listens on `address` is to do (gRFC A36): the listener that the bootstrap's
+    /// `server_listener_resource_name_template` names, with the routes of all its filter chains.
+    ///
+    /// # Errors
+    /// The bootstrap has no such template.
+    pub fn watch_server(&self, address: SocketAddr) -> Result<ServerWatch, BootstrapError> {
+        let name = self.handle.shared.bootstrap.server_resource_name(&address.to_string());
+        let name: Arc<str> = name.ok_or(BootstrapError::NoServerTemplate)?.into();
+        let key = TargetKey::Server(name.clone());
+        Ok(self.subscribe(name, key))
+    }
+
+    /// Watches a `Secret` by its name.
+    pub fn watch_secret(&self, name: &str) -> SecretWatch {
+        let name: Arc<str> = name.into();
+        self.subscribe(name.clone(), TargetKey::Secret(name))
+    }
+
+    fn subscribe<S: Published>(&self, name: Arc<str>, key: TargetKey) -> Watch<S> {
         let state = self.handle.shared.graph(|graph| graph.watch(&key));
-        Ok(TargetWatch::new(name, state, Arc::new(Subscription { handle: self.handle.clone(), key })))
+        Watch::new(name, state, Arc::new(Subscription { handle: self.handle.clone(), key }))
     }
 
     /// What the client knows: connections and resources.

@@ -20,5 +20,5 @@ mod watch;
 
 pub use bootstrap::Bootstrap;
 pub use client::{ClientOptions, XdsClient};
-pub use snapshot::Snapshot;
-pub use watch::{Closed, TargetWatch};
+pub use snapshot::{ServerSnapshot, Snapshot};
+pub use watch::{Closed, SecretWatch, ServerWatch, TargetWatch, Watch};

@@ -1,34 +1,46 @@
-//! A watched target: the latest [`TargetState`] and a way to wait for the next.
+//! A watched target, server listener or secret: the latest [`State`] and a way to wait for the next.
 
-use crate::snapshot::TargetState;
+use crate::{
+    resource::Secret,
+    snapshot::{ServerSnapshot, Snapshot, State},
+};
 use std::{any::Any, fmt, sync::Arc};
 use tokio::sync::watch;
 
-/// A subscription to one target. Dropping it unsubscribes.
-pub struct TargetWatch {
+/// A subscription. Dropping it unsubscribes.
+pub struct Watch<S> {
     name: Arc<str>,
-    state: watch::Receiver<TargetState>,
+    state: watch::Receiver<State<S>>,
     /// Keeps the source alive.
     _source: Arc<dyn Any + Send + Sync>,
 }
+
+/// A subscription to one target.
+pub type TargetWatch = Watch<Snapshot>;
+
+/// A subscription to what one listening address of a server is to do.
+pub type ServerWatch = Watch<ServerSnapshot>;
+
+/// A subscription to one secret.
+pub type SecretWatch = Watch<Secret>;
 
 /// The source is gone: there will be no further state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the source of the target is closed")]
 pub struct Closed;
 
-impl TargetWatch {
-    pub(crate) fn new(name: Arc<str>, state: watch::Receiver<TargetState>, source: Arc<dyn Any + Send + Sync>) -> Self {
+impl<S> Watch<S> {
+    pub(crate) fn new(name: Arc<str>, state: watch::Receiver<State<S>>, source: Arc<dyn Any + Send + Sync>) -> Self {
         Self { name, state, _source: source }
     }
 
-    /// The LDS name, or the target of another source.
+    /// The name of the resource (of a target and a server: of the listener), or the target of another source.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// The latest state. Cheap: clones `Arc`s.
-    pub fn state(&self) -> TargetState {
+    pub fn state(&self) -> State<S> {
         self.state.borrow().clone()
     }
 
@@ -45,8 +57,8 @@ impl TargetWatch {
     }
 }
 
-impl fmt::Debug for TargetWatch {
+impl<S> fmt::Debug for Watch<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TargetWatch").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Watch").field("name", &self.name).finish_non_exhaustive()
     }
 }

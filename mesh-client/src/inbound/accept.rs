@@ -2,8 +2,9 @@
 
 use super::{
     Chain, ConnectionInfo, Shared,
-    config::Facts,
+    chain_match::{Facts, Need, Spoken},
     connection::{Inner, Tls},
+    detect::detect,
     seen::Seen,
 };
 use mesh_tls::{Accepted, TlsError};
@@ -23,7 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 /// Pause after an accept error that will not go away by itself, such as no file descriptors left.
@@ -107,12 +108,28 @@ impl Shared {
     pub(super) async fn secure(&self, fresh: Fresh) -> Option<(InboundStream, OwnedSemaphorePermit)> {
         let Fresh { socket, remote, open, place } = fresh;
         let local = socket.local_addr().unwrap_or(self.local);
-        let facts = Facts { remote, local };
-        let Some(chain) = self.config.load().choose(&facts).cloned() else {
+        let config = self.config.load_full();
+        let spoken = match config.need() {
+            Need::Addresses => Spoken::default(),
+            need => {
+                let limit = config.detection_timeout.unwrap_or(self.limits.handshake_timeout);
+                match detect(&socket, need, limit).await {
+                    Ok(Some(spoken)) => spoken,
+                    // Health checks do that.
+                    Ok(None) => return None,
+                    Err(error) => {
+                        tracing::debug!(%remote, %error, "a connection did not say what it is");
+                        return None;
+                    }
+                }
+            }
+        };
+        let facts = Facts { remote, local, spoken };
+        let Some(chain) = config.choose(&facts).cloned() else {
             tracing::debug!(%remote, %local, "no filter chain takes the connection");
             return None;
         };
-        match secure(socket, &chain).await {
+        match secure(socket, &chain, self.limits.handshake_timeout).await {
             Ok((socket, tls)) => {
                 let info = ConnectionInfo::new(Inner { remote, local, tls, chain, seen: Seen::default() });
                 Some((InboundStream { socket, info, _open: open }, place))
@@ -127,8 +144,10 @@ impl Shared {
     }
 }
 
-async fn secure(socket: TcpStream, chain: &Chain) -> Result<(Socket, Option<Tls>), TlsError> {
+async fn secure(socket: TcpStream, chain: &Chain, limit: Duration) -> Result<(Socket, Option<Tls>), TlsError> {
     let Some(acceptor) = &chain.tls else { return Ok((Socket::Plain(socket), None)) };
+    // Certificates that never come are the handshake's error.
+    let _ = timeout(limit, acceptor.ready()).await;
     let accepted = acceptor.accept(socket).await?;
     let tls = accepted.is_tls().then(|| Tls {
         peer: accepted.peer().cloned(),

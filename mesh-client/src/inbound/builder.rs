@@ -1,21 +1,30 @@
 //! An inbound side from code.
 
-use super::{Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Policy, RateLimit, Rbac, Source};
+use super::{
+    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, Policy, RateLimit, Rbac, Serving, Source,
+    follow::{Asked, OnServing, follow},
+};
 use crate::telemetry::{
     access_log::AccessLog,
     metrics::{ServerMetrics, Source as Labels, own_labels},
     watch::AccessLogger,
 };
 use mesh_tls::{Acceptor, ServerSettings, TlsError, default_provider};
-use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, RemoteJwks};
+use mesh_xds::{
+    bootstrap::BootstrapError,
+    resource::{ClientCertDetails, ForwardClientCert, HttpFilter, RemoteJwks},
+};
 use std::{fmt, io, sync::Arc};
 use tokio::net::{TcpListener, ToSocketAddrs};
 
-/// Makes an [`Inbound`] from code. Without TLS settings it takes plaintext.
+/// Makes an [`Inbound`]: from code, where without TLS settings it takes plaintext, or as the control plane says
+/// ([`Mesh::inbound_builder`](crate::Mesh::inbound_builder)).
 #[derive(Default)]
 pub struct InboundBuilder {
     tls: Option<Tls>,
     limits: Limits,
+    origin: Option<Origin>,
+    on_serving: Option<OnServing>,
     filters: Vec<HttpFilter>,
     fetches: Vec<(Arc<str>, Arc<dyn FetchKeys>)>,
     service: Option<String>,
@@ -38,10 +47,29 @@ pub enum BuildError {
     /// The TLS settings cannot be used.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
+    /// The bootstrap does not say how the listener of a server is called.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The mesh has no control plane that could say what the server is to do.
+    #[error("the mesh has no control plane: make the inbound side from code, with Inbound::builder")]
+    NoControlPlane,
 }
 
 impl InboundBuilder {
-    /// Connections are secured so. [`ServerSettings::mode`] says whether plaintext is taken too.
+    /// As the control plane of a mesh says.
+    pub(crate) fn of_mesh(origin: Origin) -> Self {
+        Self { origin: Some(origin), ..Self::default() }
+    }
+
+    /// Is told each time the inbound side begins to take connections or ceases to, and of each new configuration, with the reason. Called on
+    /// the task that follows the control plane: it must not block.
+    #[must_use]
+    pub fn on_serving(mut self, tell: impl Fn(&Serving) + Send + Sync + 'static) -> Self {
+        self.on_serving = Some(Arc::new(tell));
+        self
+    }
+
+    /// Connections are secured so, where there is a control plane only those of filter chains of which it does not say how (gRFC A29). [`ServerSettings::mode`] says whether plaintext is taken too.
     #[must_use]
     pub fn tls(mut self, settings: ServerSettings) -> Self {
         self.tls = Some(Tls::Settings(settings));
@@ -128,10 +156,15 @@ impl InboundBuilder {
         self
     }
 
+    /// What its policies share.
+    fn kept(&self) -> Kept {
+        let labels = self.origin.as_ref().map_or_else(Labels::default, |origin| origin.labels.clone());
+        let own = own_labels(labels.as_destination(), self.service.as_deref());
+        Kept::new(ServerMetrics::new(own), default_provider()).access_log(self.access_log.clone())
+    }
+
     /// What its requests are asked.
-    fn policy(&self) -> Policy {
-        let own = own_labels(Labels::default().as_destination(), self.service.as_deref());
-        let kept = Kept::new(ServerMetrics::new(own), default_provider()).access_log(self.access_log.clone());
+    fn policy(&self, kept: &Kept) -> Policy {
         let fetch = |remote: &RemoteJwks| {
             self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
         };
@@ -146,7 +179,7 @@ impl InboundBuilder {
                 around: None,
                 fetch: Some(&fetch),
             },
-            &kept,
+            kept,
         )
     }
 
@@ -163,14 +196,25 @@ impl InboundBuilder {
     /// # Errors
     /// The TLS settings cannot be used.
     pub fn listener(self, listener: TcpListener) -> Result<Inbound, BuildError> {
-        let policy = self.policy();
+        let kept = self.kept();
+        let policy = self.policy(&kept);
+        let origin = self.origin.clone();
         let acceptor = match self.tls {
             None => None,
             Some(Tls::Acceptor(acceptor)) => Some(acceptor),
             Some(Tls::Settings(settings)) => Some(Acceptor::new(settings, default_provider())?),
         };
-        let config = Config::single(Chain::new("", acceptor, Some(Arc::new(policy))));
-        Ok(Inbound::new(listener, config, self.limits)?)
+        let Some(origin) = origin else {
+            let config = Config::single(Chain::new("", acceptor, Some(Arc::new(policy))));
+            return Ok(Inbound::new(listener, config, self.limits, self.on_serving)?);
+        };
+        let watch = origin.watch(listener.local_addr()?)?;
+        let inbound = Inbound::new(listener, Config::default(), self.limits, self.on_serving)?;
+        inbound.0.serving.send_replace(Serving::awaited());
+        let asked = Asked { kept, filters: self.filters, fetches: self.fetches };
+        let following = follow(&inbound.0, watch, &origin, acceptor, asked);
+        inbound.0.following.get_or_init(|| following);
+        Ok(inbound)
     }
 
     /// The same, for a listener of the standard library: inherited, or made with options of its own.
@@ -191,6 +235,7 @@ impl fmt::Debug for InboundBuilder {
         f.debug_struct("InboundBuilder")
             .field("tls", &self.tls.is_some())
             .field("limits", &self.limits)
+            .field("mesh", &self.origin.is_some())
             .finish_non_exhaustive()
     }
 }

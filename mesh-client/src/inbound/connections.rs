@@ -1,6 +1,6 @@
 //! The connections that are being served, and how they are told to end.
 
-use super::Chain;
+use super::{Chain, Config};
 use crate::transport::Control;
 use std::{
     collections::HashMap,
@@ -84,6 +84,23 @@ impl Connections {
         let state = self.state();
         self.stopping.send_replace(true);
         state.open.values().for_each(|(ending, _)| ending.leave());
+    }
+
+    /// The connections of chains that are not in this configuration leave. Which those are.
+    pub(super) fn leave_chains(&self, config: &Config) -> Vec<u64> {
+        let state = self.state();
+        let gone = state.open.iter().filter(|(_, (_, chain))| !config.has(chain));
+        gone.map(|(number, (ending, _))| {
+            ending.leave();
+            *number
+        })
+        .collect()
+    }
+
+    /// Closes what is left of these.
+    pub(super) fn abort_those(&self, numbers: &[u64]) {
+        let state = self.state();
+        numbers.iter().filter_map(|number| state.open.get(number)).for_each(|(ending, _)| ending.abort());
     }
 
     /// Closes what is left.

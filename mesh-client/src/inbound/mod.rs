@@ -11,9 +11,12 @@ mod accept;
 mod authorize;
 mod authz;
 mod builder;
+mod chain_match;
 mod config;
 mod connection;
 mod connections;
+mod detect;
+mod follow;
 mod guard;
 mod incoming;
 mod jwt;
@@ -35,6 +38,8 @@ pub use authz::{AuditEvent, AuditLogger, AuditLoggerFactory, audit_logger};
 pub use builder::{BuildError, InboundBuilder};
 pub(crate) use config::{Chain, Config};
 pub use connection::ConnectionInfo;
+pub(crate) use follow::Origin;
+pub use follow::Serving;
 pub use guard::{Guard, GuardFuture, InboundLayer, ResponseBody};
 pub use incoming::Incoming;
 pub use jwt::{FetchKeys, JwtClaims};
@@ -52,9 +57,12 @@ use connections::Connections;
 use std::{
     fmt, io,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 /// A listening socket of the mesh: who may connect, what every request is asked, and who serves it.
 ///
@@ -74,6 +82,10 @@ struct Shared {
     connections: Connections,
     /// Room for handshakes.
     handshakes: Arc<Semaphore>,
+    serving: watch::Sender<Serving>,
+    on_serving: Option<follow::OnServing>,
+    /// What follows the control plane, if one does.
+    following: OnceLock<follow::Following>,
 }
 
 impl Inbound {
@@ -82,12 +94,35 @@ impl Inbound {
         InboundBuilder::default()
     }
 
-    fn new(listener: TcpListener, config: Config, limits: Limits) -> io::Result<Self> {
+    fn new(
+        listener: TcpListener,
+        config: Config,
+        limits: Limits,
+        on_serving: Option<follow::OnServing>,
+    ) -> io::Result<Self> {
         let local = listener.local_addr()?;
         let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
         let config = ArcSwap::from_pointee(config);
         let (open, connections) = (Arc::default(), Connections::new());
-        Ok(Self(Arc::new(Shared { listener, local, config, limits, open, connections, handshakes })))
+        let serving = watch::Sender::new(Serving::Serving { version: "code".into() });
+        let following = OnceLock::new();
+        let shared =
+            Shared { listener, local, config, limits, open, connections, handshakes, serving, on_serving, following };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// Whether it takes connections now. One from code always does.
+    pub fn serving(&self) -> Serving {
+        self.0.serving.borrow().clone()
+    }
+
+    /// Waits until it takes connections: until the control plane has said how.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready(&self) {
+        // Fails when the sender is gone, and it is in `self`.
+        let _ = self.0.serving.subscribe().wait_for(Serving::is_serving).await;
     }
 
     /// Where it listens.
@@ -106,6 +141,50 @@ impl Inbound {
     /// The policy of this inbound side as a layer, for tonic's own server over the connections of [`incoming`](Self::incoming).
     pub fn layer(&self) -> InboundLayer {
         InboundLayer::default()
+    }
+}
+
+impl Shared {
+    /// In force for connections from now on. Those of chains that are not in it are told to go away; what is still in flight when
+    /// [`Limits::drain_timeout`] is over is cut.
+    fn apply(self: &Arc<Self>, config: Config) {
+        let config = Arc::new(config);
+        self.config.store(config.clone());
+        let gone = self.connections.leave_chains(&config);
+        if gone.is_empty() {
+            return;
+        }
+        tracing::info!(address = %self.local, connections = gone.len(), "connections of filter chains that are gone are drained");
+        let (shared, limit) = (Arc::downgrade(self), self.limits.drain_timeout);
+        tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.connections.abort_those(&gone);
+            }
+        });
+    }
+
+    /// Says whether connections are taken, where that is news.
+    fn serves(&self, now: Serving) {
+        let news = self.serving.send_if_modified(|last| {
+            let news = *last != now;
+            last.clone_from(&now);
+            news
+        });
+        if !news {
+            return;
+        }
+        match &now {
+            Serving::Serving { version } => {
+                tracing::info!(address = %self.local, version = &**version, "the inbound side serves");
+            }
+            Serving::NotServing { reason } => {
+                tracing::warn!(address = %self.local, "the inbound side does not serve: {reason}");
+            }
+        }
+        if let Some(tell) = &self.on_serving {
+            tell(&now);
+        }
     }
 }
 

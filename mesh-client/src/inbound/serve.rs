@@ -161,6 +161,10 @@ where
     let server = Server::new(stream, read, &config(&shared.limits), service);
     let control = server.control();
     let _entry = shared.connections.enter(Ending::Http2(control.clone()), info.chain());
+    // It was accepted under the configuration before.
+    if !shared.config.load().has(info.chain()) {
+        control.leave();
+    }
     let limits = shared.limits.clone();
     // A task of its own: it has to do once in a while what the driver need not look at each time.
     let _mind = Mind(tokio::spawn(async move { mind(&control, &limits).await }));
@@ -213,6 +217,9 @@ where
 {
     let end = Arc::new(Http1::default());
     let _entry = shared.connections.enter(Ending::Http1(Arc::clone(&end)), info.chain());
+    if !shared.config.load().has(info.chain()) {
+        end.leave.notify_one();
+    }
     let config = config(&shared.limits);
     let served = serve_http1(stream, read, &config, service, end.leave.notified());
     tokio::select! {

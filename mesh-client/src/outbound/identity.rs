@@ -1,85 +1,203 @@
-//! Certificates by provider instance: TLS of clusters, and of the control plane's own connection.
+//! Certificates by name: TLS of clusters, of servers, and of the control plane's own connection.
 
-use crate::{error::BoxError, outbound::connect::DialRef};
-use futures::future::BoxFuture;
+mod ads;
+mod names;
+mod sds;
+
+pub(crate) use ads::ads_connector;
+
+use crate::{error::BoxError, transport::Protocol};
 use mesh_tls::{
-    ClientSettings, ClientTls, CryptoProvider, FileSource, FileSourceConfig, PeerCheck, Roots, SanMatcher, Source,
+    Acceptor, ClientAuth, ClientSettings, ClientTls, CryptoProvider, FileSource, FileSourceConfig, MemorySource,
+    PeerCheck, Roots, ServerSettings, Source,
 };
 use mesh_xds::{
-    ads::{BoxedIo, Connect, connect_address},
-    bootstrap::{CertificateProvider, ChannelCreds, FileWatcher, ServerAddress, ServerConfig, TlsCreds},
-    resource::{CertificateProviderRef, Credential, SanMatch, StringPattern, UpstreamTls},
+    XdsClient,
+    bootstrap::{CertificateProvider, FileWatcher},
+    resource::{
+        CertificateProviderRef, Credential, DownstreamTls, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa,
+        UpstreamTls,
+    },
 };
+use names::{names_spiffe_ids, san_matcher};
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
-/// The certificate providers of a bootstrap. A source is opened when the first cluster names it, and shared.
+/// The instance that stands for the workload's own identity, as Istio names it.
+const WORKLOAD: &str = "default";
+
+/// Every source of certificates that configurations can name. One is opened when it is first named, and shared.
 #[derive(Debug)]
 pub(crate) struct Identities {
     providers: BTreeMap<String, CertificateProvider>,
-    sources: Mutex<HashMap<String, Arc<dyn Source>>>,
-    crypto: Arc<CryptoProvider>,
-    runtime: tokio::runtime::Handle,
+    /// Those that the application gave, by instance name.
+    given: HashMap<String, Arc<dyn Source>>,
+    /// Certificate provider instances, once they are used.
+    instances: Mutex<HashMap<String, Arc<dyn Source>>>,
+    /// Secrets and certificates of resources, while they are used.
+    secrets: Mutex<HashMap<Secret, Weak<dyn Source>>>,
+    opener: Opener,
+    xds: Option<XdsClient>,
 }
 
-/// Opens ADS connections, with TLS where the bootstrap asks for it.
-#[derive(Debug)]
-struct AdsConnect {
-    identities: Arc<Identities>,
-    dial: Option<DialRef>,
-    /// By credentials: servers with equal ones share their configuration.
-    tls: Mutex<HashMap<TlsCreds, ClientTls>>,
+/// What a source is opened with.
+#[derive(Clone, Debug)]
+pub(crate) struct Opener {
+    pub(crate) crypto: Arc<CryptoProvider>,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// A source that is not a certificate provider instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Secret {
+    Sds(Arc<str>, Role),
+    Certificate(Arc<TlsCertificate>),
+    Trust(Arc<TrustedCa>),
+}
+
+/// What a source is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Role {
+    Certificate,
+    Trust,
+}
+
+/// What a resource may hold itself instead of naming it.
+trait Held {
+    const ROLE: Role;
+
+    fn secret(of: &Arc<Self>) -> Secret;
+}
+
+impl Held for TlsCertificate {
+    const ROLE: Role = Role::Certificate;
+
+    fn secret(of: &Arc<Self>) -> Secret {
+        Secret::Certificate(of.clone())
+    }
+}
+
+impl Held for TrustedCa {
+    const ROLE: Role = Role::Trust;
+
+    fn secret(of: &Arc<Self>) -> Secret {
+        Secret::Trust(of.clone())
+    }
 }
 
 impl Identities {
     pub(crate) fn new(
         providers: BTreeMap<String, CertificateProvider>,
-        crypto: Arc<CryptoProvider>,
-        runtime: tokio::runtime::Handle,
+        given: HashMap<String, Arc<dyn Source>>,
+        opener: Opener,
+        xds: Option<XdsClient>,
     ) -> Arc<Self> {
-        Arc::new(Self { providers, sources: Mutex::default(), crypto, runtime })
+        Arc::new(Self { providers, given, instances: Mutex::default(), secrets: Mutex::default(), opener, xds })
     }
 
-    /// TLS as a cluster's `UpstreamTlsContext` says (gRFC A29). Files that cannot be read yet are tried again; until then handshakes
-    /// fail with the reason.
-    pub(crate) fn client_tls(&self, tls: &UpstreamTls, alpn: &[&str]) -> Result<ClientTls, BoxError> {
+    /// TLS as a cluster's `UpstreamTlsContext` says (gRFC A29), to speak this protocol. What is not there yet is waited for within the
+    /// connect timeout; files that cannot be read are tried again, and until then handshakes fail with the reason.
+    pub(crate) fn client_tls(&self, tls: &UpstreamTls, protocol: Protocol) -> Result<ClientTls, BoxError> {
         let roots = match &tls.ca {
-            Some(roots) => Roots::Source(self.credential(roots)?),
+            Some(roots) => Roots::Source(self.source(roots)?),
             None => Roots::System,
         };
         let mut settings = ClientSettings::new(roots);
-        settings.identity = tls.identity.as_ref().map(|own| self.credential(own)).transpose()?;
+        settings.identity = tls.identity.as_ref().map(|own| self.source(own)).transpose()?;
         settings.san_matchers = tls.san_matchers.iter().map(san_matcher).collect();
-        if !tls.san_matchers.is_empty() && tls.san_matchers.iter().all(names_spiffe_id) {
+        if names_spiffe_ids(&tls.san_matchers) {
             settings.check = PeerCheck::Spiffe;
         }
+        settings.auto_sni_san = tls.auto_sni_san_validation;
         settings.sni.clone_from(&tls.sni);
-        settings.alpn = match tls.alpn.is_empty() {
-            true => alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
-            false => tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
+        settings.alpn = names::alpn(&tls.alpn, protocol);
+        Ok(ClientTls::new(settings, self.opener.crypto.clone())?)
+    }
+
+    /// TLS as a filter chain's `DownstreamTlsContext` says (gRFC A29).
+    pub(crate) fn server_tls(&self, tls: &DownstreamTls, handshake_timeout: Duration) -> Result<Acceptor, BoxError> {
+        let identity = self.source(&tls.identity)?;
+        let mut settings = ServerSettings::mtls(identity.clone());
+        settings.check = if names_spiffe_ids(&tls.san_matchers) { PeerCheck::Spiffe } else { PeerCheck::Chain };
+        settings.san_matchers = tls.san_matchers.iter().map(san_matcher).collect();
+        (settings.roots, settings.client_auth) = match &tls.ca {
+            None => (Roots::Source(identity), ClientAuth::Off),
+            Some(ca) => {
+                let auth = if tls.require_client_certificate { ClientAuth::Required } else { ClientAuth::Optional };
+                (Roots::Source(self.source(ca)?), auth)
+            }
         };
-        Ok(ClientTls::new(settings, self.crypto.clone())?)
+        if !tls.alpn.is_empty() {
+            settings.alpn = tls.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        }
+        settings.handshake_timeout = handshake_timeout;
+        Ok(Acceptor::new(settings, self.opener.crypto.clone())?)
     }
 
-    /// How the ADS connection is opened.
-    pub(crate) fn ads_connector(self: &Arc<Self>, dial: Option<DialRef>) -> Arc<dyn Connect> {
-        Arc::new(AdsConnect { identities: self.clone(), dial, tls: Mutex::default() })
-    }
-
-    fn credential<T>(&self, credential: &Credential<T>) -> Result<Arc<dyn Source>, BoxError> {
+    fn source<T: Held>(&self, credential: &Credential<T>) -> Result<Arc<dyn Source>, BoxError> {
         match credential {
-            Credential::Provider(provider) => self.source(provider),
-            other => Err(format!("certificates can only come from provider instances, not from {other:?}").into()),
+            Credential::Provider(CertificateProviderRef { instance, .. }) => self.instance(instance),
+            Credential::Sds(SdsRef { origin: SdsOrigin::Workload, name }) => self.instance(WORKLOAD).map_err(|error| {
+                format!("the secret `{name}` is the workload's own identity, which the mesh does not have: {error}")
+                    .into()
+            }),
+            Credential::Sds(SdsRef { origin: SdsOrigin::Ads, name }) => {
+                self.shared(Secret::Sds(name.clone(), T::ROLE), || {
+                    let xds = self.xds.as_ref().ok_or("there is no control plane to have secrets from")?;
+                    let watch = {
+                        let _runtime = self.opener.runtime.enter();
+                        xds.watch_secret(name)
+                    };
+                    Ok(sds::follow(watch, T::ROLE, &self.opener))
+                })
+            }
+            Credential::Inline(held) => {
+                let secret = T::secret(held);
+                self.shared(secret.clone(), || self.held(&secret))
+            }
         }
     }
 
-    fn source(&self, provider: &CertificateProviderRef) -> Result<Arc<dyn Source>, BoxError> {
-        let instance = &provider.instance;
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(source) = sources.get(instance) {
+    /// The source of this secret that is in use, or else a new one.
+    fn shared(
+        &self,
+        secret: Secret,
+        open: impl FnOnce() -> Result<Arc<dyn Source>, BoxError>,
+    ) -> Result<Arc<dyn Source>, BoxError> {
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = secrets.get(&secret).and_then(Weak::upgrade) {
+            return Ok(source);
+        }
+        let source = open()?;
+        secrets.retain(|_, source| source.strong_count() > 0);
+        secrets.insert(secret, Arc::downgrade(&source));
+        Ok(source)
+    }
+
+    /// What a resource holds itself. Text is read once, and is wrong for ever if it is wrong.
+    fn held(&self, secret: &Secret) -> Result<Arc<dyn Source>, BoxError> {
+        let kind = match secret {
+            Secret::Certificate(own) => SecretKind::Certificate(own.clone()),
+            Secret::Trust(ca) => SecretKind::Trust(ca.clone()),
+            Secret::Sds(name, _) => return Err(format!("the secret `{name}` is not held by a resource").into()),
+        };
+        if let Some(files) = sds::files(&kind) {
+            return sds::open_files("the files of the TLS context", files, &self.opener);
+        }
+        let source = MemorySource::empty("the TLS context");
+        sds::read(&kind, &self.opener.crypto)?.put(&source);
+        Ok(Arc::new(source))
+    }
+
+    fn instance(&self, instance: &str) -> Result<Arc<dyn Source>, BoxError> {
+        if let Some(source) = self.given.get(instance) {
+            return Ok(source.clone());
+        }
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = instances.get(instance) {
             return Ok(source.clone());
         }
         let watcher = match self.providers.get(instance) {
@@ -89,13 +207,17 @@ impl Identities {
                     format!("certificate provider instance `{instance}` is of the unknown plugin `{plugin}`").into()
                 );
             }
-            None => return Err(format!("certificate provider instance `{instance}` is not in the bootstrap").into()),
+            Some(CertificateProvider::Application) | None => {
+                return Err(format!("certificate provider instance `{instance}` is not in the bootstrap").into());
+            }
         };
-        let source = self.open(instance, watcher)?;
-        sources.insert(instance.clone(), source.clone());
+        let source = self.opener.open(instance, watcher)?;
+        instances.insert(instance.to_owned(), source.clone());
         Ok(source)
     }
+}
 
+impl Opener {
     fn open(&self, name: &str, files: &FileWatcher) -> Result<Arc<dyn Source>, BoxError> {
         let mut config = FileSourceConfig::new(name, self.crypto.clone());
         config.certificate_file.clone_from(&files.certificate_file);
@@ -105,85 +227,5 @@ impl Identities {
         config.refresh_interval = files.refresh_interval;
         config.lazy = true;
         Ok(Arc::new(FileSource::new(config, &self.runtime)?))
-    }
-}
-
-impl AdsConnect {
-    fn tls(&self, creds: &TlsCreds, server: &ServerConfig) -> Result<ClientTls, BoxError> {
-        let mut cache = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tls) = cache.get(creds) {
-            return Ok(tls.clone());
-        }
-        let files = FileWatcher {
-            certificate_file: creds.certificate_file.clone(),
-            private_key_file: creds.private_key_file.clone(),
-            ca_certificate_file: creds.ca_certificate_file.clone(),
-            spiffe_trust_bundle_map_file: None,
-            refresh_interval: creds.refresh_interval,
-        };
-        // no file at all is legal (gRFC A65): the roots of the system, and no certificate of our own
-        let any =
-            files.certificate_file.is_some() || files.private_key_file.is_some() || files.ca_certificate_file.is_some();
-        let name = format!("xds_servers {}", server.uri);
-        let source = any.then(|| self.identities.open(&name, &files)).transpose()?;
-        let roots = match (&source, &creds.ca_certificate_file) {
-            (Some(source), Some(_)) => Roots::Source(source.clone()),
-            _ => Roots::System,
-        };
-        let settings = ClientSettings {
-            identity: source.filter(|_| creds.certificate_file.is_some()),
-            check: PeerCheck::ServerName,
-            alpn: vec![b"h2".to_vec()],
-            ..ClientSettings::new(roots)
-        };
-        let tls = ClientTls::new(settings, self.identities.crypto.clone())?;
-        cache.insert(creds.clone(), tls.clone());
-        Ok(tls)
-    }
-}
-
-impl Connect for AdsConnect {
-    fn connect(&self, server: &ServerConfig) -> BoxFuture<'static, io::Result<BoxedIo>> {
-        let tls = match &server.channel_creds {
-            ChannelCreds::Insecure => Ok(None),
-            ChannelCreds::Tls(creds) => self.tls(creds, server).map(Some),
-        };
-        let address = server.address.clone();
-        let dial = self.dial.clone();
-        Box::pin(async move {
-            let tls = tls.map_err(io::Error::other)?;
-            let io = match dial {
-                None => connect_address(&address).await?,
-                Some(DialRef(dial)) => dial.control_plane(&address).await?,
-            };
-            let Some(tls) = tls else { return Ok(io) };
-            let name = match &address {
-                ServerAddress::Tcp { host, .. } => Some(host.clone()),
-                ServerAddress::Unix(_) => None,
-            };
-            let (stream, _) = tls.connect(io, name.as_deref()).await.map_err(io::Error::other)?;
-            Ok(Box::new(stream) as BoxedIo)
-        })
-    }
-}
-
-fn san_matcher(san: &SanMatch) -> SanMatcher {
-    let matcher = &san.matcher;
-    match (&matcher.pattern, matcher.ignore_case) {
-        (StringPattern::Exact(value), false) => SanMatcher::Exact(value.clone()),
-        _ => {
-            let matches = matcher.clone();
-            SanMatcher::Matches {
-                description: format!("{:?}", matcher.pattern),
-                matches: Arc::new(move |san| matches.matches(san)),
-            }
-        }
-    }
-}
-
-fn names_spiffe_id(san: &SanMatch) -> bool {
-    match &san.matcher.pattern {
-        StringPattern::Exact(value) | StringPattern::Prefix(value) => value.starts_with("spiffe://"),
-        _ => false,
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     outbound::{
         cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, WeightNumbers},
-        connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Subchannel},
+        connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Socket, Sockets, Subchannel},
         filter::Filters,
         identity::Identities,
         resolve::Facts,
@@ -149,24 +149,29 @@ fn connector(
     shared: &Shared,
     numbers: Numbers,
 ) -> Arc<Connector> {
-    let alpn = match protocol {
-        Protocol::Http1 => "http/1.1",
-        Protocol::Http2 => "h2",
+    let socket = |socket: &TransportSocket| match socket {
+        TransportSocket::Plaintext => Socket { security: Security::Plaintext, auto_host_sni: false },
+        TransportSocket::Tls(tls) => {
+            let security = match identities.client_tls(tls, protocol) {
+                Ok(tls) => Security::Tls(tls),
+                Err(error) => Security::Broken(error.into()),
+            };
+            Socket { security, auto_host_sni: tls.auto_host_sni }
+        }
     };
-    let security = match &cluster.transport_socket {
-        TransportSocket::Plaintext => Security::Plaintext,
-        TransportSocket::Tls(tls) => match identities.client_tls(tls, &[alpn]) {
-            Ok(tls) => Security::Tls(tls),
-            Err(error) => Security::Broken(error.into()),
-        },
+    let sockets = Sockets {
+        matches: cluster.transport_socket_matches.iter().map(|one| (one.clone(), socket(&one.socket))).collect(),
+        default: socket(&cluster.transport_socket),
     };
+    let security = sockets.default.security.clone();
     let mut settings = ConnectorSettings {
         dial: shared.dial.clone(),
         numbers,
         ..ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout)
     };
     settings.tcp.user_timeout = shared.user_timeout.or(settings.tcp.user_timeout);
-    Connector::new(settings, shared.handshakes.clone(), Some(breaker.clone()), shared.runtime.clone())
+    let (handshakes, runtime) = (shared.handshakes.clone(), shared.runtime.clone());
+    Connector::with_variants(settings, sockets, handshakes, Some(breaker.clone()), runtime)
 }
 
 impl fmt::Debug for Upstream {

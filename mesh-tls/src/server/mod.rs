@@ -163,6 +163,14 @@ impl Acceptor {
         self.0.mode.store(mode as u8, Ordering::Relaxed);
     }
 
+    /// Waits until the sources hold what handshakes need, or say why they do not. Not bounded in time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready(&self) {
+        self.0.store.ready().await;
+    }
+
     /// Handshakes over `io`, with the newest material, within the handshake timeout.
     ///
     /// A client that is refused gets the TLS alert with the reason: its input is read for a moment longer, so that the

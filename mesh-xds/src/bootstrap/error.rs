@@ -57,6 +57,11 @@ pub enum BootstrapError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A server needs the name of its listener.
+    #[error(
+        "the bootstrap has no server_listener_resource_name_template: a server needs it to know its listener's name"
+    )]
+    NoServerTemplate,
     /// A target names an authority the bootstrap does not have.
     #[error("unknown xDS authority \"{authority}\": the bootstrap's `authorities` has [{known}]")]
     UnknownAuthority {

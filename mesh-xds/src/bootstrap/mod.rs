@@ -121,6 +121,8 @@ pub struct Node {
 pub enum CertificateProvider {
     /// `file_watcher`.
     FileWatcher(FileWatcher),
+    /// One that the application holds itself, and gives to who uses the bootstrap. Never in the JSON.
+    Application,
     /// A plugin this library does not have. Resources that name it are rejected.
     Unknown {
         /// `plugin_name`.

@@ -1,11 +1,12 @@
 //! From what is known to one complete snapshot: reachability LDS -> RDS -> virtual host -> CDS -> EDS or DNS (gRFC A74).
 
-use super::{Graph, Reach, TargetKey, entry::error, leaves};
+use super::{Graph, Reach, entry::error, leaves};
 use crate::{
     resource::{
         Cluster, ClusterLoadAssignment, Discovery, Listener, Resource, ResourceType, RouteConfiguration, RouteSource,
+        Secret, ServerListener,
     },
-    snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, Snapshot},
+    snapshot::{ClusterEntry, ResourceError, ResourceErrorKind, ServerSnapshot, Snapshot},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,11 +16,11 @@ use std::{
 
 /// What a walk came to.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome<S> {
     /// The published state stays: nothing changed, or what is new is not complete yet.
     Unchanged,
     /// A complete snapshot that differs from the last one.
-    Ready(Snapshot),
+    Ready(Arc<S>),
     /// The listener or its routes do not exist.
     Absent(Arc<ResourceError>),
     /// Not complete, and there is nothing to keep.
@@ -37,20 +38,33 @@ enum Found<'a> {
 /// A walk is not complete, perhaps for this reason.
 struct Incomplete(Option<Arc<ResourceError>>);
 
+impl<S> Outcome<S> {
+    /// Not complete, for no known reason.
+    pub(super) fn is_unexplained(&self) -> bool {
+        matches!(self, Self::Pending(None))
+    }
+}
+
 impl Graph {
-    /// What the target reaches now, and what that comes to.
-    pub(super) fn build(&self, key: &TargetKey, last: Option<&Arc<Snapshot>>) -> (Reach, Outcome) {
+    /// What a client's target reaches now, and what that comes to.
+    pub(super) fn build(
+        &self,
+        name: &Arc<str>,
+        host: &Arc<str>,
+        last: Option<&Arc<Snapshot>>,
+    ) -> (Reach, Outcome<Snapshot>) {
+        let key = (name, host);
         let mut wants = Reach::default();
         let newest = self.roots(key, &mut wants).and_then(|(listener, routes)| {
             self.complete(key, listener, routes, last, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
         });
         let outcome = match (newest, last) {
             (Ok(snapshot), Some(last)) if same(&snapshot, last) => Outcome::Unchanged,
-            (Ok(snapshot), _) => Outcome::Ready(snapshot),
+            (Ok(snapshot), _) => Outcome::Ready(Arc::new(snapshot)),
             (Err(Outcome::Pending(_)), Some(last)) => {
                 // What is in force stays, and stays fresh, until what is new is complete.
                 match self.complete(key, &last.listener, &last.routes, Some(last), &mut wants) {
-                    Ok(snapshot) if !same(&snapshot, last) => Outcome::Ready(snapshot),
+                    Ok(snapshot) if !same(&snapshot, last) => Outcome::Ready(Arc::new(snapshot)),
                     _ => Outcome::Unchanged,
                 }
             }
@@ -59,12 +73,86 @@ impl Graph {
         (wants, outcome)
     }
 
+    /// A server's listener and the routes of all its chains.
+    pub(super) fn build_server(
+        &self,
+        name: &Arc<str>,
+        last: Option<&Arc<ServerSnapshot>>,
+    ) -> (Reach, Outcome<ServerSnapshot>) {
+        let mut wants = Reach::default();
+        let newest = match self.find(ResourceType::Listener, name, &mut wants) {
+            Found::Good(Resource::ServerListener(listener)) => {
+                self.with_routes(name, listener, &mut wants).map_err(|Incomplete(cause)| Outcome::Pending(cause))
+            }
+            Found::Good(_) => {
+                let reason = format!("Listener \"{name}\" is for clients: a server needs an address");
+                Err(Outcome::Pending(Some(error(ResourceErrorKind::Invalid, reason))))
+            }
+            other => Err(unusable(other)),
+        };
+        let outcome = match (newest, last) {
+            (Ok(snapshot), Some(last)) if snapshot.is_same(last) => Outcome::Unchanged,
+            (Ok(snapshot), _) => Outcome::Ready(Arc::new(snapshot)),
+            (Err(Outcome::Pending(_)), Some(last)) => match self.with_routes(name, &last.listener, &mut wants) {
+                Ok(snapshot) if !snapshot.is_same(last) => Outcome::Ready(Arc::new(snapshot)),
+                _ => Outcome::Unchanged,
+            },
+            (Err(outcome), _) => outcome,
+        };
+        (wants, outcome)
+    }
+
+    fn with_routes(
+        &self,
+        name: &Arc<str>,
+        listener: &Arc<ServerListener>,
+        wants: &mut Reach,
+    ) -> Result<ServerSnapshot, Incomplete> {
+        let mut routes = BTreeMap::new();
+        let mut incomplete = None;
+        for chain in listener.chains() {
+            let RouteSource::Rds(name) = &chain.http.routes else { continue };
+            let found = match self.find(ResourceType::RouteConfiguration, name, wants) {
+                Found::Good(Resource::RouteConfiguration(config)) => Ok(config.clone()),
+                Found::Bad(problem, _) => Err(problem.clone()),
+                Found::Good(_) => continue,
+                Found::Waiting(cause) => {
+                    incomplete = Some(Incomplete(cause));
+                    continue;
+                }
+            };
+            routes.insert(name.clone(), found);
+        }
+        match incomplete {
+            Some(reason) => Err(reason),
+            None => Ok(ServerSnapshot {
+                name: name.clone(),
+                version: self.version(wants).into(),
+                listener: listener.clone(),
+                routes,
+            }),
+        }
+    }
+
+    /// A secret by itself.
+    pub(super) fn build_secret(&self, name: &Arc<str>, last: Option<&Arc<Secret>>) -> (Reach, Outcome<Secret>) {
+        let mut wants = Reach::default();
+        let outcome = match self.find(ResourceType::Secret, name, &mut wants) {
+            Found::Good(Resource::Secret(secret)) if last.is_some_and(|last| Arc::ptr_eq(last, secret)) => {
+                Outcome::Unchanged
+            }
+            Found::Good(Resource::Secret(secret)) => Outcome::Ready(secret.clone()),
+            other => unusable(other),
+        };
+        (wants, outcome)
+    }
+
     /// Listener and routes of a target.
     fn roots(
         &self,
-        (name, _): &TargetKey,
+        (name, _): (&Arc<str>, &Arc<str>),
         wants: &mut Reach,
-    ) -> Result<(&Arc<Listener>, &Arc<RouteConfiguration>), Outcome> {
+    ) -> Result<(&Arc<Listener>, &Arc<RouteConfiguration>), Outcome<Snapshot>> {
         let listener = match self.find(ResourceType::Listener, name, wants) {
             Found::Good(Resource::Listener(listener)) => listener,
             Found::Good(Resource::ServerListener(_)) => {
@@ -85,7 +173,7 @@ impl Graph {
     /// Every cluster the virtual host of the target can send to, or the first reason why not.
     fn complete(
         &self,
-        (name, host): &TargetKey,
+        (name, host): (&Arc<str>, &Arc<str>),
         listener: &Arc<Listener>,
         routes: &Arc<RouteConfiguration>,
         last: Option<&Arc<Snapshot>>,
@@ -216,7 +304,7 @@ impl Graph {
     }
 }
 
-fn unusable(found: Found<'_>) -> Outcome {
+fn unusable<S>(found: Found<'_>) -> Outcome<S> {
     match found {
         Found::Bad(problem, _) if problem.kind == ResourceErrorKind::DoesNotExist => Outcome::Absent(problem.clone()),
         Found::Bad(problem, _) => Outcome::Pending(Some(problem.clone())),

@@ -7,6 +7,7 @@ mod census;
 mod entry;
 mod leaves;
 mod names;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -14,28 +15,27 @@ mod tests;
 use crate::{
     ads::{Absence, Verdict},
     bootstrap::{Bootstrap, ServerConfig, authority_of},
-    resource::ResourceType,
-    snapshot::{ResourceError, Snapshot, TargetState},
+    resource::{ResourceType, Secret},
+    snapshot::{ResourceError, ServerSnapshot, Snapshot, State},
     status::{ClientStatus, ServerStatus},
 };
-use build::Outcome;
 use entry::Entry;
 pub(crate) use leaves::spread;
 pub(crate) use names::Job;
 use names::{Names, Reached};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::SystemTime,
 };
+pub(crate) use target::Published;
+pub(crate) use target::TargetKey;
+use target::Targets;
 use tokio::sync::watch;
 
 /// A resource by type and name.
 pub(crate) type Key = (ResourceType, Arc<str>);
-
-/// A target by LDS name and host.
-pub(crate) type TargetKey = (Arc<str>, Arc<str>);
 
 /// Everything known, and everything wanted.
 #[derive(Debug)]
@@ -44,7 +44,9 @@ pub(crate) struct Graph {
     servers: Vec<Server>,
     resources: HashMap<Key, Entry>,
     names: Names,
-    targets: BTreeMap<TargetKey, Target>,
+    targets: Targets<Snapshot>,
+    listeners: Targets<ServerSnapshot>,
+    secrets: Targets<Secret>,
     /// Counts responses, to tell the newest version.
     sequence: u64,
 }
@@ -60,18 +62,9 @@ struct Server {
     failure: Option<Arc<str>>,
 }
 
-#[derive(Debug)]
-struct Target {
-    sender: watch::Sender<TargetState>,
-    watchers: usize,
-    /// The last complete snapshot, while it is in force.
-    last: Option<Arc<Snapshot>>,
-    wants: Reach,
-}
-
 /// What a target reaches.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Reach {
+pub(crate) struct Reach {
     resources: BTreeSet<Key>,
     /// Its DNS clusters.
     names: Reached,
@@ -88,30 +81,36 @@ pub(crate) struct Stamp {
 
 impl Graph {
     pub(crate) fn new(bootstrap: Arc<Bootstrap>) -> Self {
-        let (servers, resources, targets) = (Vec::new(), HashMap::new(), BTreeMap::new());
-        Self { bootstrap, servers, resources, names: Names::default(), targets, sequence: 0 }
+        Self {
+            bootstrap,
+            servers: Vec::new(),
+            resources: HashMap::new(),
+            names: Names::default(),
+            targets: Targets::default(),
+            listeners: Targets::default(),
+            secrets: Targets::default(),
+            sequence: 0,
+        }
     }
 
-    /// Adds a watcher to a target.
-    pub(crate) fn watch(&mut self, key: &TargetKey) -> watch::Receiver<TargetState> {
-        if let Some(target) = self.targets.get_mut(key) {
-            target.watchers += 1;
-            return target.sender.subscribe();
+    /// Adds a watcher to a target. The key is of the kind whose state is `S`.
+    pub(crate) fn watch<S: Published>(&mut self, key: &TargetKey) -> watch::Receiver<State<S>> {
+        let (receiver, new) = S::targets(self).watch(key);
+        if new {
+            self.refresh(key);
         }
-        let (sender, receiver) = watch::channel(TargetState::Pending { cause: None });
-        self.targets.insert(key.clone(), Target { sender, watchers: 1, last: None, wants: Reach::default() });
-        self.refresh(key);
         receiver
     }
 
     /// Removes a watcher; the last one takes along what only it could reach.
     pub(crate) fn unwatch(&mut self, key: &TargetKey) {
-        let Some(target) = self.targets.get_mut(key) else { return };
-        target.watchers -= 1;
-        if target.watchers == 0
-            && let Some(target) = self.targets.remove(key)
-        {
-            self.rewire(key, &target.wants, &Reach::default());
+        let unused = match key {
+            TargetKey::Client { .. } => self.targets.unwatch(key),
+            TargetKey::Server(_) => self.listeners.unwatch(key),
+            TargetKey::Secret(_) => self.secrets.unwatch(key),
+        };
+        if let Some(wants) = unused {
+            self.rewire(key, &wants, &Reach::default());
         }
     }
 
@@ -246,19 +245,24 @@ impl Graph {
 
     /// Walks a target again, subscribes to what it reaches, and publishes if something changed.
     fn refresh(&mut self, key: &TargetKey) {
-        let Some(target) = self.targets.get(key) else { return };
-        let (wants, mut outcome) = self.build(key, target.last.as_ref());
-        if wants != target.wants {
-            let (old, last) = (target.wants.clone(), target.last.clone());
+        match key {
+            TargetKey::Client { .. } => self.refresh_of::<Snapshot>(key),
+            TargetKey::Server(_) => self.refresh_of::<ServerSnapshot>(key),
+            TargetKey::Secret(_) => self.refresh_of::<Secret>(key),
+        }
+    }
+
+    fn refresh_of<S: Published>(&mut self, key: &TargetKey) {
+        let Some((old, last)) = S::targets(self).last(key) else { return };
+        let (wants, mut outcome) = S::build(self, key, last.as_ref());
+        if wants != old {
             self.rewire(key, &old, &wants);
-            if matches!(outcome, Outcome::Pending(None)) || wants.names != old.names {
+            if outcome.is_unexplained() || wants.names != old.names {
                 // What was not even known before may have a server that is known to be down, or need no lookup.
-                outcome = self.build(key, last.as_ref()).1;
+                outcome = S::build(self, key, last.as_ref()).1;
             }
         }
-        let Some(target) = self.targets.get_mut(key) else { return };
-        target.wants = wants;
-        target.publish(outcome);
+        S::targets(self).publish(key, wants, outcome);
     }
 
     /// Moves a target from the resources it used to those it uses now. What nobody uses any more stays until [`Self::wanted`].
@@ -308,42 +312,5 @@ impl Graph {
         }
         self.servers.push(Server { config, changed: true, connected: false, failure: None });
         self.servers.len() - 1
-    }
-}
-
-impl Target {
-    fn publish(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Unchanged => {}
-            Outcome::Ready(snapshot) => {
-                let snapshot = Arc::new(snapshot);
-                self.last = Some(snapshot.clone());
-                self.sender.send_replace(TargetState::Ready(snapshot));
-            }
-            Outcome::Absent(error) => {
-                self.last = None;
-                self.sender.send_if_modified(|state| match state {
-                    TargetState::Absent(old) if old.message == error.message => false,
-                    _ => {
-                        *state = TargetState::Absent(error);
-                        true
-                    }
-                });
-            }
-            Outcome::Pending(cause) => {
-                self.last = None;
-                self.sender.send_if_modified(|state| match state {
-                    TargetState::Pending { cause: old }
-                        if old.as_ref().map(|old| &old.message) == cause.as_ref().map(|cause| &cause.message) =>
-                    {
-                        false
-                    }
-                    _ => {
-                        *state = TargetState::Pending { cause };
-                        true
-                    }
-                });
-            }
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! The graph: reachability, completeness and what is published when.
 
+mod server;
 mod spread;
 
 use super::*;
@@ -10,7 +11,7 @@ use crate::{
         Action, Cluster, ClusterLoadAssignment, ClusterSpecifier, Discovery, DomainPattern, Endpoint, Forward,
         HttpConnectionManager, Listener, Resource, Route, RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
     },
-    snapshot::{ClusterEntry, ResourceErrorKind},
+    snapshot::{ClusterEntry, ResourceErrorKind, TargetState},
     status::ClientResourceStatus,
 };
 use ResourceType::{Cluster as Cds, ClusterLoadAssignment as Eds, Listener as Lds, RouteConfiguration as Rds};
@@ -23,7 +24,11 @@ struct Play {
 }
 
 fn key() -> TargetKey {
-    ("t".into(), "t".into())
+    target("t", "t")
+}
+
+fn target(name: &str, host: &str) -> TargetKey {
+    TargetKey::Client { name: name.into(), host: host.into() }
 }
 
 impl Play {
@@ -382,7 +387,7 @@ fn an_unreachable_server_is_the_cause_until_it_answers() {
     );
     play.graph.reachable(0, Some("connection refused".into()));
     assert!(!play.published(), "the same cause is not news");
-    let late = play.graph.watch(&("u".into(), "u".into()));
+    let late: watch::Receiver<TargetState> = play.graph.watch(&target("u", "u"));
     assert!(matches!(&*late.borrow(), TargetState::Pending { cause: Some(_) }), "a new target knows at once");
     play.graph.reachable(0, None);
     assert!(matches!(play.state(), TargetState::Pending { cause: None }));
@@ -400,14 +405,14 @@ fn an_outage_does_not_touch_what_is_in_force() {
 #[test]
 fn targets_share_resources_and_entries() {
     let mut play = Play::complete();
-    let mut same = play.graph.watch(&key());
+    let mut same: watch::Receiver<TargetState> = play.graph.watch(&key());
     assert!(matches!(&*same.borrow_and_update(), TargetState::Ready(_)), "an equal target is ready at once");
-    let other = play.graph.watch(&("t".into(), "elsewhere".into()));
+    let other: watch::Receiver<TargetState> = play.graph.watch(&target("t", "elsewhere"));
     assert!(matches!(&*other.borrow(), TargetState::Ready(_)), "another host of known resources too");
     play.graph.unwatch(&key());
     play.graph.unwatch(&key());
     assert_eq!(play.wanted(Cds), ["a", "b"]);
-    play.graph.unwatch(&("t".into(), "elsewhere".into()));
+    play.graph.unwatch(&target("t", "elsewhere"));
     for kind in ResourceType::ALL {
         assert_eq!(play.wanted(kind), [] as [&str; 0]);
     }
@@ -473,7 +478,7 @@ fn two_targets_can_swap_their_clusters_in_one_update() {
         }))
     };
     let mut play = Play::new();
-    let other = play.graph.watch(&("t".into(), "u".into()));
+    let other: watch::Receiver<TargetState> = play.graph.watch(&target("t", "u"));
     play.good(listener("r"));
     play.good(shared("x", "y"));
     for name in ["x", "y"] {

@@ -2,7 +2,7 @@
 
 use super::{
     ClusterLoadAssignment, ConnectionOptions, DnsDiscovery, Endpoint, HealthCheck, LbPolicy, LbSettings,
-    OutlierDetection, TransportSocket,
+    OutlierDetection, TransportSocket, TransportSocketMatch,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -28,8 +28,10 @@ pub struct Cluster {
     /// `ignore_health_on_host_removal`: an endpoint that leaves the assignment leaves the cluster. Default false: one that passes its
     /// health checks stays until it fails them.
     pub ignore_health_on_host_removal: bool,
-    /// Plaintext or TLS.
+    /// Plaintext or TLS, for endpoints that none of `transport_socket_matches` is for.
     pub transport_socket: TransportSocket,
+    /// For endpoints with such metadata, instead of `transport_socket`: the first that matches.
+    pub transport_socket_matches: Vec<TransportSocketMatch>,
     /// From `typed_extension_protocol_options`; `None` when not said (gRPC then uses HTTP/2, plain HTTP clients HTTP/1.1).
     pub http_protocol: Option<HttpProtocol>,
     /// `common_http_protocol_options.idle_timeout`; default 1 h, zero never.
@@ -177,6 +179,7 @@ impl Cluster {
             health_check: None,
             ignore_health_on_host_removal: false,
             transport_socket: TransportSocket::Plaintext,
+            transport_socket_matches: Vec::new(),
             http_protocol: None,
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: None,

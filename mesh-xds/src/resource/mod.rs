@@ -81,5 +81,5 @@ pub use server_listener::{
 pub use template::{PathTemplate, TemplateRewrite};
 pub use tls::{
     CertificateProviderRef, Credential, DownstreamTls, SanKind, SanMatch, SdsOrigin, SdsRef, TransportSocket,
-    UpstreamTls,
+    TransportSocketMatch, UpstreamTls,
 };

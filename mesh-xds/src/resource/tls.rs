@@ -1,7 +1,10 @@
 //! TLS of clusters and of server listeners: `UpstreamTlsContext` and `DownstreamTlsContext`.
 
-use super::{StringMatcher, TlsCertificate, TrustedCa};
-use std::{fmt, sync::Arc};
+use super::{MetadataValue, StringMatcher, TlsCertificate, TrustedCa};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// The metadata of endpoints that `transport_socket_matches` looks at.
+const SOCKET_MATCH: &str = "envoy.transport_socket_match";
 
 /// Transport to the endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -11,6 +14,17 @@ pub enum TransportSocket {
     Plaintext,
     /// `UpstreamTlsContext` (gRFC A29).
     Tls(Arc<UpstreamTls>),
+}
+
+/// One of a cluster's `transport_socket_matches`: how endpoints with such metadata are connected to. Istio's auto-mTLS is made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransportSocketMatch {
+    /// For people.
+    pub name: String,
+    /// What the endpoint's metadata has to say under `envoy.transport_socket_match`; empty matches every endpoint.
+    pub wanted: BTreeMap<String, MetadataValue>,
+    /// Plaintext or TLS.
+    pub socket: TransportSocket,
 }
 
 /// `UpstreamTlsContext`, client side.
@@ -107,6 +121,14 @@ pub enum SanKind {
     Uri,
     /// IP address.
     Ip,
+}
+
+impl TransportSocketMatch {
+    /// Whether it is for an endpoint with this metadata.
+    pub fn matches(&self, metadata: Option<&BTreeMap<String, BTreeMap<String, MetadataValue>>>) -> bool {
+        let said = metadata.and_then(|metadata| metadata.get(SOCKET_MATCH));
+        self.wanted.iter().all(|(key, value)| said.and_then(|said| said.get(key)) == Some(value))
+    }
 }
 
 impl<T> Credential<T> {

@@ -1,6 +1,10 @@
 //! The immutable, complete view of one target. No route names a cluster that is not in it.
 
-use crate::resource::{Cluster, ClusterLoadAssignment, Listener, RouteConfiguration};
+mod server;
+
+pub use server::ServerSnapshot;
+
+use crate::resource::{Cluster, ClusterLoadAssignment, Listener, RouteConfiguration, Secret};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// Everything a client needs to serve one target, consistent in itself (gRFC A74). Unchanged parts keep their `Arc`
@@ -44,19 +48,28 @@ pub enum ClusterEntry {
     Failed(Arc<ResourceError>),
 }
 
-/// What is known of a target.
-#[derive(Clone, Debug)]
-pub enum TargetState {
+/// What is known of a target, a server listener or a secret.
+#[derive(Debug)]
+pub enum State<S> {
     /// Nothing complete yet. `cause` is the last error that keeps it so (server unreachable, resource NACKed).
     Pending {
         /// Why not yet, when known.
         cause: Option<Arc<ResourceError>>,
     },
     /// Complete.
-    Ready(Arc<Snapshot>),
-    /// The listener (or its route configuration) does not exist: requests fail, a layer passes on to its inner client.
+    Ready(Arc<S>),
+    /// It does not exist (for a target also: its route configuration): requests fail, a layer passes on to its inner client.
     Absent(Arc<ResourceError>),
 }
+
+/// What is known of a target.
+pub type TargetState = State<Snapshot>;
+
+/// What is known of a server listener.
+pub type ServerState = State<ServerSnapshot>;
+
+/// What is known of a secret.
+pub type SecretState = State<Secret>;
 
 /// Why a resource is not usable. Displays as a sentence that names type, resource, field path, server and cause.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -79,6 +92,16 @@ pub enum ResourceErrorKind {
     Unreachable,
     /// DNS gives no address for the target.
     Unresolved,
+}
+
+impl<S> Clone for State<S> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Pending { cause } => Self::Pending { cause: cause.clone() },
+            Self::Ready(snapshot) => Self::Ready(snapshot.clone()),
+            Self::Absent(error) => Self::Absent(error.clone()),
+        }
+    }
 }
 
 impl ClusterEntry {

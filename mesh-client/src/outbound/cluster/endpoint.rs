@@ -104,7 +104,10 @@ impl<L: Link> Endpoint<L> {
 
     #[cold]
     fn open(&self) -> &Arc<L> {
-        let link = self.link.get_or_init(|| L::open(self.address, &self.common.connector));
+        let link = self.link.get_or_init(|| {
+            let connector = L::variant(&self.common.connector, self.placement.load().said());
+            L::open(self.address, &connector)
+        });
         // Either this sees that the endpoint has left, or who retires it sees the link.
         fence(SeqCst);
         if self.is_retired() {

@@ -1,7 +1,7 @@
 //! What a cluster needs of a connection to one endpoint, so that it can be tested without a network.
 
 use super::{Breaker, CheckTarget, Ended, Failed, Report, orca};
-use crate::outbound::connect::{Connector, Demand, Foresight, Kept, Subchannel};
+use crate::outbound::connect::{Connector, Demand, Foresight, Kept, Said, Subchannel};
 use mesh_xds::resource::Cluster;
 use std::{error::Error, fmt, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -26,7 +26,17 @@ pub(crate) trait Link: fmt::Debug + Send + Sync + Sized + 'static {
     /// Makes an idle link: no connection, no task.
     fn open(address: SocketAddr, connector: &Arc<Self::Connector>) -> Arc<Self>;
 
-    /// Changes after the state of a link of this connector did.
+    /// The connector for an endpoint of which this is said: that of the cluster, or a variant of it.
+    fn variant(connector: &Arc<Self::Connector>, _: Said<'_>) -> Arc<Self::Connector> {
+        connector.clone()
+    }
+
+    /// Whether endpoints at one address of which this and that is said are connected to in different ways.
+    fn differ(_: &Self::Connector, _: Said<'_>, _: Said<'_>) -> bool {
+        false
+    }
+
+    /// Changes after the state of a link of this connector, or of a variant of it, did.
     fn changes(connector: &Self::Connector) -> watch::Receiver<u64>;
 
     /// The state now: an atomic load. A link that failed is in `TransientFailure`, through the attempts that it makes by
@@ -81,6 +91,14 @@ impl Link for Subchannel {
 
     fn open(address: SocketAddr, connector: &Arc<Connector>) -> Arc<Self> {
         Self::new(address, connector.clone())
+    }
+
+    fn variant(connector: &Arc<Connector>, said: Said<'_>) -> Arc<Connector> {
+        connector.variant(said)
+    }
+
+    fn differ(connector: &Connector, before: Said<'_>, now: Said<'_>) -> bool {
+        connector.differ(before, now)
     }
 
     fn changes(connector: &Connector) -> watch::Receiver<u64> {

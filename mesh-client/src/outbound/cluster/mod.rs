@@ -301,7 +301,8 @@ impl<L: Link> LiveCluster<L> {
         let effective = self.with_proven(writer, &assignment);
         writer.wanted = assignment;
         let make = self.maker(writer);
-        let (set, removed) = writer.set.next(effective, make);
+        let connector = writer.connector.clone();
+        let (set, removed) = writer.set.next(effective, make, |before, now| L::differ(&connector, before, now));
         writer.set = set;
         for endpoint in &removed {
             endpoint.retire();
@@ -353,6 +354,7 @@ impl<L: Link> Drop for LiveCluster<L> {
 
 fn same_transport(a: &Cluster, b: &Cluster) -> bool {
     a.transport_socket == b.transport_socket
+        && a.transport_socket_matches == b.transport_socket_matches
         && a.connect_timeout == b.connect_timeout
         && a.http_protocol == b.http_protocol
         && a.idle_timeout == b.idle_timeout

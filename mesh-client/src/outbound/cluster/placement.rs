@@ -1,5 +1,6 @@
 //! What an assignment says of its endpoints besides their addresses.
 
+use crate::outbound::connect::Said;
 use mesh_xds::resource::{self, EndpointHealthCheck, HealthStatus, LocalityId, MetadataValue};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -52,6 +53,11 @@ impl Placement {
             hostname: endpoint.hostname.clone(),
             metadata: endpoint.metadata.clone(),
         }
+    }
+
+    /// What the way it is connected to depends on.
+    pub(super) fn said(&self) -> Said<'_> {
+        Said { hostname: &self.hostname, metadata: self.metadata.as_deref() }
     }
 
     /// Whether it is what is said here, as far as that can be seen at a glance.

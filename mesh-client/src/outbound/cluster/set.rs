@@ -1,7 +1,10 @@
 //! The endpoints of a cluster, carried over from one assignment to the next by address.
 
 use super::{Endpoint, Link, Placement, placement::Placements};
-use crate::outbound::pick::{Class, Group, Turn};
+use crate::outbound::{
+    connect::Said,
+    pick::{Class, Group, Turn},
+};
 use mesh_xds::resource::{self, ClusterLoadAssignment, HealthStatus, Locality};
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
@@ -62,12 +65,13 @@ impl<L: Link> EndpointSet<L> {
         &self,
         assignment: Arc<ClusterLoadAssignment>,
         mut make: impl FnMut(SocketAddr, Arc<Placement>) -> Arc<Endpoint<L>>,
+        differ: impl Fn(Said<'_>, Said<'_>) -> bool,
     ) -> (Self, Vec<Arc<Endpoint<L>>>) {
         let mut orphans: HashMap<SocketAddr, Arc<Endpoint<L>>> = HashMap::new();
         let plans: Vec<Vec<Plan<'_, L>>> = (assignment.priorities.iter().enumerate())
             .map(|(priority, localities)| {
                 let before = self.localities(priority);
-                localities.iter().enumerate().map(|(i, locality)| Plan::new(locality, i, &before)).collect()
+                localities.iter().enumerate().map(|(i, locality)| Plan::new(locality, i, &before, &differ)).collect()
             })
             .collect();
         self.disown(&plans, &mut orphans);
@@ -83,6 +87,11 @@ impl<L: Link> EndpointSet<L> {
                     // Of a cluster that begins nobody is to be hashed.
                     let orphan = if orphans.is_empty() { None } else { orphans.remove(&endpoint.address) };
                     match orphan {
+                        // Its connections are of another kind: they end with their requests.
+                        Some(live) if differ(live.placement().said(), placement.said()) => {
+                            orphans.insert(endpoint.address, live);
+                            make(endpoint.address, placement)
+                        }
                         Some(live) => {
                             live.set_placement(placement);
                             live
@@ -129,12 +138,18 @@ impl<L: Link> EndpointSet<L> {
 }
 
 impl<'a, L: Link> Plan<'a, L> {
-    fn new(locality: &'a Locality, i: usize, before: &[(&'a Locality, &'a Arc<Group<Endpoint<L>>>)]) -> Self {
+    fn new(
+        locality: &'a Locality,
+        i: usize,
+        before: &[(&'a Locality, &'a Arc<Group<Endpoint<L>>>)],
+        differ: &impl Fn(Said<'_>, Said<'_>) -> bool,
+    ) -> Self {
         let same = |(old, _): &&(&'a Locality, _)| old.id == locality.id;
         let before = before.get(i).filter(same).or_else(|| before.iter().find(same)).copied();
         let old = before.map_or(&[][..], |(old, _)| &old.endpoints);
         let new = &locality.endpoints;
-        let same = |(a, b): &(&resource::Endpoint, &resource::Endpoint)| a.address == b.address;
+        let same =
+            |(a, b): &(&resource::Endpoint, &resource::Endpoint)| a.address == b.address && !differ(said(a), said(b));
         let prefix = old.iter().zip(new).take_while(same).count();
         let suffix = old[prefix..].iter().rev().zip(new[prefix..].iter().rev()).take_while(same).count();
         Self { locality, before, prefix, suffix }
@@ -179,6 +194,10 @@ impl<'a, L: Link> Plan<'a, L> {
         let turn = self.before.map_or_else(Turn::anywhere, |(_, group)| group.turn());
         Arc::new(Group::new(members, weights, classes, weight, turn))
     }
+}
+
+fn said(endpoint: &resource::Endpoint) -> Said<'_> {
+    Said { hostname: &endpoint.hostname, metadata: endpoint.metadata.as_deref() }
 }
 
 fn class(health: HealthStatus) -> Class {

@@ -5,6 +5,7 @@ use super::{
     dial::{DialRef, Socket},
     error::Shown,
     socket::TcpOptions,
+    variants::{Said, Sockets, Variants},
 };
 use crate::{
     outbound::cluster::Breaker,
@@ -64,6 +65,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) tcp: TcpOptions,
     /// TLS or not.
     pub(crate) security: Security,
+    /// Sent as SNI instead of what the TLS configuration says.
+    pub(crate) server_name: Option<Arc<str>>,
     /// In place of TCP sockets.
     pub(crate) dial: Option<DialRef>,
     /// What is counted of them.
@@ -84,15 +87,17 @@ pub(crate) enum Security {
 /// Makes connections; shared by the subchannels of one cluster.
 pub(crate) struct Connector {
     pub(super) settings: ConnectorSettings,
+    /// Of other endpoints of the cluster; `None`: all are alike.
+    variants: Option<Box<Variants>>,
     /// TLS and HTTP handshakes at the same time, in the whole process.
     handshakes: Arc<Semaphore>,
     /// And with the endpoints of this cluster, so that it leaves some to the others.
-    own_handshakes: Semaphore,
+    own_handshakes: Arc<Semaphore>,
     /// Counts connections (`max_connections`).
     pub(super) breaker: Option<Arc<Breaker>>,
     pub(super) changes: watch::Sender<u64>,
     /// A request has needed a connection.
-    pub(super) used: AtomicBool,
+    pub(super) used: Arc<AtomicBool>,
     /// Where connections are to be foreseen.
     pub(super) foresight: Option<Foresight>,
     pub(super) runtime: Handle,
@@ -130,6 +135,7 @@ impl Default for ConnectorSettings {
             transport: TransportConfig::default(),
             tcp: TcpOptions::default(),
             security: Security::Plaintext,
+            server_name: None,
             dial: None,
             numbers: Numbers::default(),
         }
@@ -206,16 +212,58 @@ impl Connector {
         Arc::new(Self {
             settings,
             handshakes,
-            own_handshakes: Semaphore::new(CLUSTER_HANDSHAKES),
+            variants: None,
+            own_handshakes: Arc::new(Semaphore::new(CLUSTER_HANDSHAKES)),
             breaker,
             changes: watch::Sender::new(0),
             foresight,
-            used: AtomicBool::new(false),
+            used: Arc::default(),
             runtime,
         })
     }
 
-    /// Changes after the state of one of its subchannels did.
+    /// The same for a cluster some of whose endpoints may be connected to in other ways.
+    pub(crate) fn with_variants(
+        settings: ConnectorSettings,
+        sockets: Sockets,
+        handshakes: Arc<Semaphore>,
+        breaker: Option<Arc<Breaker>>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let mut connector = Self::new(settings, handshakes, breaker, runtime);
+        if sockets.tell_apart() {
+            let made = Arc::get_mut(&mut connector).expect("nobody else has it yet");
+            made.variants = Some(Box::new(Variants::new(sockets)));
+        }
+        connector
+    }
+
+    /// The one for an endpoint of which this is said.
+    pub(crate) fn variant(self: &Arc<Self>, said: Said<'_>) -> Arc<Self> {
+        match &self.variants {
+            None => self.clone(),
+            Some(variants) => variants.of(said, |security, server_name| {
+                Arc::new(Self {
+                    settings: ConnectorSettings { security, server_name, ..self.settings.clone() },
+                    variants: None,
+                    handshakes: self.handshakes.clone(),
+                    own_handshakes: self.own_handshakes.clone(),
+                    breaker: self.breaker.clone(),
+                    changes: self.changes.clone(),
+                    foresight: self.foresight.clone(),
+                    used: self.used.clone(),
+                    runtime: self.runtime.clone(),
+                })
+            }),
+        }
+    }
+
+    /// Whether endpoints of which this and that is said are connected to in different ways.
+    pub(crate) fn differ(&self, before: Said<'_>, now: Said<'_>) -> bool {
+        self.variants.as_ref().is_some_and(|variants| variants.differ(before, now))
+    }
+
+    /// Changes after the state of one of its subchannels, or of its variants' did.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -260,13 +308,15 @@ impl Connector {
             let connection = connection.await.map_err(|_| timed_out("the HTTP handshake"))??;
             return Ok(Opened { connection, generation: 0 });
         };
-        let session = timeout_at(deadline, tls.connect(tcp, None));
+        // What never comes is the handshake's error.
+        let _ = timeout_at(deadline, tls.ready()).await;
+        let session = timeout_at(deadline, tls.connect(tcp, self.settings.server_name.as_deref()));
         let session = session.await.map_err(|_| timed_out("the TLS handshake"))?;
         let (stream, peer) = session.map_err(|source| ConnectError::Tls { address, source })?;
         let generation = stream.generation();
         let protocol = match stream.alpn() {
-            Some(b"h2") => Protocol::Http2,
-            Some(b"http/1.1") => Protocol::Http1,
+            Some(b"h2" | b"istio-h2") => Protocol::Http2,
+            Some(b"http/1.1" | b"istio-http/1.1") => Protocol::Http1,
             _ => protocol,
         };
         let connection = timeout_at(deadline, self.speak(stream, protocol, address, Some(peer), events));

@@ -10,6 +10,7 @@ mod probe;
 mod socket;
 mod subchannel;
 mod supervisor;
+mod variants;
 
 pub(crate) use backoff::Backoff;
 pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security};
@@ -20,6 +21,7 @@ pub(crate) use numbers::Numbers;
 pub(crate) use preconnect::{AT_ONCE, Demand, Foresight};
 pub(crate) use probe::Kept;
 pub(crate) use subchannel::Subchannel;
+pub(crate) use variants::{Said, Socket, Sockets};
 
 /// State of an endpoint's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -188,7 +188,8 @@ impl Connector {
     async fn open_raw(&self, target: &CheckTarget) -> Result<Box<dyn Stream>, ConnectError> {
         let tcp = self.tcp(target.address).await?;
         let Security::Tls(tls) = &self.settings.security else { return Ok(Box::new(tcp)) };
-        let session = tls.connect(tcp, None).await;
+        tls.ready().await;
+        let session = tls.connect(tcp, self.settings.server_name.as_deref()).await;
         let (stream, _) = session.map_err(|source| ConnectError::Tls { address: target.address, source })?;
         Ok(Box::new(stream))
     }

@@ -7,6 +7,7 @@ use super::{
     supervisor::{self, Supervised},
 };
 use crate::{
+    error::chain,
     outbound::cluster::{Permit, Resource},
     transport::{Connection, Events, Kind, Lease, Protocol},
 };
@@ -325,19 +326,25 @@ impl Subchannel {
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "attempt failed");
                 self.connector.settings.numbers.failed(&error);
-                self.with_core(|core| {
+                let error = Arc::new(error);
+                let news = self.with_core(|core| {
                     if core.removed {
-                        return;
+                        return false;
                     }
                     core.attempts -= 1;
-                    core.last_error = Some(Arc::new(error));
+                    let before = core.last_error.replace(Arc::clone(&error));
                     if !std::mem::replace(&mut core.in_backoff, true) {
                         // Attempts that fail beside each other are one failure.
                         core.failures = core.failures.saturating_add(1);
                         self.start_timer(core);
                     }
                     core.wake = true;
+                    before.is_some_and(|before| chain(&*before) != chain(&*error))
                 });
+                // Who is refused is told the reason of today.
+                if news {
+                    self.connector.changed();
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::{
     },
 };
 use prost::Message;
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 fn aggregate(name: &str, children: &[&str]) -> Resource {
     let discovery = Discovery::Aggregate(children.iter().map(|name| Arc::from(*name)).collect());

@@ -36,9 +36,6 @@ impl Decoder<'_> {
         if let Some(source) = &proto.lrs_server {
             self.lrs_server(source)?;
         }
-        if !proto.transport_socket_matches.is_empty() {
-            return Err(self.invalid_at("transport_socket_matches", "not supported"));
-        }
         if proto.transport_socket_matcher.is_some() {
             return Err(self.invalid_at("transport_socket_matcher", "not supported"));
         }
@@ -46,6 +43,8 @@ impl Decoder<'_> {
             Some(socket) => self.at("transport_socket", |cx| cx.transport_socket(socket))?,
             None => resource::TransportSocket::Plaintext,
         };
+        let matches = std::mem::take(&mut proto.transport_socket_matches);
+        let transport_socket_matches = self.each("transport_socket_matches", matches, Self::socket_match)?;
         let connect_timeout =
             self.positive("connect_timeout", proto.connect_timeout)?.unwrap_or(Duration::from_secs(5));
         let circuit_breakers = match proto.circuit_breakers.take() {
@@ -86,6 +85,7 @@ impl Decoder<'_> {
             health_check,
             ignore_health_on_host_removal: proto.ignore_health_on_host_removal,
             transport_socket,
+            transport_socket_matches,
             http_protocol: options.protocol,
             idle_timeout: options.idle_timeout.unwrap_or(Duration::from_secs(3600)),
             max_requests_per_connection: options.max_requests_per_connection,

@@ -1,16 +1,19 @@
 //! `UpstreamTlsContext` and `DownstreamTlsContext` (gRFC A29, A82, A101), and beyond gRPC the certificates of SDS and of the
 //! resource itself.
 
-use super::{Decoder, Valid, type_name};
+use super::{Decoder, Valid, endpoint::metadata_values, type_name};
 use crate::{
     bootstrap::CertificateProvider,
     resource::{
         CertificateProviderRef, Credential, DownstreamTls, SanKind, SanMatch, TlsCertificate, TransportSocket,
-        TrustedCa, UpstreamTls,
+        TransportSocketMatch, TrustedCa, UpstreamTls,
     },
 };
 use envoy_types::pb::envoy::{
-    config::core::v3::{TransportSocket as Proto, transport_socket::ConfigType},
+    config::{
+        cluster::v3::cluster::TransportSocketMatch as ProtoMatch,
+        core::v3::{TransportSocket as Proto, transport_socket::ConfigType},
+    },
     extensions::transport_sockets::tls::v3::{
         CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
         SubjectAltNameMatcher, UpstreamTlsContext,
@@ -34,11 +37,14 @@ enum Side {
     Server,
 }
 
+/// Whom to trust; `None`: the roots of the system.
+type Trusted = Option<Credential<TrustedCa>>;
+
 /// What `CommonTlsContext` comes to.
 struct CommonTls {
     identity: Option<Credential<TlsCertificate>>,
-    /// Inner `None`: the roots of the system. Outer: no one is verified.
-    ca: Option<Option<Credential<TrustedCa>>>,
+    /// `None`: nothing says whom to trust.
+    ca: Option<Trusted>,
     san_matchers: Vec<SanMatch>,
     alpn: Vec<String>,
 }
@@ -66,6 +72,20 @@ impl Decoder<'_> {
             }
             other => Err(cx.invalid(format!("unknown transport socket \"{other}\""))),
         })
+    }
+
+    pub(super) fn socket_match(&mut self, proto: ProtoMatch) -> Valid<TransportSocketMatch> {
+        let labels = proto.r#match.unwrap_or_default().fields;
+        let count = labels.len();
+        let wanted = metadata_values(labels);
+        if wanted.len() != count {
+            return Err(self.invalid_at("match", "only strings, numbers and booleans can be compared"));
+        }
+        let Some(socket) = proto.transport_socket else {
+            return Err(self.invalid_at("transport_socket", "is missing"));
+        };
+        let socket = self.at("transport_socket", |cx| cx.transport_socket(socket))?;
+        Ok(TransportSocketMatch { name: proto.name, wanted, socket })
     }
 
     /// Of a filter chain. `None`: plaintext.
@@ -250,13 +270,12 @@ impl Decoder<'_> {
         })
     }
 
-    /// Inner `None`: the roots of the system. Outer: nothing says whom to trust.
     fn validation(
         &mut self,
         mut proto: CertificateValidationContext,
         fallback: Option<CertificateProviderPluginInstance>,
         secret: Option<Credential<TrustedCa>>,
-    ) -> Valid<(Option<Option<Credential<TrustedCa>>>, Vec<SanMatch>)> {
+    ) -> Valid<(Option<Trusted>, Vec<SanMatch>)> {
         self.unverifiable(&proto)?;
         let mut matchers = Vec::new();
         for (index, matcher) in std::mem::take(&mut proto.match_subject_alt_names).into_iter().enumerate() {
@@ -326,7 +345,7 @@ impl Decoder<'_> {
         proto: CertificateProviderPluginInstance,
     ) -> Valid<CertificateProviderRef> {
         match self.providers.get(&proto.instance_name) {
-            Some(CertificateProvider::FileWatcher(_)) => {
+            Some(CertificateProvider::FileWatcher(_) | CertificateProvider::Application) => {
                 Ok(CertificateProviderRef { instance: proto.instance_name, certificate: proto.certificate_name })
             }
             Some(CertificateProvider::Unknown { plugin }) => Err(self.invalid_at(

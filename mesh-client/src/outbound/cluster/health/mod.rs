@@ -64,7 +64,7 @@ impl<L: Link> LiveCluster<L> {
                 if !known && !begins {
                     endpoint.set_health(Health::awaited(), None);
                 }
-                let connector = writer.connector.clone();
+                let connector = L::variant(&writer.connector, endpoint.placement().said());
                 let run = run(self.me.clone(), Arc::downgrade(endpoint), connector, target.clone());
                 let task = self.deps.runtime.spawn(run).abort_handle();
                 Session { endpoint: Arc::downgrade(endpoint), target, task }

@@ -125,7 +125,7 @@ fn bad_clusters_are_rejected() {
                 c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
             }),
             ("lrs_server", "self", |c| c.lrs_server = Some(ads())),
-            ("transport_socket_matches", "not supported", |c| {
+            ("transport_socket_matches[0].transport_socket", "missing", |c| {
                 c.transport_socket_matches = vec![TransportSocketMatch::default()];
             }),
             ("transport_socket_matcher", "not supported", |c| c.transport_socket_matcher = Some(Default::default())),

@@ -1,0 +1,210 @@
+//! Secrets of the control plane (SDS), and certificates that resources hold themselves, as sources.
+
+use super::{Opener, Role};
+use crate::error::BoxError;
+use mesh_tls::{
+    CryptoProvider, FileSource, FileSourceConfig, Identity, Material, MemorySource, RevocationPolicy, Source,
+    TrustRoots,
+};
+use mesh_xds::{
+    SecretWatch,
+    resource::{DataSource, SecretKind},
+    snapshot::SecretState,
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// How often files that a secret names are looked at again. Envoy is told by the system when they change.
+const FILES_EVERY: Duration = Duration::from_secs(5);
+/// Envoy: where there are revocation lists, every issuer needs one that counts.
+const REVOCATION: RevocationPolicy = RevocationPolicy { refuse_unlisted_authorities: true, refuse_expired_lists: true };
+
+/// What was read of a secret.
+pub(super) enum Parsed {
+    Own(Identity),
+    Trust(TrustRoots),
+}
+
+/// The files of a secret that has nothing else.
+#[derive(Debug)]
+pub(super) struct Files {
+    certificate: Option<(PathBuf, PathBuf)>,
+    ca: Option<PathBuf>,
+    crl: Option<PathBuf>,
+}
+
+/// A source that a task fills, for as long as it is used.
+#[derive(Debug)]
+struct Followed {
+    held: Arc<MemorySource>,
+    task: JoinHandle<()>,
+}
+
+/// Follows a secret of the control plane.
+pub(super) fn follow(watch: SecretWatch, role: Role, opener: &Opener) -> Arc<dyn Source> {
+    let held = Arc::new(MemorySource::empty(format!("secret {}", watch.name())));
+    let task = opener.runtime.spawn(keep(watch, role, held.clone(), opener.clone()));
+    Arc::new(Followed { held, task })
+}
+
+/// What is there stays until there is something newer: a secret that is removed or broken takes nothing away.
+async fn keep(mut watch: SecretWatch, role: Role, held: Arc<MemorySource>, opener: Opener) {
+    let mut told = None;
+    loop {
+        let state = watch.state();
+        let fail = |told: &mut Option<String>, reason: String| {
+            if told.as_ref() != Some(&reason) {
+                held.fail(reason.clone());
+                *told = Some(reason);
+            }
+        };
+        let fits = |kind: &SecretKind| {
+            matches!(
+                (kind, role),
+                (SecretKind::Certificate(_), Role::Certificate) | (SecretKind::Trust(_), Role::Trust)
+            )
+        };
+        let files = match &state {
+            SecretState::Ready(secret) if !fits(&secret.kind) => {
+                let wanted = if role == Role::Trust { "a validation_context" } else { "a tls_certificate" };
+                fail(&mut told, format!("Secret \"{}\" is not {wanted}", secret.name));
+                None
+            }
+            SecretState::Ready(secret) => match files(&secret.kind) {
+                Some(files) => match open_files(held.name(), files, &opener) {
+                    Ok(source) => Some(source),
+                    Err(error) => {
+                        fail(&mut told, error.to_string());
+                        None
+                    }
+                },
+                None => {
+                    match read(&secret.kind, &opener.crypto) {
+                        Ok(parsed) => {
+                            told = None;
+                            parsed.put(&held);
+                        }
+                        Err(error) => fail(&mut told, error.to_string()),
+                    }
+                    None
+                }
+            },
+            SecretState::Absent(error) | SecretState::Pending { cause: Some(error) } => {
+                fail(&mut told, error.to_string());
+                None
+            }
+            SecretState::Pending { cause: None } => None,
+        };
+        let copying = async {
+            match files {
+                Some(files) => copy(&*files, &held).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = watch.changed() => if changed.is_err() { return },
+            () = copying => {}
+        }
+    }
+}
+
+/// Passes on what the files of a secret hold. Never returns.
+async fn copy(files: &dyn Source, held: &MemorySource) {
+    let mut changes = files.changed();
+    loop {
+        let material = files.current();
+        if material.generation > 0 {
+            held.set(material.identity.clone(), material.roots.clone());
+        } else if let Some(reason) = files.last_error() {
+            held.fail(reason);
+        }
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// `None`: at least a part of it is text.
+pub(super) fn files(kind: &SecretKind) -> Option<Files> {
+    let path = |source: &DataSource| match source {
+        DataSource::File(path) => Some(path.clone()),
+        DataSource::Bytes(_) => None,
+    };
+    match kind {
+        SecretKind::Certificate(own) => {
+            let certificate = Some((path(&own.chain)?, path(&own.key)?));
+            Some(Files { certificate, ca: None, crl: None })
+        }
+        SecretKind::Trust(trust) => {
+            let crl = match &trust.crl {
+                Some(crl) => Some(path(crl)?),
+                None => None,
+            };
+            Some(Files { certificate: None, ca: Some(path(&trust.ca)?), crl })
+        }
+    }
+}
+
+pub(super) fn open_files(name: &str, files: Files, opener: &Opener) -> Result<Arc<dyn Source>, BoxError> {
+    let mut config = FileSourceConfig::new(name, opener.crypto.clone());
+    (config.certificate_file, config.private_key_file) = files.certificate.unzip();
+    config.ca_certificate_file = files.ca;
+    config.crl_file = files.crl;
+    config.revocation = REVOCATION;
+    config.refresh_interval = FILES_EVERY;
+    config.lazy = true;
+    Ok(Arc::new(FileSource::new(config, &opener.runtime)?))
+}
+
+/// Reads a secret whose parts are text; a part that is a file is read once.
+pub(super) fn read(kind: &SecretKind, crypto: &CryptoProvider) -> Result<Parsed, BoxError> {
+    let bytes = |source: &DataSource| match source {
+        DataSource::Bytes(bytes) => Ok(bytes.to_vec()),
+        DataSource::File(path) => std::fs::read(path).map_err(|error| format!("{}: {error}", path.display())),
+    };
+    Ok(match kind {
+        SecretKind::Certificate(own) => {
+            Parsed::Own(Identity::from_pem(&bytes(&own.chain)?, &bytes(&own.key)?, crypto)?)
+        }
+        SecretKind::Trust(trust) => {
+            let roots = TrustRoots::from_pem(&bytes(&trust.ca)?)?;
+            Parsed::Trust(match &trust.crl {
+                Some(crl) => roots.with_crl_pem(&bytes(crl)?, REVOCATION)?,
+                None => roots,
+            })
+        }
+    })
+}
+
+impl Parsed {
+    pub(super) fn put(self, source: &MemorySource) {
+        match self {
+            Self::Own(identity) => source.set_identity(Arc::new(identity)),
+            Self::Trust(roots) => source.set_roots(Arc::new(roots)),
+        }
+    }
+}
+
+impl Source for Followed {
+    fn name(&self) -> &str {
+        self.held.name()
+    }
+
+    fn current(&self) -> Arc<Material> {
+        self.held.current()
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.held.changed()
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.held.last_error()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
