@@ -5,6 +5,7 @@ use crate::{
     alert,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
+    version::preferring_post_quantum,
 };
 use futures::future::select_all;
 use rustls::{
@@ -99,7 +100,8 @@ impl ClientSettings {
 }
 
 impl ClientTls {
-    /// Checks the settings; the sources may still be empty.
+    /// Checks the settings; the sources may still be empty. Of the provider's key exchanges the post-quantum one,
+    /// X25519MLKEM768, is preferred where it has it.
     ///
     /// # Errors
     /// The provider lacks a version of TLS, the SNI is not a DNS name, or the system has no roots.
@@ -115,6 +117,7 @@ impl ClientTls {
         };
         let store = Store::new(settings.identity.clone(), roots);
         let san_matchers = settings.san_matchers.clone().into();
+        let provider = preferring_post_quantum(provider);
         let tls = Self(Arc::new(Inner { settings, san_matchers, provider, store }));
         match tls.built() {
             Ok(_) | Err(TlsError::NotReady { .. }) => Ok(tls),

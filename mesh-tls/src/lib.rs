@@ -47,6 +47,8 @@ mod alert;
 mod bundle;
 mod client;
 mod error;
+#[doc(hidden)]
+pub mod fuzz_api;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod hello;

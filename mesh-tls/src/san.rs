@@ -102,7 +102,7 @@ impl fmt::Debug for SanMatcher {
 
 /// Whether the DNS SAN `presented`, which may begin with `*.`, covers `wanted`. A final dot is ignored; `*.com` and
 /// wildcards elsewhere than in the whole leftmost label cover nothing.
-fn dns_matches(wanted: &str, presented: &str) -> bool {
+pub(crate) fn dns_matches(wanted: &str, presented: &str) -> bool {
     let wanted = wanted.strip_suffix('.').unwrap_or(wanted);
     let presented = presented.strip_suffix('.').unwrap_or(presented);
     if wanted.is_empty() {

@@ -2,9 +2,11 @@
 
 use crate::TlsError;
 use rustls::{
-    CommonState, ProtocolVersion, SupportedProtocolVersion,
+    CommonState, NamedGroup, ProtocolVersion, SupportedProtocolVersion,
+    crypto::{CryptoProvider, SupportedKxGroup},
     version::{TLS12, TLS13},
 };
+use std::sync::Arc;
 
 /// A version of TLS. Older ones are not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +54,20 @@ impl TlsVersions {
             (TlsVersion::V1_3, TlsVersion::V1_2) => {
                 Err(TlsError::Settings("the lowest TLS version is above the highest".into()))
             }
+        }
+    }
+}
+
+/// The provider, with the post-quantum key exchange first where it has one: what is recorded today cannot be read by who
+/// breaks elliptic curves later. A provider whose `kx_groups` lack it stays as it is.
+pub(crate) fn preferring_post_quantum(provider: Arc<CryptoProvider>) -> Arc<CryptoProvider> {
+    let is_hybrid = |group: &&dyn SupportedKxGroup| group.name() == NamedGroup::X25519MLKEM768;
+    match provider.kx_groups.iter().position(is_hybrid) {
+        None | Some(0) => provider,
+        Some(at) => {
+            let mut preferring = (*provider).clone();
+            preferring.kx_groups[..=at].rotate_right(1);
+            Arc::new(preferring)
         }
     }
 }

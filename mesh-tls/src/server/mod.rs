@@ -11,6 +11,7 @@ use crate::{
     TrustRoots,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
+    version::preferring_post_quantum,
 };
 use rustls::{
     ServerConfig,
@@ -133,7 +134,7 @@ impl Acceptor {
         };
         let acceptor = Self(Arc::new(Inner {
             san_matchers: settings.san_matchers.clone().into(),
-            provider,
+            provider: preferring_post_quantum(provider),
             mode: AtomicU8::new(settings.mode as u8),
             store: Store::new(Some(settings.identity.clone()), roots),
             settings,

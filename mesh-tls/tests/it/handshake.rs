@@ -78,6 +78,26 @@ async fn one_matching_san_matcher_is_enough() {
 }
 
 #[tokio::test]
+async fn the_server_name_that_was_sent_replaces_the_matchers_when_asked() {
+    let ca = Ca::new("ca");
+    let pair = ca.issue(|params| {
+        params.subject_alt_names = vec![uri(BOB), SanType::DnsName("*.bob.example".try_into().unwrap())];
+    });
+    let server = mtls_server(&source(&pair, ca.roots()));
+    let client = client(ClientSettings {
+        auto_sni_san: true,
+        san_matchers: vec![SanMatcher::Exact("spiffe://td/other".into())],
+        ..ClientSettings::mtls(source(&ca.svid(ALICE), ca.roots()))
+    });
+    handshake(&client, &server, Some("a.bob.example")).await.0.unwrap();
+    let said = handshake(&client, &server, Some("bob.example")).await.0.unwrap_err().to_string();
+    assert!(said.contains("wanted DNS:bob.example, offered [URI:spiffe://td/bob, DNS:*.bob.example]"), "{said}");
+    // nothing was sent: the matchers count
+    let said = handshake(&client, &server, None).await.0.unwrap_err().to_string();
+    assert!(said.contains("wanted spiffe://td/other"), "{said}");
+}
+
+#[tokio::test]
 async fn peers_of_each_trust_domain_are_verified_with_its_roots() {
     let (ca, other) = (Ca::new("ca"), Ca::new("other"));
     let map = bundle_map(&[("td", &ca), ("other", &other)]);

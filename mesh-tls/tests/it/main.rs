@@ -9,6 +9,7 @@ mod incoming;
 #[cfg(feature = "grpc")]
 mod istio_ca;
 mod matrix;
+mod providers;
 mod refusals;
 mod rotation;
 mod support;
