@@ -4,7 +4,7 @@ use crate::{
     Inbound, Keepalive, MeshChannel, MeshLayer,
     channel::Core,
     error::BoxError,
-    inbound::{self, AuditLoggerFactory, AuditParser, InboundBuilder, Origin},
+    inbound::{self, AuditLoggerFactory, AuditParser, FetchKeys, Fetched, InboundBuilder, Origin},
     outbound::{
         call::Settings,
         cluster::Balancing,
@@ -30,7 +30,7 @@ use crate::{
 use mesh_xds::{
     Bootstrap, ClientOptions, TargetWatch, XdsClient,
     bootstrap::{BootstrapError, CertificateProvider},
-    resource::{ClusterLoadAssignment, Endpoint, Extensions},
+    resource::{ClusterLoadAssignment, Endpoint, Extensions, RemoteJwks},
     source::{self, DnsOptions, Policy},
     status::ClientStatus,
 };
@@ -222,7 +222,13 @@ impl Mesh {
         let xds = self.inner.xds.clone().ok_or(inbound::BuildError::NoControlPlane)?;
         let (identities, runtime) = (self.inner.identities.clone(), self.inner.runtime.clone());
         let labels = self.inner.settings.source.clone();
-        Ok(InboundBuilder::of_mesh(Origin { xds, identities, runtime, labels }))
+        let access_log = self.inner.settings.observers.as_ref().and_then(|observers| observers.access_log.clone());
+        let mesh = self.clone();
+        let fetch = Arc::new(move |remote: &RemoteJwks| {
+            let channel = mesh.channel(&inbound::jwks_target(remote)?).ok()?;
+            Some(Arc::new(Fetched { channel, uri: remote.uri.clone() }) as Arc<dyn FetchKeys>)
+        });
+        Ok(InboundBuilder::of_mesh(Origin { xds, identities, runtime, labels, access_log, fetch }))
     }
 
     fn open(&self, target: Target, profile: Profile) -> Result<MeshChannel, TargetError> {

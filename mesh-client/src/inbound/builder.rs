@@ -160,7 +160,8 @@ impl InboundBuilder {
     fn kept(&self) -> Kept {
         let labels = self.origin.as_ref().map_or_else(Labels::default, |origin| origin.labels.clone());
         let own = own_labels(labels.as_destination(), self.service.as_deref());
-        Kept::new(ServerMetrics::new(own), default_provider()).access_log(self.access_log.clone())
+        let log = self.access_log.clone().or_else(|| self.origin.as_ref()?.access_log.clone());
+        Kept::new(ServerMetrics::new(own), default_provider()).access_log(log)
     }
 
     /// What its requests are asked.

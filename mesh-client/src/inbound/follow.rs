@@ -1,7 +1,11 @@
 //! An inbound side whose configuration comes from the control plane (gRFC A36).
 
 use super::{Chain, Config, FetchKeys, Kept, Policy, Shared, Source};
-use crate::{error::BoxError, outbound::identity::Identities, telemetry::metrics::Source as Labels};
+use crate::{
+    error::BoxError,
+    outbound::identity::Identities,
+    telemetry::{metrics::Source as Labels, watch::AccessLogger},
+};
 use mesh_tls::Acceptor;
 use mesh_xds::{
     ServerSnapshot, ServerWatch, XdsClient,
@@ -37,14 +41,20 @@ pub enum Serving {
 pub(super) type OnServing = Arc<dyn Fn(&Serving) + Send + Sync>;
 
 /// Where the configuration of an inbound side comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) xds: XdsClient,
     pub(crate) identities: Arc<Identities>,
     pub(crate) runtime: tokio::runtime::Handle,
     /// Who we are, in metrics.
     pub(crate) labels: Labels,
+    /// The mesh's own, where the server has none.
+    pub(crate) access_log: Option<AccessLogger>,
+    pub(crate) fetch: Fetch,
 }
+
+/// How keys of tokens are fetched that the control plane names; `None`: they cannot be.
+pub(crate) type Fetch = Arc<dyn Fn(&RemoteJwks) -> Option<Arc<dyn FetchKeys>> + Send + Sync>;
 
 /// What requests are asked by the program, and what is kept of the answers over changes.
 pub(super) struct Asked {
@@ -71,6 +81,7 @@ struct Compiler {
     /// For chains of which the control plane does not say how they are secured (gRFC A29).
     fallback: Option<Acceptor>,
     asked: Asked,
+    fetch: Fetch,
     made: Vec<Made>,
 }
 
@@ -90,7 +101,8 @@ pub(super) fn follow(
     fallback: Option<Acceptor>,
     asked: Asked,
 ) -> Following {
-    let compiler = Compiler { identities: origin.identities.clone(), fallback, asked, made: Vec::new() };
+    let (identities, fetch) = (origin.identities.clone(), origin.fetch.clone());
+    let compiler = Compiler { identities, fallback, asked, fetch, made: Vec::new() };
     Following(origin.runtime.spawn(run(Arc::downgrade(shared), watch, compiler)).abort_handle())
 }
 
@@ -162,7 +174,8 @@ impl Compiler {
         let Asked { kept, filters, fetches } = &self.asked;
         let filters: Vec<_> = filters.iter().chain(&said.http.http_filters).cloned().collect();
         let fetch = |remote: &RemoteJwks| {
-            fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
+            let own = fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone());
+            own.or_else(|| (self.fetch)(remote))
         };
         // Routes that do not exist are none: requests find no way (gRFC A36).
         let missing = Arc::default();
@@ -193,6 +206,22 @@ impl Compiler {
     }
 }
 
+/// The target that serves the keys of tokens: the service of Istio's cluster, else what the URI names, unless it is to be encrypted.
+pub(crate) fn jwks_target(remote: &RemoteJwks) -> Option<String> {
+    if let Some(rest) = remote.cluster.strip_prefix("outbound|") {
+        let (port, host) = (rest.split('|').next()?, rest.rsplit('|').next()?);
+        return Some(format!("xds:///{host}:{port}"));
+    }
+    let plain = remote.uri.scheme_str() == Some("http");
+    plain.then(|| format!("dns:///{}:{}", remote.uri.host().unwrap_or_default(), remote.uri.port_u16().unwrap_or(80)))
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin").field("xds", &self.xds).finish_non_exhaustive()
+    }
+}
+
 impl Serving {
     /// At first.
     pub(super) fn awaited() -> Self {
@@ -217,5 +246,34 @@ impl fmt::Display for Serving {
 impl Drop for Following {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn keys_of_tokens_are_fetched_from_the_service_or_the_name() {
+        let target = |uri: &str, cluster: &str| {
+            jwks_target(&RemoteJwks {
+                uri: uri.parse().unwrap(),
+                cluster: cluster.into(),
+                timeout: Duration::from_secs(1),
+                cache_duration: Duration::from_secs(1),
+                async_fetch: false,
+                failed_refetch: Duration::from_secs(1),
+                retries: 0,
+            })
+        };
+        let of = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            target("http://a/keys", "outbound|80||jwks.ns.svc.cluster.local"),
+            of("xds:///jwks.ns.svc.cluster.local:80")
+        );
+        assert_eq!(target("http://a:8080/keys", "jwks"), of("dns:///a:8080"));
+        assert_eq!(target("http://a/keys", "jwks"), of("dns:///a:80"));
+        assert_eq!(target("https://a/keys", "jwks"), None, "never in the clear what is to be encrypted");
     }
 }

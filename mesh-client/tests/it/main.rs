@@ -44,6 +44,7 @@ mod hedging_legs;
 mod hostile;
 mod hostile_http1;
 mod inbound_authz;
+mod inbound_policies;
 mod inbound_serve;
 mod inbound_xds;
 mod layers;
