@@ -20,7 +20,7 @@ pub struct Limits {
     /// Bytes of the headers of one request, as HTTP/2 counts them (RFC 9113 section 6.5.2); more are answered with 431. Default
     /// 64 KiB.
     pub max_header_bytes: u32,
-    /// From the first byte of a head of HTTP/1.1 to its end, and between two requests of such a connection. Default 30 s.
+    /// From the first byte of a request's head to its end; over HTTP/1.1 also between two requests of a connection. Default 30 s.
     pub header_timeout: Duration,
     /// A connection on which nothing was in flight for so long is told to go away. Default none.
     pub idle_timeout: Option<Duration>,

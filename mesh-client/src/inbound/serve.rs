@@ -1,7 +1,7 @@
 //! Serving connections on our own transport: which protocol they speak, and how they end.
 
 use super::{
-    ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
+    Config, ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
     accept::Fresh,
     connections::{Ending, Http1},
 };
@@ -83,6 +83,22 @@ impl Inbound {
         };
         self.shutdown().await;
         result
+    }
+
+    /// Tells the clients of all connections that are open to make new ones: what is in progress goes on, and is cut after
+    /// [`Limits::drain_timeout`]. For after a change that new connections alone would feel, such as another mode of the acceptor.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn renew_connections(&self) {
+        let gone = self.0.connections.leave_chains(&Config::default());
+        let (shared, limit) = (Arc::downgrade(&self.0), self.0.limits.drain_timeout);
+        tokio::spawn(async move {
+            sleep(limit).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.connections.abort_those(&gone);
+            }
+        });
     }
 
     /// Accepts no more connections, tells the clients of open ones to go elsewhere (GOAWAY in two steps, so that no request

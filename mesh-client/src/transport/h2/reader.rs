@@ -114,6 +114,10 @@ impl Reader {
         Self { server: Some(Box::new(requests)), ..Self::new(connection_window, max_header_list_size) }
     }
 
+    pub(super) fn is_server(&self) -> bool {
+        self.server.is_some()
+    }
+
     /// The requests whose heads arrived since.
     pub(super) fn accepted(&mut self) -> impl Iterator<Item = Accepted> {
         self.server.iter_mut().flat_map(|server| server.accepted.drain(..))

@@ -37,6 +37,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A handler that computes for so long before it first waits holds up the connection.
 const LONG: Duration = Duration::from_micros(100);
+/// And all that arrived together.
+const BATCH: Duration = Duration::from_millis(1);
 /// Requests that go round then.
 const DETOUR: u32 = 256;
 
@@ -195,10 +197,11 @@ where
 {
     /// Serves requests as far as each goes at once; the rest of it is a task of its own.
     fn serve_all(&mut self, conn: &Arc<Conn>, accepted: impl Iterator<Item = Accepted>, cx: &mut Context<'_>) {
-        let mut before = Instant::now();
+        let begin = Instant::now();
+        let mut before = begin;
         for accepted in accepted {
-            if self.detour > 0 {
-                self.detour -= 1;
+            if self.detour > 0 || before.duration_since(begin) > BATCH {
+                self.detour = self.detour.saturating_sub(1);
                 self.spawn(conn, accepted);
                 continue;
             }

@@ -19,6 +19,8 @@ const READ_KEEP: usize = 8 << 10;
 const READS: usize = 32;
 /// Bytes of answers that may wait for the socket; before there is room for more, nothing is read.
 const MAX_ANSWERS: usize = 16 << 10;
+/// Bytes for a client that may wait for the socket, before nothing more is read of it. What windows hold back does not come near.
+const MAX_UNREAD: usize = 1 << 20;
 /// Slices of one write.
 const SLICES: usize = 32;
 
@@ -26,6 +28,8 @@ const SLICES: usize = 32;
 pub(super) struct Wire {
     io: Io,
     input: BytesMut,
+    /// Something is in it that the reader was not given.
+    unseen: bool,
     /// How much to ask for.
     ask: usize,
     reader: Reader,
@@ -35,11 +39,12 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(io: Io, reader: Reader) -> Self {
-        Self { io, input: BytesMut::new(), ask: READ, reader, out: Queue::default() }
+        Self { io, input: BytesMut::new(), unseen: false, ask: READ, reader, out: Queue::default() }
     }
 
     /// Behind what was read already.
     pub(super) fn after(mut self, input: BytesMut) -> Self {
+        self.unseen = !input.is_empty();
         self.input = input;
         self
     }
@@ -98,9 +103,12 @@ impl Wire {
 
     /// True: there may be more, when the answers are written.
     fn read(&mut self, link: &Link, reads: &mut usize, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        if std::mem::take(&mut self.unseen) {
+            self.reader.read(&mut self.input, link)?;
+        }
         while *reads < READS {
             *reads += 1;
-            if self.reader.answers > MAX_ANSWERS {
+            if self.reader.answers > MAX_ANSWERS || self.is_behind(link) {
                 return Ok(true);
             }
             if self.input.capacity() - self.input.len() < self.ask / 2 {
@@ -121,6 +129,11 @@ impl Wire {
         }
         cx.waker().wake_by_ref();
         Ok(false)
+    }
+
+    /// A client that does not read what it was answered is not asked for more.
+    fn is_behind(&self, link: &Link) -> bool {
+        self.reader.is_server() && !self.out.is_empty() && self.out.len() + link.lock().queue.len() > MAX_UNREAD
     }
 
     /// Ready when nothing is left to write. True: nor ever will be.
