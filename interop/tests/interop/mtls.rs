@@ -1,12 +1,19 @@
 //! Mutual TLS and authorization by our control plane, with servers and clients of others.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use examples::greeter::greeter_server::{Greeter, GreeterServer};
+use examples::greeter::{HelloReply, HelloRequest};
+use futures::stream::Empty;
 use interop::{Outcome, ccore, free_addr, grpcgo, report};
-use mesh_client::Mesh;
+use mesh_client::{ConnectionInfo, Inbound, Mesh};
 use mesh_control::ControlPlane;
 use mesh_control::model::MtlsMode;
+use mesh_tls::{ClientSettings, ServerSettings, Source, WorkloadApiConfig, WorkloadApiSource, WorkloadEndpoint};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::common::{call, listed};
 
@@ -107,4 +114,94 @@ async fn a_ccore_server_obeys_our_control_plane() {
     let mut server = ccore::Server::start_with_xds(addr, &control.bootstrap_for("default", "greeter")).await.unwrap();
     obeyed(&control, addr, "mesh -> C-core server").await;
     server.running().unwrap();
+}
+
+/// Tells callers who they are.
+struct Mirror;
+
+#[tonic::async_trait]
+impl Greeter for Mirror {
+    type SayHellosStream = Empty<Result<HelloReply, Status>>;
+    type ChatStream = Empty<Result<HelloReply, Status>>;
+
+    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let connection = request.extensions().get::<ConnectionInfo>().expect("it came over our own connections");
+        let peer = connection.peer().and_then(|peer| peer.spiffe_id()).map(ToString::to_string).unwrap_or_default();
+        Ok(Response::new(HelloReply { backend: "mesh".to_owned(), peer, ..HelloReply::default() }))
+    }
+
+    async fn say_hellos(&self, _: Request<HelloRequest>) -> Result<Response<Self::SayHellosStream>, Status> {
+        Err(Status::unimplemented("SayHello is enough here"))
+    }
+
+    async fn chat(&self, _: Request<Streaming<HelloRequest>>) -> Result<Response<Self::ChatStream>, Status> {
+        Err(Status::unimplemented("SayHello is enough here"))
+    }
+}
+
+fn serve(inbound: &Inbound) {
+    let inbound = inbound.clone();
+    tokio::spawn(async move { inbound.serve(Routes::new(GreeterServer::new(Mirror))).await });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs real peers: interop/run installs them and runs this"]
+async fn our_server_lets_in_whom_it_should_of_ccore_and_grpc_go() {
+    let addr = free_addr(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+    let (control, _dir) = strict(addr).await;
+    let bootstrap = control.bootstrap_for("default", "greeter");
+    let mesh = Mesh::builder().bootstrap_json(&bootstrap).unwrap().build().await.unwrap();
+    let inbound = mesh.inbound(addr).await.unwrap();
+    serve(&inbound);
+    tokio::time::timeout(READY, inbound.ready()).await.expect("the control plane knows the server");
+
+    for account in ["client", "stranger"] {
+        let bootstrap = control.bootstrap_for("default", account);
+        let ccore = ccore::call(TARGET, &bootstrap, 20, &[]).await.unwrap();
+        let grpc_go = grpcgo::call(TARGET, &bootstrap, 20).await.unwrap();
+        for (path, seen) in [("C-core -> mesh server", ccore), ("grpc-go -> mesh server", grpc_go)] {
+            if account == "client" {
+                assert_eq!(seen.ended_with("OK"), 20, "{path}: {seen:?}");
+                assert_eq!(seen.callers.get(CLIENT), Some(&20), "{path}: {seen:?}");
+                report::row(path, "mTLS, the caller's identity", &listed(&seen.callers));
+            } else {
+                assert_eq!(seen.ended_with("PERMISSION_DENIED"), 20, "{path}: {seen:?}");
+                report::row(path, "another account", &listed(&seen.codes));
+            }
+        }
+    }
+}
+
+/// The identity that our Workload API gives to this account.
+fn identity(control: &ControlPlane, account: &str) -> Arc<dyn Source> {
+    let socket = control.ca().expect("it has one").socket("default", account);
+    let config = WorkloadApiConfig::new(account, WorkloadEndpoint::Unix(socket), mesh_tls::default_provider());
+    Arc::new(WorkloadApiSource::new(config, &tokio::runtime::Handle::current()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs real peers: interop/run installs them and runs this"]
+async fn go_spiffe_has_identities_of_our_workload_api() {
+    let nowhere = free_addr(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+    let (control, _dir) = strict(nowhere).await;
+    let socket = control.ca().unwrap().socket("default", "client");
+
+    let server = identity(&control, "greeter");
+    tokio::time::timeout(READY, mesh_tls::ready(&*server)).await.expect("our source follows our Workload API");
+    let inbound = Inbound::builder().tls(ServerSettings::mtls(server.clone())).bind("127.0.0.1:0").await.unwrap();
+    serve(&inbound);
+    let called = grpcgo::call_with_svid(&socket, inbound.local_addr(), 20).await.unwrap();
+    assert_eq!(called.callers.get(CLIENT), Some(&20), "{called:?}");
+    assert_eq!(called.servers.get("spiffe://cluster.local/ns/default/sa/greeter"), Some(&20), "{called:?}");
+    report::row("go-spiffe -> mesh server", "SVIDs of our Workload API", &listed(&called.callers));
+
+    let mut go = grpcgo::Server::start_with_svid(&socket).await.unwrap();
+    let tls = ClientSettings { alpn: vec![b"h2".to_vec()], ..ClientSettings::mtls(server) };
+    let tls = mesh_tls::ClientTls::new(tls, mesh_tls::default_provider()).unwrap();
+    let tcp = tokio::net::TcpStream::connect(go.addr()).await.unwrap();
+    let (stream, peer) = tls.connect(tcp, None).await.unwrap();
+    assert_eq!(peer.to_string(), CLIENT);
+    assert_eq!(stream.alpn(), Some(&b"h2"[..]));
+    go.running().unwrap();
+    report::row("mesh -> go-spiffe server", "SVIDs of our Workload API", &peer.to_string());
 }
