@@ -250,7 +250,7 @@ fn grouped<T>(mut said: Vec<(Kind, T)>) -> Vec<Vec<T>> {
 fn pattern(text: &str) -> StringMatcher {
     let of = |pattern| StringMatcher { pattern, ignore_case: false };
     match (text, text.strip_prefix('*'), text.strip_suffix('*')) {
-        ("*", ..) => of(StringPattern::Regex(SafeRegex::new("(?s).+").expect("a constant that compiles"))),
+        ("*", ..) => of(StringPattern::Regex(SafeRegex::new("(?s-u:.)+").expect("a constant that compiles"))),
         (_, Some(suffix), _) => of(StringPattern::Suffix(suffix.to_owned())),
         (_, None, Some(prefix)) => of(StringPattern::Prefix(prefix.to_owned())),
         _ => StringMatcher::exact(text),
@@ -348,7 +348,7 @@ impl JwtProvider {
         self
     }
 
-    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> (HttpFilter, Option<(Arc<str>, Arc<dyn FetchKeys>)>) {
+    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> (HttpFilter, Option<OwnKeys>) {
         let cluster = match &self.config.jwks {
             JwksSource::Remote(remote) => Some(remote.cluster.clone()),
             _ => None,
@@ -366,6 +366,9 @@ impl JwtProvider {
         (filter, cluster.zip(self.fetch))
     }
 }
+
+/// Who fetches the keys of the cluster of this name.
+pub(super) type OwnKeys = (Arc<str>, Arc<dyn FetchKeys>);
 
 impl fmt::Debug for JwtProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

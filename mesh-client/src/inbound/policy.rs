@@ -46,6 +46,9 @@ pub(crate) struct Kept {
     pub(super) provider: Arc<CryptoProvider>,
 }
 
+/// Who fetches these keys.
+pub(crate) type FetcherOf<'a> = dyn Fn(&mesh_xds::resource::RemoteJwks) -> Option<Arc<dyn FetchKeys>> + 'a;
+
 /// What a policy is made of.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
@@ -60,7 +63,7 @@ pub(crate) struct Source<'a> {
     /// For what calls clusters of the configuration; `None`: there are none.
     pub(crate) around: Option<Surroundings<'a>>,
     /// Keys of the application's own, for what is made in code.
-    pub(crate) fetch: Option<&'a dyn Fn(&mesh_xds::resource::RemoteJwks) -> Option<Arc<dyn FetchKeys>>>,
+    pub(crate) fetch: Option<&'a FetcherOf<'a>>,
 }
 
 /// What is at hand while a policy is compiled.
@@ -73,6 +76,7 @@ pub(super) struct Making<'a> {
 }
 
 /// When it is known what becomes of a request.
+#[allow(clippy::large_enum_variant, reason = "the large one is the common one: a box for each request costs more")]
 pub(crate) enum Verdict {
     /// At once.
     Now(Decision),
@@ -400,6 +404,7 @@ fn meaningless(filter: &HttpFilter) {
     let reason = match &filter.config {
         HttpFilterConfig::Buffer(_) => "requests are not buffered here",
         HttpFilterConfig::StatefulSession(_) => "a server chooses no endpoint",
+        HttpFilterConfig::GlobalRateLimit(_) => "servers do not ask a rate limit service",
         _ => return,
     };
     tracing::warn!(target: "mesh::inbound", filter = &*filter.name, reason, "the filter has no effect in a server");

@@ -21,8 +21,11 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) enum Routes {
     /// Every request.
     All(Arc<Entry>),
-    Of(Arc<RouteConfiguration>, Box<[Box<[(Matcher, Arc<Entry>)]>]>),
+    Of(Arc<RouteConfiguration>, Box<[Host]>),
 }
+
+/// The routes of one virtual host, in order.
+type Host = Box<[(Matcher, Arc<Entry>)]>;
 
 /// One route.
 #[derive(Debug)]
@@ -135,6 +138,12 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
             Some(Authentication::compile(config, None, &making.keys).map_or_else(Link::Refuse, Link::Authenticate))
         }
         (HttpFilterConfig::Rbac(_) | HttpFilterConfig::Jwt(_), Some(_)) => mixed(),
+        (HttpFilterConfig::GlobalRateLimit(limit), _) if making.around.is_none() && limit.deny_on_error.0 > 0 => {
+            // Nobody can be asked, and it is for them to let requests in.
+            Some(Link::Refuse(
+                format!("the rate limit service of filter `{}` is not asked by servers", filter.name).into(),
+            ))
+        }
         (config, _) => {
             let limits = match place.route.map(|route| &route.action) {
                 Some(Action::Forward(forward)) => Limits {

@@ -259,7 +259,7 @@ impl Tokens {
     }
 
     fn jwks(&self) -> String {
-        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{}"}}]}}"#, b64(&self.0.public_key_raw()))
+        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{}"}}]}}"#, b64(self.0.public_key_raw()))
     }
 
     fn token(&self, claims: &serde_json::Value) -> String {

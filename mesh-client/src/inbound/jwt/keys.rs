@@ -81,7 +81,8 @@ impl Key {
     fn parse(jwk: &Value) -> Option<Self> {
         let text = |name: &str| jwk.get(name).and_then(Value::as_str).unwrap_or_default();
         let bytes = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(text(name).trim_end_matches('=')).ok();
-        if !matches!(text("use"), "" | "sig") {
+        // SPIFFE says `jwt-svid` (JWT-SVID, section 5).
+        if !matches!(text("use"), "" | "sig" | "jwt-svid") {
             return None;
         }
         let (kind, public) = match (text("kty"), text("crv")) {

@@ -47,10 +47,18 @@ impl Place {
     pub(super) fn find<'r>(&self, head: &RequestHead<'r>) -> Vec<Found<'r>> {
         match self {
             Self::Header(name, prefix) => {
-                let values = head.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-                let tokens = values.filter_map(|value| Some(&value[value.find(&**prefix)? + prefix.len()..]));
+                // What is not text is a bad token, not a missing one.
+                let values = head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
                 let at = At::Header(name.clone());
-                tokens.map(|token| Found { text: token.trim().into(), at: at.clone() }).collect()
+                let token = |value: Cow<'r, str>| {
+                    let begin = value.find(&**prefix)? + prefix.len();
+                    let text = match value {
+                        Cow::Borrowed(value) => value[begin..].trim().into(),
+                        Cow::Owned(value) => value[begin..].trim().to_owned().into(),
+                    };
+                    Some(Found { text, at: at.clone() })
+                };
+                values.filter_map(token).collect()
             }
             Self::Parameter(name) => {
                 let value = head.query().and_then(|query| parameter(query, name));

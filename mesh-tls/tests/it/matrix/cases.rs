@@ -197,7 +197,7 @@ fn revocation(all: &mut Collection) {
     let roots = lists(&all.ca, &[all.ca.crl(&[&leaf])], lax);
     all.with("revoked", leaf.clone(), |r| r.roots = roots, "td/mallory was refused: it was revoked");
     let old = all.ca.crl_until(&[&leaf], date_time_ymd(2020, 6, 1));
-    let roots = lists(&all.ca, &[old.clone()], lax);
+    let roots = lists(&all.ca, std::slice::from_ref(&old), lax);
     all.with("revoked by an old list", leaf, |r| r.roots = roots, "td/mallory was refused: it was revoked");
     let below = all.ca.intermediate("below", |_| {});
     let revoked = Pair { chain: below.pem(), key: String::new() };

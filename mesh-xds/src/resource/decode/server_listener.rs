@@ -189,10 +189,16 @@ impl Decoder<'_> {
     }
 
     fn server_connections(&mut self, proto: &ProtoHcm) -> Valid<ServerConnections> {
-        self.ignored(&[
+        // Rules by paths would let in what they should not, if paths were not read as they were meant to.
+        let paths = [
             ("normalize_path", proto.normalize_path.is_some_and(|value| value.value)),
             ("merge_slashes", proto.merge_slashes),
-            ("path_with_escaped_slashes_action", proto.path_with_escaped_slashes_action != 0),
+            ("path_with_escaped_slashes_action", proto.path_with_escaped_slashes_action > 1),
+        ];
+        if let Some((field, _)) = paths.iter().find(|(_, set)| *set) {
+            return Err(self.invalid_at(field, "not supported: paths are compared as they arrive"));
+        }
+        self.ignored(&[
             ("upgrade_configs", !proto.upgrade_configs.is_empty()),
             ("forward_client_cert_matcher", proto.forward_client_cert_matcher.is_some()),
             ("early_header_mutation_extensions", !proto.early_header_mutation_extensions.is_empty()),

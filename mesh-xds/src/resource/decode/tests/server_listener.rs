@@ -28,7 +28,9 @@ use envoy_types::pb::{
                 listener::{http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter,
-                    http_connection_manager::{ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails},
+                    http_connection_manager::{
+                        ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
+                    },
                     http_filter,
                 },
             },
@@ -191,6 +193,10 @@ fn bad_server_listeners_are_rejected() {
                 let manager = HttpConnectionManager { xff_num_trusted_hops: 1, ..manager() };
                 l.filter_chains[0].filters = vec![network(any(&manager))];
             }),
+            ("filter_chains[0].filters[0].typed_config.normalize_path", "as they arrive", |l| {
+                let manager = HttpConnectionManager { normalize_path: Some(BoolValue { value: true }), ..manager() };
+                l.filter_chains[0].filters = vec![network(any(&manager))];
+            }),
             ("filter_chains[0].filters[0].typed_config.http_filters", "empty", |l| {
                 let manager = HttpConnectionManager { http_filters: Vec::new(), ..manager() };
                 l.filter_chains[0].filters = vec![network(any(&manager))];
@@ -317,7 +323,7 @@ fn what_is_said_of_connections_and_client_certificates_is_read() {
         set_current_client_cert_details: Some(details),
         max_request_headers_kb: uint(8),
         drain_timeout: seconds(7),
-        normalize_path: Some(BoolValue { value: true }),
+        upgrade_configs: vec![UpgradeConfig::default()],
         ..manager()
     };
     let mut proto = good();
@@ -331,5 +337,5 @@ fn what_is_said_of_connections_and_client_certificates_is_read() {
         (connections.max_request_headers_kb, connections.drain_timeout),
         (Some(8), Some(Duration::from_secs(7)))
     );
-    assert_eq!(note_paths(&notes), ["filter_chains[0].filters[0].typed_config.normalize_path"]);
+    assert_eq!(note_paths(&notes), ["filter_chains[0].filters[0].typed_config.upgrade_configs"]);
 }
