@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes};
 use futures::future::{BoxFuture, Ready, ready};
 use http::{Request, Response};
 use mesh_client::Inbound;
+use mesh_client::inbound::{Rbac, Rule};
 use mesh_tls::{Acceptor, FileSource, FileSourceConfig, ServerSettings};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,6 +33,8 @@ pub enum Side {
     Tonic,
     /// Ours, with no policy.
     Bare,
+    /// Ours, with authorization, metrics and the caller's trace.
+    Full,
 }
 
 impl Side {
@@ -41,6 +44,7 @@ impl Side {
         match self {
             Self::Tonic => "tonic's server, nothing on",
             Self::Bare => "inbound.serve, no policy",
+            Self::Full => "inbound.serve, RBAC, metrics, trace",
         }
     }
 }
@@ -56,6 +60,10 @@ pub async fn serve(
     identity: Option<PathBuf>,
     mut lines: mpsc::Receiver<String>,
 ) -> Result<()> {
+    if side == Side::Full {
+        // First: handles of metrics are made with the policy.
+        crate::client::record_metrics()?;
+    }
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for _ in 0..listeners {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -63,8 +71,11 @@ pub async fn serve(
         let acceptor = identity.as_deref().map(acceptor).transpose()?;
         match side {
             Side::Tonic => drop(tokio::spawn(tonic_server(listener, acceptor))),
-            Side::Bare => {
-                let builder = Inbound::builder();
+            Side::Bare | Side::Full => {
+                let mut builder = Inbound::builder();
+                if side == Side::Full {
+                    builder = builder.service("echo.default.svc.cluster.local").authorize(rules());
+                }
                 let builder = match acceptor {
                     Some(acceptor) => builder.acceptor(acceptor),
                     None => builder,
@@ -79,6 +90,14 @@ pub async fn serve(
         say(&u64::try_from(process::cpu_time().as_micros())?)?;
     }
     Ok(())
+}
+
+/// Some of each kind; the last of them lets the calls in.
+fn rules() -> Rbac {
+    Rbac::allow()
+        .rule("shop", Rule::new().namespace("shop").path("/shop.*"))
+        .rule("admin", Rule::new().spiffe_id("spiffe://cluster.local/ns/ops/sa/admin").header("x-reason", "repair"))
+        .rule("calls", Rule::new().method("POST").path("/bench.Echo/*"))
 }
 
 async fn tonic_server(listener: TcpListener, acceptor: Option<Acceptor>) -> Result<(), tonic::transport::Error> {

@@ -16,7 +16,7 @@ use clap::Parser;
 use mesh_control::ControlPlane;
 
 /// Measure servers: unary gRPC echo of 64 bytes over loopback, closed loop. First the server's side alone: 33 calls in flight over 3
-/// connections of our bare transport, against tonic's own server and against ours. Then whole pairs, with three servers:
+/// connections of our bare transport, against tonic's own server with nothing, and against ours without a policy and with RBAC, metrics and trace extraction. Then whole pairs, with three servers:
 /// tonic's channels, one for each, against tonic's servers, and our channel, with all that it does, against ours; in plaintext and
 /// with mutual TLS. Each client and each server is a process of its own. Printed are medians over the rounds, and ratios within
 /// a round.
@@ -128,7 +128,7 @@ async fn server(options: &Options) -> Result<bool> {
         Ok(Role::Client { kind: Kind::Bare, flavor: Flavor::MultiThread, addresses, control_plane })
     };
     let mut pairs = Vec::new();
-    for side in [Side::Tonic, Side::Bare] {
+    for side in [Side::Tonic, Side::Bare, Side::Full] {
         pairs.push(Pair::start(side.title(), side, 1, None, bare).await?);
     }
     let ratios = measure("server alone, 3 connections x 11 streams", &mut pairs, 33, options).await?;
@@ -159,7 +159,7 @@ async fn pairs(options: &Options, mutual: bool) -> Result<bool> {
         Ok(Role::MeshClient { bootstrap: control_plane.bootstrap() })
     };
     let tonic = Pair::start("tonic's pair", Side::Tonic, 3, identity("echo")?, of_tonic).await?;
-    let mesh = Pair::start("our channel, our inbound", Side::Bare, 3, identity("echo")?, of_mesh).await?;
+    let mesh = Pair::start("our channel, our inbound", Side::Full, 3, identity("echo")?, of_mesh).await?;
     let mut pairs = vec![tonic, mesh];
     let (secured, bound) = if mutual { ("mutual TLS", 1.5) } else { ("plaintext", 2.0) };
     let mut met = true;

@@ -124,6 +124,19 @@ async fn connections_above_the_limit_are_closed_at_once() {
 }
 
 #[tokio::test]
+async fn heads_that_never_end_are_cut_whatever_the_version() {
+    let (serving, _) = Serving::echo(limits(|limits| limits.header_timeout = SHORT)).await;
+    let open = b"\0\0\x03\x01\0\0\0\0\x01\x83\x86\x84";
+    let mut http2 = saying(serving.addr, &[PREFACE, open].concat()).await;
+    let mut http1 = saying(serving.addr, b"GET / HTTP/1.1\r\nhost: x\r\nx-slow: ").await;
+    is_served(serving.addr).await;
+    is_closed(&mut http2).await;
+    is_closed(&mut http1).await;
+    is_served(serving.addr).await;
+    serving.end().await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_told_to_go_away_and_a_busy_one_is_not() {
     let (serving, seen) = Serving::echo(limits(|limits| limits.idle_timeout = Some(SHORT))).await;
     let io = TokioIo::new(TcpStream::connect(serving.addr).await.unwrap());

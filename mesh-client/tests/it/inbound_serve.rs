@@ -87,6 +87,29 @@ async fn generated_clients_call_every_kind_of_method() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_with_the_preface_is_answered() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (serving, _) = Serving::echo(Limits::default()).await;
+    let mut socket = TcpStream::connect(serving.addr).await.unwrap();
+    let all = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x83\x86\x84";
+    socket.write_all(all).await.unwrap();
+    let answered = timeout(GUARD, async {
+        loop {
+            let mut head = [0; 9];
+            socket.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            socket.read_exact(&mut payload).await.unwrap();
+            if head[3] == 1 {
+                return payload;
+            }
+        }
+    });
+    assert_eq!(answered.await.expect("an answer").first(), Some(&0x88), "200");
+    drop(socket);
+    serving.end().await;
+}
+
+#[tokio::test]
 async fn our_own_channel_calls_it() {
     let serving = Serving::greeter().await;
     let mesh = plain_mesh().await;

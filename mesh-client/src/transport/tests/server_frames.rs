@@ -384,6 +384,24 @@ async fn a_silent_client_with_a_request_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_its_answers_is_not_served_without_end() {
+    let mut peer = Peer::start(&config()).await;
+    let mut stream = 1;
+    let held_up = async {
+        loop {
+            let some: Vec<u8> = (0..64).flat_map(|i| head(stream + 2 * i, END_STREAM, &[])).collect();
+            // It waits with what it does not take; or has had enough.
+            if !matches!(tokio::time::timeout(Duration::from_secs(1), peer.io.write_all(&some)).await, Ok(Ok(()))) {
+                return;
+            }
+            stream += 128;
+            tokio::task::yield_now().await;
+        }
+    };
+    within(held_up).await;
+}
+
+#[tokio::test]
 async fn windows_hold_back_answers_and_are_given_back_for_requests() {
     let mut peer = Peer::start(&config()).await;
     // Three bytes for each new stream.
