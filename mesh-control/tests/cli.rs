@@ -34,7 +34,11 @@ struct Serve {
 
 impl Serve {
     fn start(args: &[&str]) -> Self {
-        let mut child = program().arg("serve").args(args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_at(&std::env::temp_dir(), args)
+    }
+
+    fn start_at(home: &Path, args: &[&str]) -> Self {
+        let mut child = program().env("HOME", home).arg("serve").args(args).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -76,11 +80,14 @@ fn lint_exits_with_1_on_errors_and_names_their_places() {
 
 #[test]
 fn bootstrap_prints_what_our_client_accepts() {
-    let (code, output) = run(&["bootstrap", "--server", "127.0.0.1:1", "--identity-dir", "id", "--node-id", "n"]);
+    let args = ["--server", "127.0.0.1:1", "--identity-dir", "id", "--node-id", "n", "--workload", "prod/shop"];
+    let (code, output) = run(&[&["bootstrap"], &args[..]].concat());
     assert_eq!(code, Some(0));
     mesh_xds::Bootstrap::from_json(&output).unwrap();
     let json: serde_json::Value = serde_json::from_str(&output).unwrap();
     assert_eq!(json["node"]["id"], "n");
+    let metadata = &json["node"]["metadata"];
+    assert_eq!((&metadata["NAMESPACE"], &metadata["SERVICE_ACCOUNT"]), (&"prod".into(), &"shop".into()));
     let key = json["certificate_providers"]["default"]["config"]["private_key_file"].as_str().unwrap();
     assert!(Path::new(key).is_absolute() && key.ends_with("id/key.pem"), "{key}");
 }
@@ -122,4 +129,20 @@ fn serve_tells_what_it_does_and_ends_on_sigterm() {
     assert!(kill.success());
     serve.line("stopping");
     assert!(serve.child.wait().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_strict_mesh_has_an_authority_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("mesh.yaml");
+    std::fs::write(&config, SERVICE).unwrap();
+    let config = config.display().to_string();
+    let args = ["--config", &config, "--listen", "127.0.0.1:0", "--mtls", "strict", "--certificate-lifetime", "60"];
+    let mut serve = Serve::start_at(home.path(), &args);
+    serve.line("listening on 127.0.0.1:");
+    let ca = home.path().join(".mesh-ca");
+    serve.line(&format!("identity of default/client in {}/ns/default/sa/client", ca.display()));
+    assert!(ca.join("ns/default/sa/greeter/api.sock").exists());
+    assert!(!serve.lines.next().unwrap().unwrap().is_empty());
 }
