@@ -23,7 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
+    sync::Semaphore,
     time::{sleep, timeout},
 };
 
@@ -50,8 +50,6 @@ pub(super) struct Fresh {
     socket: TcpStream,
     remote: SocketAddr,
     open: Open,
-    /// Its place among the handshakes under way.
-    place: OwnedSemaphorePermit,
 }
 
 /// One of the connections that are open.
@@ -81,7 +79,6 @@ impl Shared {
     /// No connection is lost.
     pub(super) async fn accept(&self) -> io::Result<Fresh> {
         loop {
-            let place = Arc::clone(&self.handshakes).acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
                 Ok((socket, remote)) => {
                     let Some(open) = Open::count(&self.open, self.limits.max_connections) else {
@@ -90,7 +87,7 @@ impl Shared {
                     };
                     // Without it small frames wait for acknowledgements; a failure only costs speed.
                     let _ = socket.set_nodelay(true);
-                    return Ok(Fresh { socket, remote, open, place });
+                    return Ok(Fresh { socket, remote, open });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
@@ -104,9 +101,9 @@ impl Shared {
 
     /// Finds the filter chain of a connection, and secures it as that says. Whoever is refused is logged here.
     ///
-    /// Gives back the place among the handshakes as well.
-    pub(super) async fn secure(&self, fresh: Fresh) -> Option<(InboundStream, OwnedSemaphorePermit)> {
-        let Fresh { socket, remote, open, place } = fresh;
+    /// Waits for the client as long as it likes.
+    pub(super) async fn secure(&self, fresh: Fresh) -> Option<InboundStream> {
+        let Fresh { socket, remote, open } = fresh;
         let local = socket.local_addr().unwrap_or(self.local);
         let config = self.config.load_full();
         let spoken = match config.need() {
@@ -129,10 +126,10 @@ impl Shared {
             tracing::debug!(%remote, %local, "no filter chain takes the connection");
             return None;
         };
-        match secure(socket, &chain, self.limits.handshake_timeout).await {
+        match secure(socket, &chain, self.limits.handshake_timeout, &self.handshakes).await {
             Ok((socket, tls)) => {
                 let info = ConnectionInfo::new(Inner { remote, local, tls, chain, seen: Seen::default() });
-                Some((InboundStream { socket, info, _open: open }, place))
+                Some(InboundStream { socket, info, _open: open })
             }
             // Health checks do that.
             Err(TlsError::Closed(_)) => None,
@@ -144,11 +141,20 @@ impl Shared {
     }
 }
 
-async fn secure(socket: TcpStream, chain: &Chain, limit: Duration) -> Result<(Socket, Option<Tls>), TlsError> {
+async fn secure(
+    socket: TcpStream,
+    chain: &Chain,
+    limit: Duration,
+    handshakes: &Semaphore,
+) -> Result<(Socket, Option<Tls>), TlsError> {
     let Some(acceptor) = &chain.tls else { return Ok((Socket::Plain(socket), None)) };
     // Certificates that never come are the handshake's error.
     let _ = timeout(limit, acceptor.ready()).await;
+    // Who says nothing takes no place among the handshakes; an error is told by the handshake.
+    let _ = socket.readable().await;
+    let place = handshakes.acquire().await.expect("the semaphore is never closed");
     let accepted = acceptor.accept(socket).await?;
+    drop(place);
     let tls = accepted.is_tls().then(|| Tls {
         peer: accepted.peer().cloned(),
         sni: accepted.server_name().map(Into::into),

@@ -64,8 +64,10 @@ impl ConnectionInfo {
     /// Puts itself and the client's identity into the extensions of a request.
     pub(super) fn tell(&self, extensions: &mut http::Extensions) {
         extensions.insert(self.clone());
-        if let Some(peer) = self.peer() {
-            extensions.insert(peer.clone());
+        match self.peer() {
+            Some(peer) => _ = extensions.insert(peer.clone()),
+            // Whatever is there is not of this connection.
+            None => _ = extensions.remove::<PeerIdentity>(),
         }
     }
 

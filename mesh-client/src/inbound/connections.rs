@@ -5,15 +5,29 @@ use crate::transport::Control;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+
+/// What a client that has connected may take to say something, once no more are accepted.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// The open connections of one listening socket.
 pub(super) struct Connections {
     state: Mutex<State>,
-    /// How many there are.
+    /// How many there are, those included that are not served yet.
     count: watch::Sender<usize>,
-    stopping: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Phase {
+    Serving,
+    Stopping,
+    Aborting,
 }
 
 #[derive(Default)]
@@ -34,6 +48,9 @@ pub(super) struct Http1 {
     pub(super) leave: Notify,
     pub(super) abort: Notify,
 }
+
+/// Counts as a connection while it lives.
+pub(super) struct Counted(Arc<Connections>);
 
 /// A connection's entry; given up when it is dropped.
 pub(super) struct Entry<'a> {
@@ -59,30 +76,41 @@ impl Ending {
 
 impl Connections {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), count: watch::Sender::new(0), stopping: watch::Sender::new(false) }
+        Self { state: Mutex::default(), count: watch::Sender::new(0), phase: watch::Sender::new(Phase::Serving) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a connection. One that comes too late is told to leave at once.
+    /// Counts a connection that was accepted.
+    pub(super) fn count(self: &Arc<Self>) -> Counted {
+        self.count.send_modify(|count| *count += 1);
+        Counted(Arc::clone(self))
+    }
+
+    /// Registers a connection that is served. One that comes too late is told to leave at once, or cut.
     pub(super) fn enter(&self, ending: Ending, chain: &Arc<Chain>) -> Entry<'_> {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
-        if *self.stopping.borrow() {
-            ending.leave();
+        match *self.phase.borrow() {
+            Phase::Serving => {}
+            Phase::Stopping => ending.leave(),
+            Phase::Aborting => ending.abort(),
         }
         state.open.insert(number, (ending, Arc::clone(chain)));
-        self.count.send_replace(state.open.len());
         Entry { connections: self, number }
     }
 
     /// All connections leave, and no others are accepted.
     pub(super) fn stop(&self) {
         let state = self.state();
-        self.stopping.send_replace(true);
+        self.phase.send_modify(|phase| {
+            if *phase == Phase::Serving {
+                *phase = Phase::Stopping;
+            }
+        });
         state.open.values().for_each(|(ending, _)| ending.leave());
     }
 
@@ -103,15 +131,23 @@ impl Connections {
         numbers.iter().filter_map(|number| state.open.get(number)).for_each(|(ending, _)| ending.abort());
     }
 
-    /// Closes what is left.
+    /// Closes what is left, and what comes later.
     pub(super) fn abort(&self) {
-        self.state().open.values().for_each(|(ending, _)| ending.abort());
+        let state = self.state();
+        self.phase.send_replace(Phase::Aborting);
+        state.open.values().for_each(|(ending, _)| ending.abort());
     }
 
     /// Waits until [`stop`](Self::stop) was called.
     pub(super) async fn stopping(&self) {
         // Fails when the sender is gone, and it is in `self`.
-        let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        let _ = self.phase.subscribe().wait_for(|phase| *phase >= Phase::Stopping).await;
+    }
+
+    /// Waits until a client that has not spoken yet has had its time: a moment after [`stop`](Self::stop), or [`abort`](Self::abort).
+    pub(super) async fn closed_to_the_silent(&self) {
+        self.stopping().await;
+        let _ = timeout(NOTICE, self.phase.subscribe().wait_for(|phase| *phase == Phase::Aborting)).await;
     }
 
     /// Waits until no connection is left.
@@ -122,8 +158,12 @@ impl Connections {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        let mut state = self.connections.state();
-        state.open.remove(&self.number);
-        self.connections.count.send_replace(state.open.len());
+        self.connections.state().open.remove(&self.number);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count.send_modify(|count| *count -= 1);
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
@@ -38,7 +39,8 @@ impl Incoming {
                         };
                         let (shared, give) = (Arc::clone(&inbound.0), give.clone());
                         handshakes.spawn(async move {
-                            if let Some((stream, _place)) = shared.secure(fresh).await {
+                            let limit = shared.limits.handshake_timeout;
+                            if let Ok(Some(stream)) = timeout(limit, shared.secure(fresh)).await {
                                 // Fails when nobody takes connections any more.
                                 let _ = give.send(stream).await;
                             }

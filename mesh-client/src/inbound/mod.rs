@@ -80,7 +80,7 @@ struct Shared {
     /// Connections that are open.
     open: Arc<AtomicUsize>,
     /// Those that are served here.
-    connections: Connections,
+    connections: Arc<Connections>,
     /// Room for handshakes.
     handshakes: Arc<Semaphore>,
     serving: watch::Sender<Serving>,
@@ -104,7 +104,7 @@ impl Inbound {
         let local = listener.local_addr()?;
         let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
         let config = ArcSwap::from_pointee(config);
-        let (open, connections) = (Arc::default(), Connections::new());
+        let (open, connections) = (Arc::default(), Arc::new(Connections::new()));
         let serving = watch::Sender::new(Serving::Serving { version: "code".into() });
         let following = OnceLock::new();
         let shared =

@@ -12,7 +12,7 @@ use crate::{
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Request, Response};
 use http_body::Body;
-use std::{future, io, sync::Arc};
+use std::{future, io, sync::Arc, time::Duration};
 use tokio::{
     io::AsyncReadExt,
     time::{Instant, sleep, timeout},
@@ -21,6 +21,8 @@ use tower_service::Service;
 
 /// Bytes that are asked for at first.
 const FIRST: usize = 2 << 10;
+/// The window of a stream before anything was said about it.
+const MIN_WINDOW: u32 = 65_535;
 
 /// What the first bytes of a connection say.
 enum Spoken {
@@ -73,7 +75,12 @@ impl Inbound {
         let accept = async {
             loop {
                 let fresh = shared.accept().await?;
-                tokio::spawn(connection(Arc::clone(shared), fresh, service.clone()));
+                let counted = shared.connections.count();
+                let connection = connection(Arc::clone(shared), fresh, service.clone());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(counted);
+                });
             }
         };
         let result = tokio::select! {
@@ -125,12 +132,16 @@ where
 {
     let limit = shared.limits.handshake_timeout;
     let beginning = timeout(limit, async {
-        let (mut stream, place) = shared.secure(fresh).await?;
+        let mut stream = shared.secure(fresh).await?;
         let spoken = listen(&mut stream).await;
-        drop(place);
         Some((stream, spoken))
     });
-    let (stream, spoken) = match beginning.await {
+    let beginning = tokio::select! {
+        biased;
+        beginning = beginning => beginning,
+        () = shared.connections.closed_to_the_silent() => return,
+    };
+    let (stream, spoken) = match beginning {
         Ok(Some((stream, Ok(spoken)))) => (stream, spoken),
         Ok(Some((_, Err(error)))) => return tracing::debug!(%error, "a connection ended before it spoke"),
         Ok(None) => return,
@@ -199,10 +210,11 @@ impl Drop for Mind {
 /// Ends a connection that is too old, idle for too long, or whose client does not finish what it says.
 async fn mind(control: &crate::transport::Control, limits: &Limits) {
     let born = Instant::now();
-    let age = limits.max_connection_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()));
+    let age = age(limits);
     let step = limits.header_timeout.min(limits.idle_timeout.unwrap_or(limits.header_timeout));
-    let step = step.min(age.unwrap_or(step)).max(std::time::Duration::from_millis(10));
-    let (mut requests, mut quiet_since, mut heads) = (control.started(), born, control.heads());
+    let step = step.min(age.unwrap_or(step)).max(Duration::from_millis(10));
+    let (mut requests, mut quiet_since) = (control.started(), born);
+    let (mut unfinished, mut unfinished_since) = (control.unfinished(), born);
     loop {
         sleep(step).await;
         let now = Instant::now();
@@ -212,12 +224,15 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
         }
         let idle = limits.idle_timeout.is_some_and(|limit| now - quiet_since >= limit);
         if idle || age.is_some_and(|age| now - born >= age) {
-            return control.leave();
+            control.leave();
+            sleep(limits.drain_timeout).await;
+            return control.abort();
         }
-        let seen = std::mem::replace(&mut heads, control.heads());
-        // Odd: within a header block. The same one for a whole step.
-        if seen == heads && heads % 2 == 1 {
-            tracing::debug!("a client did not finish a head in time");
+        let before = std::mem::replace(&mut unfinished, control.unfinished());
+        if unfinished.is_none() || unfinished != before {
+            unfinished_since = now;
+        } else if now - unfinished_since >= limits.header_timeout {
+            tracing::debug!("a client did not finish what it said in time");
             return control.abort();
         }
     }
@@ -236,17 +251,31 @@ where
     if !shared.config.load().has(info.chain()) {
         end.leave.notify_one();
     }
-    let config = config(&shared.limits);
+    let limits = &shared.limits;
+    let mut config = config(limits);
+    config.header_timeout = config.header_timeout.min(limits.idle_timeout.unwrap_or(config.header_timeout));
+    let grow_old = async {
+        let Some(age) = age(limits) else { return future::pending().await };
+        sleep(age).await;
+        end.leave.notify_one();
+        sleep(limits.drain_timeout).await;
+    };
     let served = serve_http1(stream, read, &config, service, end.leave.notified());
     tokio::select! {
         () = served => {}
         () = end.abort.notified() => {}
+        () = grow_old => {}
     }
+}
+
+/// When a connection that begins now is too old.
+fn age(limits: &Limits) -> Option<Duration> {
+    limits.max_connection_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()))
 }
 
 fn config(limits: &Limits) -> ServerConfig {
     ServerConfig {
-        stream_window: limits.stream_window,
+        stream_window: limits.stream_window.max(MIN_WINDOW),
         connection_window: limits.connection_window,
         max_header_list_size: limits.max_header_bytes,
         max_concurrent_streams: limits.max_concurrent_streams.max(1),

@@ -34,6 +34,9 @@ const FEW: usize = 64;
 /// The largest payload we send, whatever the peer takes: others wait behind it.
 const MAX_PAYLOAD: usize = 64 << 10;
 
+/// The peer's SETTINGS did not arrive, or a frame is incomplete: with twice the number of frames that did.
+pub(super) const UNSETTLED: u32 = 1;
+
 /// Marks a stream that we reset; numbers of streams have 31 bits.
 pub(super) const CUT: u32 = 1 << 31;
 
@@ -59,6 +62,8 @@ pub(in crate::transport) struct Link {
     pub(super) serving: AtomicU32,
     /// Header blocks in pieces that began and ended: odd while there is one.
     heads: AtomicU32,
+    /// The frame that is incomplete; 0: none.
+    partial: AtomicU32,
     /// Of a server: the last stream.
     pub(super) started: AtomicU32,
 }
@@ -167,6 +172,7 @@ impl Link {
             ponged: AtomicWaker::new(),
             serving: AtomicU32::new(0),
             heads: AtomicU32::new(0),
+            partial: AtomicU32::new(UNSETTLED),
             started: AtomicU32::new(0),
         }
     }
@@ -357,12 +363,18 @@ impl Link {
     /// Waits for the answer to the PING of this number.
     pub(super) fn poll_pong(&self, number: u32, cx: &Context<'_>) -> Poll<()> {
         self.ponged.register(cx.waker());
-        if self.pongs.load(Ordering::SeqCst) == number { Poll::Ready(()) } else { Poll::Pending }
+        if self.has_pong(number) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether the PING of this number, or a later one, was answered. The driver is woken when one is.
+    pub(super) fn has_pong(&self, number: u32) -> bool {
+        self.pongs.load(Ordering::SeqCst).wrapping_sub(number) < 1 << 31
     }
 
     pub(super) fn on_pong(&self, number: u32) {
         self.pongs.store(number, Ordering::SeqCst);
         self.ponged.wake();
+        self.alarm.ring();
     }
 
     /// Says goodbye; the connection closes when that is written.
@@ -440,9 +452,19 @@ impl Link {
         self.heads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Odd while a header block is incomplete.
-    pub(super) fn heads(&self) -> u32 {
-        self.heads.load(Ordering::Relaxed)
+    /// A frame is incomplete, or none is any more (0).
+    pub(super) fn leaves_unfinished(&self, frame: u32) {
+        self.partial.store(frame, Ordering::Relaxed);
+    }
+
+    /// Which header block or frame is incomplete, if one is.
+    pub(super) fn unfinished(&self) -> Option<(u32, u32)> {
+        let heads = self.heads.load(Ordering::Relaxed);
+        let block = if heads % 2 == 1 { heads } else { 0 };
+        let partial = self.partial.load(Ordering::Relaxed);
+        // Within a block, frames that go on with it are no progress.
+        let pending = if block == 0 { (0, partial) } else { (block, 0) };
+        (pending != (0, 0)).then_some(pending)
     }
 
     /// Asks the client for the body of its request, if the answer has not begun (RFC 9110 section 10.1.1).
@@ -493,6 +515,7 @@ impl Link {
         let mut outbox = self.lock();
         outbox.ended = Some(fault.clone());
         outbox.waiting.clear();
+        outbox.queue = Queue::default();
         std::mem::take(&mut outbox.opened)
     }
 }

@@ -44,6 +44,10 @@ pub(super) struct Reader {
     waking: Option<(u32, Waker)>,
     /// The number of the read that is looked at.
     reads: u32,
+    /// Twice the number of frames that were read.
+    frames: u32,
+    /// What [`Link::unfinished`] was told last.
+    unfinished: u32,
     /// Bytes of answers queued and not known to be written.
     pub(super) answers: usize,
     /// We are the server; the streams are the client's.
@@ -104,6 +108,8 @@ impl Reader {
             settled: false,
             waking: None,
             reads: 0,
+            frames: 0,
+            unfinished: super::outbox::UNSETTLED,
             answers: 0,
             server: None,
         }
@@ -160,7 +166,8 @@ impl Reader {
     /// Takes note of streams that were opened and ended since. Before anything of theirs is written.
     pub(super) fn keep_up(&mut self, opened: &mut Vec<Arc<Stream>>, closed: &mut Vec<u32>) {
         if let Some(server) = &mut self.server {
-            server.floods.earn(closed.len());
+            // What we reset was of no use to anybody.
+            server.floods.earn(closed.iter().filter(|id| *id & CUT == 0).count());
         }
         for stream in opened.drain(..) {
             self.streams.insert(stream.id, stream);
@@ -192,11 +199,16 @@ impl Reader {
             }
             input.advance(frame::HEAD);
             let payload = input.split_to(head.length).freeze();
+            self.frames = self.frames.wrapping_add(2);
             if let Err(fault) = self.frame(head, payload, link) {
                 break Err(fault);
             }
         };
         self.wake();
+        let unfinished = if input.is_empty() && self.settled { 0 } else { self.frames | super::outbox::UNSETTLED };
+        if std::mem::replace(&mut self.unfinished, unfinished) != unfinished {
+            link.leaves_unfinished(unfinished);
+        }
         result
     }
 
@@ -276,7 +288,7 @@ impl Reader {
         drop(state);
         if let Err(breach) = result {
             link.took(whole);
-            self.breach(head.stream, breach, link);
+            self.breach(head.stream, breach, link)?;
         } else {
             link.took(if ignored { whole } else { whole - length });
             if let Some(more) = more {
@@ -341,7 +353,7 @@ impl Reader {
         let closed = state.is_closed();
         drop(state);
         if let Err(breach) = result {
-            self.breach(id, breach, link);
+            self.breach(id, breach, link)?;
         } else if closed {
             self.streams.remove(&id);
         }
@@ -366,7 +378,8 @@ impl Reader {
         let mut asked = server.begin(self.max_header_list_size);
         self.decoder.decode(block, |field| asked.add(field))?;
         if server.stop.is_some() {
-            // It hears of that by our GOAWAY.
+            // It hears of that by our GOAWAY; what it sends for it meanwhile is ignored.
+            server.cut(id);
             return Ok(());
         }
         let (too_large, length) = (asked.too_large, asked.length);
@@ -407,6 +420,7 @@ impl Reader {
             && let Some(stream) = self.streams.remove(&head.stream)
         {
             fail(&stream, Fault::Reset(Reason::from(u32::from_be_bytes([a, b, c, d]))));
+            self.forget(head.stream);
         }
         self.charge(RESET)
     }
@@ -532,11 +546,8 @@ impl Reader {
         };
         let waker = state.take_writer();
         drop(state);
-        if let Err(breach) = result {
-            self.breach(head.stream, breach, link);
-        }
         waker.into_iter().for_each(Waker::wake);
-        Ok(())
+        result.or_else(|breach| self.breach(head.stream, breach, link))
     }
 
     /// The stream of a frame; `None` for those that are closed already.
@@ -549,14 +560,25 @@ impl Reader {
         Ok(stream)
     }
 
-    /// Resets one stream that the peer broke the protocol on.
-    fn breach(&mut self, id: u32, (reason, what): Breach, link: &Link) {
-        if let Some(stream) = self.streams.remove(&id) {
-            link.reset(&stream, reason, Fault::Malformed(reason, what));
-            self.answers += frame::HEAD + 4;
-            if let Some(server) = &mut self.server {
-                server.cut(id);
-            }
+    /// Resets one stream that the peer broke the protocol on. It costs a client as much as a reset of its own: it could have us begin
+    /// and drop requests as well (CVE-2025-8671).
+    fn breach(&mut self, id: u32, (reason, what): Breach, link: &Link) -> Result<(), Fault> {
+        let Some(stream) = self.streams.remove(&id) else { return Ok(()) };
+        link.reset(&stream, reason, Fault::Malformed(reason, what));
+        self.answers += frame::HEAD + 4;
+        if let Some(server) = &mut self.server {
+            server.cut(id);
+        }
+        self.forget(id);
+        self.charge(RESET)
+    }
+
+    /// A request that was not begun yet need not be any more.
+    fn forget(&mut self, id: u32) {
+        if let Some(server) = &mut self.server
+            && let Some(at) = server.accepted.iter().rposition(|accepted| accepted.stream.id == id)
+        {
+            server.accepted.remove(at);
         }
     }
 }

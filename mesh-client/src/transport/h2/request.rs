@@ -17,6 +17,8 @@ use tokio::time::Instant;
 
 /// Streams that are remembered for having been ended by us.
 const CUTS: usize = 128;
+/// Headers that room is made for ahead, at most.
+const MAX_GUESS: usize = 64;
 
 /// What a server knows of the streams of one connection.
 pub(super) struct Requests {
@@ -63,6 +65,8 @@ pub(super) struct Asked {
     authority: Option<HeaderValue>,
     path: Option<HeaderValue>,
     map: HeaderMap,
+    /// The `cookie` fields, once there are several.
+    cookies: Option<Vec<u8>>,
     pub(super) length: Option<u64>,
     room: usize,
     pub(super) too_large: bool,
@@ -77,7 +81,7 @@ impl Requests {
             stop: None,
             limit,
             window: window.min(frame::MAX),
-            floods: Floods::new(now),
+            floods: Floods::new(limit, now),
             pinged_at: 0,
             cut: VecDeque::new(),
             forgot: false,
@@ -106,7 +110,8 @@ impl Requests {
             scheme: None,
             authority: None,
             path: None,
-            map: HeaderMap::with_capacity(self.recent.fields),
+            map: HeaderMap::with_capacity(self.recent.fields.min(MAX_GUESS)),
+            cookies: None,
             length: None,
             room,
             too_large: false,
@@ -115,7 +120,7 @@ impl Requests {
     }
 
     /// The head that was asked.
-    pub(super) fn head(&mut self, asked: Asked, ended: bool) -> Result<request::Parts, Breach> {
+    pub(super) fn head(&mut self, mut asked: Asked, ended: bool) -> Result<request::Parts, Breach> {
         const BAD: Reason = Reason::PROTOCOL_ERROR;
         if let Some(what) = asked.breach {
             return Err((BAD, what));
@@ -123,6 +128,7 @@ impl Requests {
         if ended && asked.length.is_some_and(|length| length != 0) {
             return Err((BAD, "a content-length without content"));
         }
+        asked.join_cookies().map_err(|what| (BAD, what))?;
         let method = asked.method.ok_or((BAD, "a request without a method"))?;
         let uri = self.recent.uri(&method, asked.scheme, asked.authority, asked.path, &asked.map);
         let uri = uri.map_err(|what| (BAD, what))?;
@@ -146,9 +152,13 @@ impl Recent {
         headers: &HeaderMap,
     ) -> Result<Uri, &'static str> {
         let mut parts = uri::Parts::default();
+        let host = crate::headers::find(headers, &header::HOST);
+        if authority.as_ref().or(host).is_some_and(|name| name.as_bytes().contains(&b'@')) {
+            return Err("an authority with a user");
+        }
         if let Some(value) = authority {
             // Two names for one request: who decides by one and who serves by the other must not differ.
-            if crate::headers::find(headers, &header::HOST).is_some_and(|host| *host != value) {
+            if host.is_some_and(|host| *host != value) {
                 return Err("an authority and another host");
             }
             parts.authority =
@@ -210,6 +220,10 @@ impl Asked {
             return Ok(());
         }
         let value = field.value.ok_or("a header value with bytes that it may not have")?;
+        if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value.as_bytes() {
+            // RFC 9113 section 8.2.1.
+            return Err("a header value with space around it");
+        }
         let pseudo = match field.name {
             Name::Header(name) => return self.header(name, value),
             Name::Method => {
@@ -241,8 +255,25 @@ impl Asked {
         }
         if name == header::CONTENT_LENGTH {
             super::reader::content_length(&mut self.length, &value)?;
+        } else if name == header::HOST && self.map.contains_key(&name) {
+            return Err("two hosts");
+        } else if name == header::COOKIE
+            && let Some(first) = self.map.get(&name)
+        {
+            // RFC 9113 section 8.2.3.
+            let cookies = self.cookies.get_or_insert_with(|| first.as_bytes().to_vec());
+            cookies.extend_from_slice(b"; ");
+            cookies.extend_from_slice(value.as_bytes());
+            return Ok(());
         }
         self.map.try_append(name, value).map_err(|_| "more headers than are taken")?;
+        Ok(())
+    }
+
+    fn join_cookies(&mut self) -> Result<(), &'static str> {
+        let Some(cookies) = self.cookies.take() else { return Ok(()) };
+        let cookies = HeaderValue::try_from(cookies).map_err(|_| "cookies that are none")?;
+        self.map.insert(header::COOKIE, cookies);
         Ok(())
     }
 }

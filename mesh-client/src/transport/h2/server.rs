@@ -27,13 +27,18 @@ use std::{
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, Sleep, sleep},
+};
 use tower_service::Service;
 
 /// How long a client may take to hear that we are going away, before its further requests are refused.
 const NOTICE: Duration = Duration::from_secs(1);
 /// How long a connection may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long its client may then take to close: what we did not read would cost it our last answer.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A handler that computes for so long before it first waits holds up the connection.
 const LONG: Duration = Duration::from_micros(100);
@@ -68,6 +73,8 @@ where
     runner: Runner<S, B>,
     yielded: bool,
     leaving: Option<Leaving>,
+    /// The watch over a silent client.
+    keepalive: Option<AbortHandle>,
 }
 
 /// How far a goodbye has come.
@@ -78,6 +85,8 @@ enum Leaving {
     Final,
     /// All is answered.
     Closing { until: Pin<Box<Sleep>> },
+    /// All is written; the client has to close.
+    Lingering { until: Pin<Box<Sleep>> },
 }
 
 impl Conn {
@@ -122,9 +131,9 @@ impl Control {
         self.0.link.started.load(Ordering::Relaxed)
     }
 
-    /// Odd while the head of a request is incomplete.
-    pub(crate) fn heads(&self) -> u32 {
-        self.0.link.heads()
+    /// What the client has begun to say and not finished: the same while it is the same, `None` if there is nothing.
+    pub(crate) fn unfinished(&self) -> Option<(u32, u32)> {
+        self.0.link.unfinished()
     }
 }
 
@@ -141,10 +150,16 @@ where
         let wire = Wire::new(Io::new(io, false, Arc::clone(&activity)), reader).after(read);
         let conn = Conn { link, activity, phase: AtomicU8::new(RUNNING) };
         let conn = Arc::new(conn);
-        if let Some(config) = config.keepalive {
-            tokio::spawn(keepalive::of_server(Arc::clone(&conn), config));
+        let keepalive =
+            config.keepalive.map(|config| tokio::spawn(keepalive::of_server(Arc::clone(&conn), config)).abort_handle());
+        Self {
+            conn,
+            wire,
+            runner: Runner { service, place: None, detour: 0 },
+            yielded: false,
+            leaving: None,
+            keepalive,
         }
-        Self { conn, wire, runner: Runner { service, place: None, detour: 0 }, yielded: false, leaving: None }
     }
 
     pub(crate) fn control(&self) -> Control {
@@ -237,13 +252,21 @@ where
                 }
             };
             place.set(Some(exchange));
-            place.as_mut().as_pin_mut().map_or(Poll::Ready(()), |exchange| exchange.poll(cx))
+            let poll = place.as_mut().as_pin_mut().map_or(Poll::Ready(()), |exchange| exchange.poll(cx));
+            if poll.is_ready() {
+                place.set(None);
+            }
+            poll
         }));
-        // A panic was told by its hook, and resets the stream as it is dropped.
-        if !matches!(polled, Ok(Poll::Pending)) {
-            place.set(None);
-        } else if let Some(place) = self.place.take() {
-            tokio::spawn(Rest(place));
+        match polled {
+            Ok(Poll::Ready(())) => {}
+            Ok(Poll::Pending) => {
+                if let Some(place) = self.place.take() {
+                    tokio::spawn(Rest(place));
+                }
+            }
+            // A panic was told by its hook, and resets the stream as it is dropped; that may be one as well.
+            Err(_) => _ = catch_unwind(AssertUnwindSafe(|| place.set(None))),
         }
     }
 }
@@ -269,7 +292,7 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { conn, wire, runner, yielded, leaving } = &mut *self;
+        let Self { conn, wire, runner, yielded, leaving, .. } = &mut *self;
         // Once woken, let the scheduler go round: what else arrives and is answered meanwhile leaves in the same write.
         if !*yielded && conn.link.serving() > 0 {
             *yielded = true;
@@ -309,6 +332,9 @@ where
     S: Service<Request<RequestBody>>,
 {
     fn drop(&mut self) {
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.abort();
+        }
         self.wire.fail(&self.conn.link, &Fault::Closed);
     }
 }
@@ -324,7 +350,7 @@ impl Leaving {
                     Self::Told { ping: conn.link.ping(), until: Box::pin(sleep(NOTICE)) }
                 }
                 Some(Self::Told { ping, until }) => {
-                    let answered = ping.is_none_or(|ping| conn.link.poll_pong(ping, cx).is_ready());
+                    let answered = ping.is_none_or(|ping| conn.link.has_pong(ping));
                     if !answered && until.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
@@ -338,7 +364,8 @@ impl Leaving {
                     conn.link.close();
                     Self::Closing { until: Box::pin(sleep(FAREWELL)) }
                 }
-                Some(Self::Closing { until }) => return until.as_mut().poll(cx),
+                Some(Self::Closing { .. }) if wire.is_shut() => Self::Lingering { until: Box::pin(sleep(LINGER)) },
+                Some(Self::Closing { until } | Self::Lingering { until }) => return until.as_mut().poll(cx),
             };
             *leaving = Some(next);
         }

@@ -30,6 +30,8 @@ pub(super) struct Progress {
     /// The chunk to send next. It waits for what follows it, to carry END_STREAM if it is the last.
     chunk: Option<Bytes>,
     after: Option<After>,
+    /// What the peer hears when the body fails.
+    failure: Reason,
 }
 
 /// How an upload ended.
@@ -57,7 +59,8 @@ where
     B::Error: Into<BoxError>,
 {
     pub(super) fn new(body: B) -> Self {
-        Self { body, progress: Progress { stream: None, chunk: None, after: None } }
+        let progress = Progress { stream: None, chunk: None, after: None, failure: Reason::CANCEL };
+        Self { body, progress }
     }
 
     /// Takes what the body has ready, before the stream is open. False: the request has no body.
@@ -143,7 +146,7 @@ where
 impl Progress {
     /// Of the answer on a stream.
     pub(super) fn of(stream: Arc<Stream>) -> Self {
-        Self { stream: Some(stream), chunk: None, after: None }
+        Self { stream: Some(stream), chunk: None, after: None, failure: Reason::INTERNAL_ERROR }
     }
 
     /// What can go with the head of an answer.
@@ -200,7 +203,7 @@ impl Progress {
                     return Poll::Ready(Ok(()));
                 }
                 Some(After::Failed(error)) => {
-                    link.reset(stream, Reason::CANCEL, Fault::Cancelled);
+                    link.reset(stream, self.failure, Fault::Cancelled);
                     return Poll::Ready(Err(error));
                 }
             }

@@ -35,11 +35,13 @@ pub(super) struct Wire {
     reader: Reader,
     /// What the outbox gave and is not written yet.
     out: Queue,
+    /// A server has written all that it ever will.
+    shut: bool,
 }
 
 impl Wire {
     pub(super) fn new(io: Io, reader: Reader) -> Self {
-        Self { io, input: BytesMut::new(), unseen: false, ask: READ, reader, out: Queue::default() }
+        Self { io, input: BytesMut::new(), ask: READ, reader, out: Queue::default(), unseen: false, shut: false }
     }
 
     /// Behind what was read already.
@@ -47,6 +49,11 @@ impl Wire {
         self.unseen = !input.is_empty();
         self.input = input;
         self
+    }
+
+    /// All is written, and the client knows.
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut
     }
 
     /// No more streams of the peer's are taken; which was the last.
@@ -108,7 +115,7 @@ impl Wire {
         }
         while *reads < READS {
             *reads += 1;
-            if self.reader.answers > MAX_ANSWERS || self.is_behind(link) {
+            if !self.shut && (self.reader.answers > MAX_ANSWERS || self.is_behind(link)) {
                 return Ok(true);
             }
             if self.input.capacity() - self.input.len() < self.ask / 2 {
@@ -125,6 +132,10 @@ impl Wire {
             if read == room {
                 self.ask = (self.ask * 2).min(READ_MOST);
             }
+            if self.shut {
+                self.input.clear();
+                continue;
+            }
             self.reader.read(&mut self.input, link)?;
         }
         cx.waker().wake_by_ref();
@@ -138,6 +149,10 @@ impl Wire {
 
     /// Ready when nothing is left to write. True: nor ever will be.
     fn write(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Result<bool, Fault>> {
+        if self.shut {
+            // Its end is read, or waited for no longer.
+            return Poll::Pending;
+        }
         loop {
             while !self.out.is_empty() {
                 let io = Pin::new(&mut self.io);
@@ -182,7 +197,13 @@ impl Wire {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         if leaving {
             // A peer that is gone already is fine too.
-            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+            let closed = ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err();
+            if self.reader.is_server() && !closed {
+                // Closed with something unread, a socket throws away what the client has not read.
+                self.shut = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(leaving))
     }

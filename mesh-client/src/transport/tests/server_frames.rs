@@ -7,17 +7,20 @@ use super::{
     },
     support::within,
 };
-use crate::transport::{Control, Keepalive, RequestBody, Server, ServerConfig};
+use crate::transport::{BoxError, Control, Keepalive, RequestBody, Server, ServerConfig, serve_http1};
 use bytes::{Bytes, BytesMut};
 use h2::Reason;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use proptest::prelude::*;
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, future, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    runtime::Handle,
     task::JoinHandle,
 };
+use tower::Service;
 
 /// `:method: POST`, `:scheme: http`, `:path: /`, and an authority.
 fn request() -> Vec<u8> {
@@ -39,10 +42,14 @@ fn config() -> ServerConfig {
     }
 }
 
-/// Answers with what it read, or how that failed; at `/hang`, never.
+/// Answers with what it read, or how that failed; at `/hang`, never; at `/cookie`, with the first of the cookies.
 async fn service(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.uri().path() == "/hang" {
-        std::future::pending::<()>().await;
+        future::pending::<()>().await;
+    }
+    if request.uri().path() == "/cookie" {
+        let cookie = request.headers()["cookie"].as_bytes();
+        return Ok(Response::new(Full::new(Bytes::copy_from_slice(cookie))));
     }
     let read = match request.into_body().collect().await {
         Ok(body) => body.to_bytes(),
@@ -60,12 +67,24 @@ struct Peer {
 
 impl Peer {
     async fn start(config: &ServerConfig) -> Self {
-        let (io, server) = tokio::io::duplex(1 << 20);
-        let server = Server::new(server, BytesMut::new(), config, tower::service_fn(service));
-        let control = server.control();
-        let mut peer = Self { io, control, server: tokio::spawn(server) };
+        let mut peer = Self::of(config, b"", tower::service_fn(service));
         peer.send(&frame(SETTINGS, 0, 0, &[])).await;
         peer
+    }
+
+    /// Of a server that has read some bytes already.
+    fn of<S, B>(config: &ServerConfig, read: &[u8], service: S) -> Self
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (io, server) = tokio::io::duplex(1 << 20);
+        let server = Server::new(server, BytesMut::from(read), config, service);
+        let control = server.control();
+        Self { io, control, server: tokio::spawn(server) }
     }
 
     async fn send(&mut self, bytes: &[u8]) {
@@ -177,13 +196,21 @@ async fn what_breaks_the_connection_is_answered_by_a_goaway_with_its_reason() {
 }
 
 #[tokio::test]
-async fn rapid_resets_end_the_connection() {
+async fn rapid_resets_end_the_connection_whoever_sends_them() {
+    let reset = |stream| [head(stream, END_STREAM, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
+    floods(reset).await;
+    // CVE-2025-8671: the server is made to.
+    floods(|stream| [head(stream, 0, &[]), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()).await;
+    floods(|stream| [head(stream, 0, &[&field("content-length", "1")]), frame(DATA, 0, stream, b"two")].concat()).await;
+}
+
+/// Ten thousand of these are too many.
+async fn floods(bytes: impl Fn(u32) -> Vec<u8>) {
     let mut peer = Peer::start(&config()).await;
     let (mut read, mut write) = tokio::io::split(peer.io);
     let sending = async {
         for stream in (1..20_001).step_by(2) {
-            let bytes = [head(stream, END_STREAM, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
-            if write.write_all(&bytes).await.is_err() {
+            if write.write_all(&bytes(stream)).await.is_err() {
                 return stream;
             }
         }
@@ -214,6 +241,11 @@ async fn what_breaks_a_stream_resets_that_one_only() {
         ("a pseudo header nobody knows", block(&[method, scheme, path, &field(":x", "1")])),
         ("a pseudo header behind another", block(&[method, scheme, &field("a", "b"), path])),
         ("another host", head(1, END_STREAM, &[&field("host", "y.test")])),
+        ("two hosts", head(1, END_STREAM, &[&field("host", "x.test"), &field("host", "x.test")])),
+        ("a user", block(&[method, scheme, path, &field(":authority", "u@x.test")])),
+        ("a user of the host", block(&[method, scheme, path, &field("host", "u@x.test")])),
+        ("space before a value", head(1, END_STREAM, &[&field("a", " b")])),
+        ("a tab behind a value", head(1, END_STREAM, &[&field("a", "b\t")])),
         ("capitals", head(1, END_STREAM, &[&field("A", "b")])),
         ("a line break", head(1, END_STREAM, &[&field("a", "b\nc")])),
         ("connection", head(1, END_STREAM, &[&field("connection", "close")])),
@@ -364,12 +396,99 @@ async fn a_goodbye_comes_in_two_steps_and_ends_with_the_last_answer() {
     peer.send(&frame(PING, ACK, 0, &ping)).await;
     let (_, second) = peer.find(GOAWAY, 0).await.expect("a second");
     assert_eq!(second, [0, 0, 0, 3, 0, 0, 0, 0]);
-    // Too late: it is not answered.
-    peer.send(&head(5, END_STREAM, &[])).await;
+    // Too late: it is not answered, nor does it end the others.
+    peer.send(&[head(5, 0, &[]), frame(DATA, 0, 5, b"late")].concat()).await;
+    peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 5, &field("a", "b"))).await;
     peer.send(&frame(DATA, END_STREAM, 1, b"fine")).await;
     peer.is_answered(1, b"fine").await;
     assert_eq!(within(peer.next()).await, None, "and closes");
+    assert!(!peer.server.is_finished(), "it reads what is still on its way");
+    peer.send(&frame(PING, 0, 0, &[0; 8])).await;
+    drop(peer.io);
+    within(peer.server).await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_close_after_the_goodbye_is_not_waited_for_long() {
+    let mut peer = Peer::start(&config()).await;
+    peer.control.leave();
     within(&mut peer.server).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn nothing_of_a_connection_is_left_behind_its_end() {
+    let keepalive = Some(Keepalive::default());
+    let mut peer = Peer::start(&ServerConfig { keepalive, ..config() }).await;
+    peer.call(1).await;
+    let Peer { io, server, .. } = peer;
+    drop(io);
+    within(server).await.expect("no panic");
+    within(async {
+        while Handle::current().metrics().num_alive_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_came_with_the_preface_is_answered_without_a_further_byte() {
+    let read = [frame(SETTINGS, 0, 0, &[]), head(1, 0, &[]), frame(DATA, END_STREAM, 1, b"fine")].concat();
+    let mut peer = Peer::of(&config(), &read, tower::service_fn(service));
+    peer.is_answered(1, b"fine").await;
+}
+
+#[tokio::test]
+async fn several_cookies_are_one() {
+    let mut peer = Peer::start(&config()).await;
+    let cookies = ["a=1", "b=2", "c=3"].map(|cookie| field("cookie", cookie)).concat();
+    let block = [&[0x83, 0x86][..], &field(":path", "/cookie"), &cookies].concat();
+    peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await;
+    peer.is_answered(1, b"a=1; b=2; c=3").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_fails_is_an_error_of_the_server() {
+    let service = tower::service_fn(|_: Request<RequestBody>| {
+        let some = Ok(Frame::data(Bytes::from_static(b"some")));
+        let frames = futures::stream::iter([some, Err(std::io::Error::other("broken"))]);
+        future::ready(Ok::<_, Infallible>(Response::new(StreamBody::new(frames))))
+    });
+    let mut peer = Peer::of(&config(), &frame(SETTINGS, 0, 0, &[]), service);
+    peer.send(&head(1, END_STREAM, &[])).await;
+    assert_eq!(peer.reason(RST_STREAM, 1).await, Some(Reason::INTERNAL_ERROR));
+}
+
+/// What HTTP/1.1 answers to a request that was read when it was to leave.
+async fn http1(head: &'static str) -> String {
+    let (mut io, server) = tokio::io::duplex(1 << 16);
+    let (config, service) = (config(), tower::service_fn(service));
+    let served = serve_http1(server, Bytes::from(format!("{head}\r\n\r\n")), &config, service, future::ready(()));
+    let mut answer = String::new();
+    let (_, read) = within(async { tokio::join!(served, io.read_to_string(&mut answer)) }).await;
+    read.expect("text");
+    answer
+}
+
+#[tokio::test]
+async fn a_request_of_http1_that_was_read_is_answered_before_the_goodbye() {
+    let answer = http1("GET / HTTP/1.1\r\nhost: x.test").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_of_http1_has_one_host() {
+    let answer = http1("GET http://x.test/ HTTP/1.1\r\nhost: x.test").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for head in [
+        "GET / HTTP/1.1\r\nhost: x.test\r\nhost: y.test",
+        "GET / HTTP/1.1\r\nhost: u@x.test",
+        "GET http://x.test/ HTTP/1.1\r\nhost: y.test",
+        "GET http://u@x.test/ HTTP/1.1\r\nhost: u@x.test",
+    ] {
+        let answer = http1(head).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{head}: {answer}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
