@@ -44,7 +44,7 @@ pub use inbound::{ConnectionInfo, Inbound};
 pub use layer::{LayerBody, LayerFuture, MeshLayer, MeshService};
 pub use mesh::{BuildError, Mesh, MeshBuilder};
 pub use mesh_xds::resource::Value;
-pub use outbound::{Profile, cluster::ChannelLoad, resolve::TargetError};
+pub use outbound::{Profile, cluster::ChannelLoad, connect::TlsRenewal, resolve::TargetError};
 pub use telemetry::{
     access_log,
     explain::{Explain, Explanation, Step},

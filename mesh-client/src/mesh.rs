@@ -8,7 +8,7 @@ use crate::{
     outbound::{
         call::Settings,
         cluster::Balancing,
-        connect::{DRAIN_TIMEOUT, Dial, DialRef},
+        connect::{DRAIN_TIMEOUT, Dial, DialRef, TlsRenewal},
         filter::{FilterFactory, Parser},
         identity::{Identities, Opener, ads_connector},
         narrate,
@@ -84,6 +84,7 @@ pub struct MeshBuilder {
     keepalive: Option<Keepalive>,
     user_timeout: Option<Duration>,
     drain_timeout: Duration,
+    tls_renewal: TlsRenewal,
     dial: Option<DialRef>,
     extensions: Extensions,
     ring_hash_cap: u64,
@@ -477,6 +478,14 @@ impl MeshBuilder {
         self
     }
 
+    /// What becomes of open connections when certificates or roots change. New ones always have the newest. Default:
+    /// [`TlsRenewal::Within`] 10 s.
+    #[must_use]
+    pub fn tls_renewal(mut self, renewal: TlsRenewal) -> Self {
+        self.tls_renewal = renewal;
+        self
+    }
+
     /// Opens the byte streams to endpoints and control planes by `dial` in place of TCP sockets: through a tunnel, or in a network
     /// that is simulated.
     #[must_use]
@@ -564,7 +573,7 @@ impl MeshBuilder {
                 identities,
                 self.keepalive,
                 self.user_timeout,
-                self.drain_timeout,
+                (self.drain_timeout, self.tls_renewal),
                 self.dial,
                 balancing,
                 runtime.clone(),
@@ -600,6 +609,7 @@ impl Default for MeshBuilder {
             keepalive: Some(Keepalive::default()),
             user_timeout: None,
             drain_timeout: DRAIN_TIMEOUT,
+            tls_renewal: TlsRenewal::default(),
             dial: None,
             extensions: Extensions::default(),
             ring_hash_cap: RING_HASH_CAP,

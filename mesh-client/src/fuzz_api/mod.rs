@@ -28,13 +28,14 @@ use std::{
     time::Duration,
 };
 
+pub use mesh_tls::fuzz_api::{bundles, sans, spiffe};
 pub use routes::routes;
 
 /// A fuzz target: what it takes is its own affair, but it takes anything.
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("routes", routes),
     ("cookies", cookies),
     ("trace", trace),
@@ -45,6 +46,9 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("statuses", statuses),
     ("jwt", jwt),
     ("xfcc", xfcc),
+    ("sans", sans),
+    ("spiffe", spiffe),
+    ("bundles", bundles),
 ];
 
 /// A set of keys, a line, and a token: nothing panics, and what was not signed is not believed.

@@ -3,7 +3,7 @@
 use crate::{
     outbound::{
         cluster::{Balancing, Breaker, ClusterDeps, LiveCluster, WeightNumbers},
-        connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Socket, Sockets, Subchannel},
+        connect::{Connector, ConnectorSettings, DialRef, Numbers, Security, Socket, Sockets, Subchannel, TlsRenewal},
         filter::Filters,
         identity::Identities,
         resolve::Facts,
@@ -56,6 +56,7 @@ struct Shared {
     /// Of every socket, where the mesh says it.
     user_timeout: Option<Duration>,
     drain_timeout: Duration,
+    renewal: TlsRenewal,
     dial: Option<DialRef>,
 }
 
@@ -67,13 +68,13 @@ impl Upstreams {
         identities: Arc<Identities>,
         keepalive: Option<Keepalive>,
         user_timeout: Option<Duration>,
-        drain_timeout: Duration,
+        (drain_timeout, renewal): (Duration, TlsRenewal),
         dial: Option<DialRef>,
         balancing: Balancing,
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let shared = Arc::new(Shared { runtime, handshakes, keepalive, user_timeout, drain_timeout, dial });
+        let shared = Arc::new(Shared { runtime, handshakes, keepalive, user_timeout, drain_timeout, renewal, dial });
         let (clusters, balancing) = (Mutex::default(), Arc::new(balancing));
         Self { clusters, identities, shared, balancing, filters: Filters::default() }
     }
@@ -166,6 +167,7 @@ fn connector(
     let security = sockets.default.security.clone();
     let mut settings = ConnectorSettings {
         dial: shared.dial.clone(),
+        renewal: shared.renewal,
         numbers,
         ..ConnectorSettings::of(cluster, protocol, security, shared.keepalive, shared.drain_timeout)
     };

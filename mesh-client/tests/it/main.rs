@@ -63,6 +63,7 @@ mod policy;
 mod retries;
 mod retry_features;
 mod rewrites;
+mod rotation;
 mod routing;
 mod sds;
 mod spans;

@@ -57,8 +57,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) max_connections_per_host: u32,
     /// After failed attempts.
     pub(crate) backoff: Backoff,
-    /// How long connections with replaced certificates may take new streams while the new ones are made.
-    pub(crate) renewal_bound: Duration,
+    /// What becomes of connections whose certificates were replaced.
+    pub(crate) renewal: TlsRenewal,
     /// Of each connection.
     pub(crate) transport: TransportConfig,
     /// Of its socket.
@@ -71,6 +71,22 @@ pub(crate) struct ConnectorSettings {
     pub(crate) dial: Option<DialRef>,
     /// What is counted of them.
     pub(crate) numbers: Numbers,
+}
+
+/// What becomes of open connections when certificates or roots change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsRenewal {
+    /// A connection with the new ones takes over; the old one is drained without failing a call. When no new one can be made
+    /// within this time, the old one takes no new requests either: what we no longer trust ends within the bound.
+    Within(Duration),
+    /// They stay, until they end for another reason, such as `max_connection_duration`.
+    KeepUntilMaxAge,
+}
+
+impl Default for TlsRenewal {
+    fn default() -> Self {
+        Self::Within(Duration::from_secs(10))
+    }
 }
 
 /// How the connections of one cluster are secured.
@@ -131,7 +147,7 @@ impl Default for ConnectorSettings {
             close_on_health_failure: false,
             max_connections_per_host: 1,
             backoff: Backoff::default(),
-            renewal_bound: Duration::from_secs(10),
+            renewal: TlsRenewal::default(),
             transport: TransportConfig::default(),
             tcp: TcpOptions::default(),
             security: Security::Plaintext,

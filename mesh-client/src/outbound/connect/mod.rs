@@ -13,6 +13,7 @@ mod supervisor;
 mod variants;
 
 pub(crate) use backoff::Backoff;
+pub use connector::TlsRenewal;
 pub(crate) use connector::{Connector, ConnectorSettings, DRAIN_TIMEOUT, Security};
 pub use dial::Dial;
 pub(crate) use dial::DialRef;

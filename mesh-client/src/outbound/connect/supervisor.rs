@@ -1,6 +1,6 @@
 //! The task that sees one connection through: idle timeout, new certificates, the end.
 
-use super::{Connector, Security, Subchannel, numbers::Closed};
+use super::{Connector, Security, Subchannel, TlsRenewal, numbers::Closed};
 use crate::{
     outbound::cluster::{Permit, Resource},
     transport::{Connection, Kind},
@@ -39,9 +39,9 @@ pub(super) async fn run(this: Supervised, permit: Option<Permit>, mut retired: w
         _ = retired.changed() => Some(Closed::Retired),
         () = this.idle() => Some(Closed::Idle),
         () = this.expired() => Some(Closed::Age),
-        () = this.outdated() => {
+        bound = this.outdated() => {
             // Boxed: the state of a handshake is large, and this task lives as long as its connection.
-            Box::pin(this.renew()).await;
+            Box::pin(this.renew(bound)).await;
             Some(Closed::Renewed)
         }
     };
@@ -96,18 +96,22 @@ impl Supervised {
         let _ = timeout(self.connector.settings.drain_timeout, never).await;
     }
 
-    /// Returns when there are newer certificates than the connection's.
-    async fn outdated(&self) {
-        let Security::Tls(tls) = &self.connector.settings.security else { return std::future::pending().await };
+    /// Returns when there are newer certificates than the connection's, and how long it may live on.
+    async fn outdated(&self) -> Duration {
+        let settings = &self.connector.settings;
+        let (Security::Tls(tls), TlsRenewal::Within(bound)) = (&settings.security, settings.renewal) else {
+            return std::future::pending().await;
+        };
         let mut generations = tls.generations();
         while tls.generation() <= self.generation {
             generations.changed().await;
         }
+        bound
     }
 
     /// Puts a connection with the new certificates beside this one, if that works within the bound.
-    async fn renew(&self) {
-        let bound = Instant::now() + self.connector.settings.renewal_bound;
+    async fn renew(&self, bound: Duration) {
+        let bound = Instant::now() + bound;
         let attempts = async {
             loop {
                 let Some(subchannel) = self.subchannel.upgrade() else { return };

@@ -1,7 +1,7 @@
 //! TLS to endpoints: identity, refusal, new certificates under load.
 
 use super::support::{Server, call, connector, until, within};
-use crate::outbound::connect::{Connectivity, ConnectorSettings, Security, Subchannel};
+use crate::outbound::connect::{Connectivity, ConnectorSettings, Security, Subchannel, TlsRenewal};
 use futures::future::join_all;
 use mesh_tls::{
     Acceptor, ClientSettings, ClientTls, Identity, MemorySource, ServerSettings, TrustRoots, default_provider,
@@ -131,7 +131,7 @@ async fn a_connection_with_certificates_no_longer_trusted_ends_within_the_bound(
     let ca = Ca::new();
     let mut server = ca.server().await;
     let source = ca.source("spiffe://td/client");
-    let settings = ConnectorSettings { renewal_bound: Duration::from_millis(50), ..settings(&source) };
+    let settings = ConnectorSettings { renewal: TlsRenewal::Within(Duration::from_millis(50)), ..settings(&source) };
     let connector = connector(settings, None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
     assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");
@@ -142,4 +142,28 @@ async fn a_connection_with_certificates_no_longer_trusted_ends_within_the_bound(
     server.until_open(0).await;
     let error = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("not trusted");
     assert!(in_words(&*error).contains("spiffe://td/server"), "{}", in_words(&*error));
+}
+
+#[tokio::test]
+async fn connections_can_be_kept_until_their_age_ends_them() {
+    let ca = Ca::new();
+    let server = ca.server().await;
+    let source = ca.source("spiffe://td/client");
+    let max_duration = Some(Duration::from_millis(300));
+    let settings = ConnectorSettings { renewal: TlsRenewal::KeepUntilMaxAge, max_duration, ..settings(&source) };
+    let subchannel = Subchannel::new(server.address, connector(settings, None));
+    assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("lease"), "/").await, "0");
+    source.replace(Some(ca.svid("spiffe://td/client")), Some(ca.roots()));
+    // Those who follow the certificates have heard of them by now: every task had its turn.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+    within(async {
+        while call(subchannel.acquire(RoutingPriority::Default).await.expect("lease"), "/").await == "0" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
 }
