@@ -151,7 +151,7 @@ async fn secure(
     // Certificates that never come are the handshake's error.
     let _ = timeout(limit, acceptor.ready()).await;
     // Who says nothing takes no place among the handshakes; an error is told by the handshake.
-    let _ = socket.readable().await;
+    let _ = socket.peek(&mut [0]).await;
     let place = handshakes.acquire().await.expect("the semaphore is never closed");
     let accepted = acceptor.accept(socket).await?;
     drop(place);
