@@ -63,7 +63,7 @@ pub enum Role {
         /// Where the control plane listens, for clients with xDS.
         control_plane: SocketAddr,
     },
-    /// Be a server of the `inbound` measurement; see [`inbound::serve`](crate::inbound::serve).
+    /// Be a server of the `inbound` measurement; see [`crate::inbound::serve`].
     Inbound {
         /// Which one.
         side: Side,

@@ -2,10 +2,10 @@
 //!
 //! | step | where |
 //! |---|---|
-//! | accept | [`accept`]: limits, which filter chain ([`config`]), TLS or plaintext |
+//! | accept | `accept`: limits, which filter chain (`config`), TLS or plaintext |
 //! | transport | `crate::transport`: HTTP/2 of our own, HTTP/1.1 on hyper |
-//! | serve | [`serve`]: which protocol, and how connections end ([`connections`]) |
-//! | decide | [`policy`], by [`guard`], for every request |
+//! | serve | `serve`: which protocol, and how connections end (`connections`) |
+//! | decide | `policy`, by `guard`, for every request |
 
 mod accept;
 mod authorize;
