@@ -1,11 +1,6 @@
 //! The layer for hyper clients: hosts the mesh knows are routed, all others go to the inner client untouched.
 
-use crate::{
-    BoxError, Mesh,
-    body::MeshBody,
-    channel::MeshChannel,
-    outbound::resolve::{State, Target},
-};
+use crate::{BoxError, Mesh, body::MeshBody, channel::MeshChannel, outbound::resolve::State};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, header, uri::Authority};
@@ -27,8 +22,8 @@ const MAX_HOSTS: usize = 1024;
 
 /// Wraps any HTTP client so that its requests are routed by the mesh.
 ///
-/// A request for `http://HOST[:PORT]` whose host the control plane knows (a Listener named `HOST:PORT`, port 80 when absent, by the
-/// bootstrap's name template) is routed, balanced, retried and secured like a call on a [`MeshChannel`], over the mesh's own
+/// A request for `http://HOST[:PORT]` whose host the mesh was [built with](crate::MeshBuilder::host), or the control plane knows (a
+/// Listener named `HOST:PORT`, port 80 when absent, by the bootstrap's name template), is routed, balanced, retried and secured like a call on a [`MeshChannel`], over the mesh's own
 /// connections. Every other request (unknown host, `https`, no host) goes to the inner client as it came. The first request
 /// to a host waits until the control plane has answered, at most [`MeshBuilder::resolve_timeout`](crate::MeshBuilder::resolve_timeout);
 /// when it has not, the request fails: sent past the mesh, it could leave without the identity and the policy it must have.
@@ -81,7 +76,7 @@ impl Hosts {
     /// The channel of the request's host, made on first use. `None`: nothing for the mesh.
     fn channel<B>(&self, request: &Request<B>) -> Option<MeshChannel> {
         let uri = request.uri();
-        if uri.scheme().is_some_and(|s| *s != http::uri::Scheme::HTTP) || !self.mesh.has_control_plane() {
+        if uri.scheme().is_some_and(|s| *s != http::uri::Scheme::HTTP) || self.mesh.knows_no_host() {
             return None;
         }
         match uri.authority() {
@@ -98,7 +93,7 @@ impl Hosts {
             return None;
         }
         let port = authority.port_u16().unwrap_or(80);
-        let target = Target::Xds { authority: None, name: format!("{}:{port}", authority.host()) };
+        let target = self.mesh.target_of(format!("{}:{port}", authority.host()))?;
         let channel = self.mesh.http_channel(target).ok()?;
         self.known.rcu(|known| {
             let mut known = HashMap::clone(known);

@@ -30,7 +30,7 @@ use crate::{
 use mesh_xds::{
     Bootstrap, ClientOptions, TargetWatch, XdsClient,
     bootstrap::{BootstrapError, CertificateProvider},
-    resource::{ClusterLoadAssignment, Endpoint, Extensions, RemoteJwks},
+    resource::{ClusterLoadAssignment, DomainPattern, Endpoint, Extensions, RemoteJwks},
     source::{self, DnsOptions, Policy},
     status::ClientStatus,
 };
@@ -58,12 +58,23 @@ struct Inner {
     settings: Arc<Settings>,
     profile: Option<Profile>,
     policy: Policy,
+    hosts: Vec<Host>,
     dns: DnsOptions,
     runtime: tokio::runtime::Handle,
     /// Channels in use, by target and profile: equal targets share one.
     channels: Mutex<HashMap<(String, Profile), Weak<Core>>>,
     /// Targets that only [`Mesh::explain`] asked for, the newest first.
     explained: Mutex<Vec<MeshChannel>>,
+}
+
+/// A host that code says all about.
+#[derive(Debug)]
+struct Host {
+    domain: DomainPattern,
+    /// The domain as given.
+    name: Arc<str>,
+    target: Target,
+    policy: Policy,
 }
 
 /// At most this many targets are watched for [`Mesh::explain`] alone.
@@ -76,6 +87,7 @@ pub struct MeshBuilder {
     bootstrap: Option<Bootstrap>,
     profile: Option<Profile>,
     policy: Policy,
+    hosts: Vec<Host>,
     dns: DnsOptions,
     settings: Settings,
     observers: Observers,
@@ -123,10 +135,12 @@ impl Mesh {
     }
 
     /// A channel to `target`: `xds:///NAME`, `xds://AUTHORITY/NAME`, `dns:///HOST:PORT`, or a fixed list `ipv4:ADDRESS:PORT,…`
-    /// (`ipv6:` likewise), as in gRPC's naming document. Returns at once; equal targets share configuration and connections.
+    /// (`ipv6:` likewise), as in gRPC's naming document; or `host:///NAME`, one of the hosts that the mesh was
+    /// [built with](MeshBuilder::host). Returns at once; equal targets share configuration and connections.
     ///
     /// # Errors
-    /// The target is malformed, its scheme unknown, or it is an `xds` target and the mesh has no control plane or authority for it.
+    /// The target is malformed, its scheme unknown, it is an `xds` target and the mesh has no control plane or authority for it, or a
+    /// host that the mesh was not built with.
     pub fn channel(&self, target: &str) -> Result<MeshChannel, TargetError> {
         self.open(Target::parse(target)?, self.inner.profile.unwrap_or(Profile::Grpc))
     }
@@ -166,18 +180,18 @@ impl Mesh {
         if let Some(core) = open {
             return narrate::request(&core, request);
         }
-        if !self.has_control_plane() {
+        let name = if host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
+            host.clone()
+        } else {
+            format!("{host}:80")
+        };
+        let Some(target) = self.target_of(name) else {
             return Explanation::of(
                 "target",
                 format!("`{host}` is not a target of this mesh, which has no control plane"),
             );
-        }
-        let name = if host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
-            host
-        } else {
-            format!("{host}:80")
         };
-        match self.open(Target::Xds { authority: None, name }, self.inner.profile.unwrap_or(Profile::Envoy)) {
+        match self.http_channel(target) {
             Ok(channel) => {
                 let explanation = narrate::request(&channel.core, request);
                 // Kept, so that the next question finds the answer.
@@ -196,8 +210,17 @@ impl Mesh {
         self.inner.xds.as_ref().map(XdsClient::status)
     }
 
-    pub(crate) fn has_control_plane(&self) -> bool {
-        self.inner.xds.is_some()
+    /// The target of plain requests for `host:port`: a host that the mesh was built with, else what the control plane may know.
+    pub(crate) fn target_of(&self, name: String) -> Option<Target> {
+        if self.inner.host(&name).is_some() {
+            return Some(Target::Host { name });
+        }
+        self.inner.xds.is_some().then_some(Target::Xds { authority: None, name })
+    }
+
+    /// Whether there is no host that the mesh could serve.
+    pub(crate) fn knows_no_host(&self) -> bool {
+        self.inner.xds.is_none() && self.inner.hosts.is_empty()
     }
 
     /// A channel for plain HTTP requests.
@@ -239,9 +262,15 @@ impl Mesh {
         if let Some(core) = channels.get(&(label.clone(), profile)).and_then(Weak::upgrade) {
             return Ok(MeshChannel { core });
         }
-        let (watch, server) = self.watch(&target)?;
+        let (watch, server) = self.watch(&target, None)?;
+        let scope = match &target {
+            Target::Xds { .. } => Arc::default(),
+            Target::Dns { .. } | Target::Fixed(_) => "policy".into(),
+            Target::Host { name } => inner.host(name).map_or_else(Arc::default, |host| host.name.clone()),
+        };
         let facts = Arc::new(Facts {
             label: label.as_str().into(),
+            scope,
             authority: target.host().parse().ok(),
             profile,
             channel_id: fastrand::u64(..),
@@ -256,8 +285,10 @@ impl Mesh {
         Ok(MeshChannel { core })
     }
 
-    fn watch(&self, target: &Target) -> Result<(TargetWatch, Arc<str>), TargetError> {
+    /// `host`: whose target it is.
+    fn watch(&self, target: &Target, host: Option<&Host>) -> Result<(TargetWatch, Arc<str>), TargetError> {
         let fail = |reason: String| TargetError { target: target.to_string(), reason };
+        let policy = host.map_or(&self.inner.policy, |host| &host.policy);
         match target {
             Target::Xds { authority, name } => {
                 let xds = self.inner.xds.as_ref().ok_or_else(|| {
@@ -271,28 +302,42 @@ impl Mesh {
                     servers.first().map_or_else(|| "the control plane".into(), |s| format!("control plane {}", s.uri));
                 Ok((watch, server.into()))
             }
-            Target::Dns { host } => {
+            Target::Dns { host: address } => {
                 let _runtime = self.inner.runtime.enter();
-                let watch = source::dns(host, &self.inner.policy, &self.inner.dns).map_err(|e| fail(e.to_string()))?;
+                let name = host.map_or(&**address, |host| &host.name);
+                let watch = source::dns(name, address, policy, &self.inner.dns).map_err(|e| fail(e.to_string()))?;
                 Ok((watch, "DNS".into()))
             }
             Target::Fixed(addresses) => {
                 if addresses.is_empty() {
                     return Err(fail("has no address".into()));
                 }
-                let name = target.to_string();
+                let name = host.map_or_else(|| target.to_string(), |host| host.name.to_string());
                 let endpoints =
                     ClusterLoadAssignment::of(name.as_str(), addresses.iter().copied().map(Endpoint::new).collect());
                 let _runtime = self.inner.runtime.enter();
-                let Inner { policy, dns, .. } = &*self.inner;
-                Ok((source::fixed_with(&name, Arc::new(endpoints), policy, dns), "a fixed list".into()))
+                let watch = source::fixed_with(&name, Arc::new(endpoints), policy, &self.inner.dns);
+                Ok((watch, "a fixed list".into()))
+            }
+            Target::Host { name } => {
+                let host =
+                    self.inner.host(name).ok_or_else(|| fail("the mesh was not built with such a host".into()))?;
+                self.watch(&host.target, Some(host))
             }
         }
     }
 }
 
+impl Inner {
+    /// What code says of this host, `host` or `host:port`.
+    fn host(&self, name: &str) -> Option<&Host> {
+        DomainPattern::best(self.hosts.iter().map(|host| (&host.domain, host)), name)
+    }
+}
+
 impl MeshBuilder {
-    /// The control plane. Without one, `dns:///` and fixed targets work, and the layer hands everything to its inner client.
+    /// The control plane. Without one, `dns:///` and fixed targets work and the [hosts](Self::host) that are told here; the layer hands
+    /// everything else to its inner client.
     #[must_use]
     pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
         self.bootstrap = Some(bootstrap);
@@ -330,6 +375,38 @@ impl MeshBuilder {
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// A host that is served from code, whatever a control plane says: requests for it through [`Mesh::layer`], and those of
+    /// [`channel("host:///NAME")`](Mesh::channel), go to `target` (`dns:///HOST:PORT` or a fixed list) with this policy. `domain` is as those of
+    /// virtual hosts in xDS: `shop.example`, with a port or without, `*.example`, `shop.*` or `*`; the longest of the best kind wins (gRFC
+    /// A27). Clusters and their limits are the host's own, whatever other hosts call theirs. The same domain again replaces it.
+    ///
+    /// ```
+    /// use mesh_client::policy::{Cluster, Policy, route};
+    /// # fn build() -> Result<(), mesh_client::TargetError> {
+    /// let canary = Cluster::of("canary", ["10.0.0.7:8080".parse().unwrap()]);
+    /// let policy =
+    ///     Policy::default().with_cluster(canary).with_route(route::any().header("x-canary", "1").to("canary"));
+    /// let builder = mesh_client::Mesh::builder().host("shop.example", "dns:///shop:8080", policy)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The domain is not one, or the target is malformed or has its policy elsewhere (`xds:`, `host:`).
+    pub fn host(mut self, domain: &str, target: &str, policy: Policy) -> Result<Self, TargetError> {
+        let fail = |reason: String| TargetError { target: target.to_owned(), reason };
+        let parsed = Target::parse(target)?;
+        if matches!(parsed, Target::Xds { .. } | Target::Host { .. }) {
+            return Err(fail(
+                "has its policy elsewhere; a host from code needs dns:///HOST:PORT or a fixed list".into(),
+            ));
+        }
+        let pattern = DomainPattern::parse(domain)
+            .ok_or_else(|| fail(format!("is for \"{domain}\", which is not a domain: name, *suffix, prefix* or *")))?;
+        self.hosts.retain(|host| host.domain != pattern);
+        self.hosts.push(Host { domain: pattern, name: domain.into(), target: parsed, policy });
+        Ok(self)
     }
 
     /// How `dns:///` targets are resolved. The names of DNS clusters are resolved by the same `resolver`; how often, they say themselves.
@@ -586,6 +663,7 @@ impl MeshBuilder {
             }),
             profile: self.profile,
             policy: self.policy,
+            hosts: self.hosts,
             dns: self.dns,
             runtime,
             channels: Mutex::default(),
@@ -601,6 +679,7 @@ impl Default for MeshBuilder {
             bootstrap: None,
             profile: None,
             policy: Policy::default(),
+            hosts: Vec::new(),
             dns: DnsOptions::default(),
             settings: Settings::default(),
             observers: Observers::default(),
@@ -631,6 +710,7 @@ impl fmt::Debug for MeshBuilder {
             .field("bootstrap", &self.bootstrap)
             .field("profile", &self.profile)
             .field("policy", &self.policy)
+            .field("hosts", &self.hosts)
             .field("settings", &self.settings)
             .field("lb_policies", &self.lb_policies.keys())
             .finish_non_exhaustive()

@@ -36,7 +36,7 @@ pub(crate) struct Upstream {
 }
 
 /// All clusters of a mesh. A cluster lives while a configuration or a call holds it (gRFC A31), and is shared by the targets that
-/// name it: circuit breakers count per cluster in the process (gRFC A32).
+/// name it in one scope: circuit breakers count per cluster in the process (gRFC A32).
 pub(crate) struct Upstreams {
     clusters: Mutex<HashMap<Key, Weak<Upstream>>>,
     identities: Arc<Identities>,
@@ -45,8 +45,8 @@ pub(crate) struct Upstreams {
     pub(crate) filters: Filters,
 }
 
-/// A cluster's name, and the protocol its endpoints are spoken to in.
-type Key = (Arc<str>, Protocol);
+/// Whose name it is, a cluster's name, and the protocol its endpoints are spoken to in.
+type Key = (Arc<str>, Arc<str>, Protocol);
 
 /// What the connectors of all clusters share.
 struct Shared {
@@ -93,7 +93,7 @@ impl Upstreams {
             (Some(HttpProtocol::Http1), _) | (None, Profile::Envoy) => Protocol::Http1,
             (Some(HttpProtocol::Http2), _) | (None, Profile::Grpc) => Protocol::Http2,
         };
-        let key = (cluster.name.clone(), protocol);
+        let key = (facts.scope.clone(), cluster.name.clone(), protocol);
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(upstream) = clusters.get(&key).and_then(Weak::upgrade) {
             upstream.live.update(cluster.clone(), endpoints.clone());

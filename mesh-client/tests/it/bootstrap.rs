@@ -122,7 +122,7 @@ async fn a_wrong_field_is_named_by_its_path() {
 async fn a_target_that_cannot_be_opened_says_why() {
     let mesh = plain_mesh().await;
     let cases = [
-        ("carrier-pigeon:///greeter", "unknown scheme `carrier-pigeon`; known are xds, dns, ipv4 and ipv6"),
+        ("carrier-pigeon:///greeter", "unknown scheme `carrier-pigeon`; known are xds, host, dns, ipv4 and ipv6"),
         ("greeter", "has no scheme"),
         ("dns:///greeter", "has no port"),
         ("ipv4:here:1", "`here:1` is not ADDRESS:PORT"),

@@ -1,15 +1,15 @@
-//! Targets without a control plane, whose policy is written in code: routes, clusters, rewrites, answers, mirrors.
+//! Hosts without a control plane, whose policy is written in code: routes, clusters, rewrites, answers, mirrors.
 
 use crate::support::{
-    ANY, GUARD, assert_says,
-    echo::{Echo, joined},
+    ANY, assert_says,
+    code::{Code, fixed},
+    echo::{Echo, Way, get, joined},
     until,
 };
-use bytes::Bytes;
-use http::{HeaderName, Request, Response, StatusCode, request::Builder};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderName, Request, StatusCode};
+use http_body_util::Full;
 use mesh_client::{
-    BoxError, Downstream, Error, Mesh, MeshChannel, Profile,
+    BoxError, Downstream, Error, Mesh, Profile,
     filter::{FaultAbort, FaultConfig, FractionalPercent, HttpFilter},
     policy::{
         Cluster, FilterOverride, Format, HashPolicy, HashSource, MetadataMatch, PathTemplate, Policy, Redirect,
@@ -18,37 +18,17 @@ use mesh_client::{
 };
 use mesh_xds::resource::{ConsistentHashing, HashFunction, HttpFilterConfig, LbPolicy, RingHash};
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 
-fn get(path: &str) -> Builder {
-    Request::get(format!("http://shop.example{path}"))
-}
-
-async fn send(channel: &MeshChannel, request: Builder) -> Result<Response<Bytes>, BoxError> {
-    let call = async {
-        let request = request.body(Full::<Bytes>::default()).unwrap();
-        let (head, body) = channel.clone().oneshot(request).await?.into_parts();
-        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
-    };
-    tokio::time::timeout(GUARD, call).await.expect("hangs")
-}
-
-/// Who answers.
-async fn backend(channel: &MeshChannel, request: Builder) -> String {
-    match send(channel, request).await {
-        Ok(response) => joined(response.headers(), "x-backend"),
-        Err(error) => error.to_string(),
+/// The same endpoints, as a fixed list and by a name, each way.
+async fn worlds(own: SocketAddr, policy: Policy, profile: Profile) -> Vec<(Code, Way)> {
+    let mut worlds = Vec::new();
+    for target in [fixed(&[own]), format!("dns:///localhost:{}", own.port())] {
+        for way in Way::BOTH {
+            worlds.push((Code::of(&target, policy.clone(), profile).await, way));
+        }
     }
-}
-
-async fn mesh(policy: Policy, profile: Profile) -> Mesh {
-    Mesh::builder().policy(policy).profile(profile).build().await.unwrap()
-}
-
-/// The same endpoints, as a fixed list and by a name.
-fn channels(mesh: &Mesh, own: SocketAddr) -> [MeshChannel; 2] {
-    let named = mesh.channel(&format!("dns:///localhost:{}", own.port())).unwrap();
-    [mesh.fixed_channel(&[own]).unwrap(), named]
+    worlds
 }
 
 fn header(name: &'static str) -> HeaderName {
@@ -87,8 +67,7 @@ async fn routes_choose_clusters() {
         .with_route(route::exact("/parts").split_parts(parts))
         .with_route(route::exact("/nowhere").named("lost").to("nowhere").cluster_not_found(StatusCode::NOT_FOUND));
     for profile in [Profile::Grpc, Profile::Envoy] {
-        let mesh = mesh(policy.clone(), profile).await;
-        for channel in channels(&mesh, own.addr()) {
+        for (Code { mesh, .. }, way) in &worlds(own.addr(), policy.clone(), profile).await {
             let mut gold = get("/");
             let tier = mesh_client::Value::object([("tier", "gold".into())]);
             gold.extensions_mut().unwrap().insert(Downstream::new().with_metadata("auth", tier));
@@ -108,20 +87,20 @@ async fn routes_choose_clusters() {
                 get("/named").header("x-cluster", "canary"),
             ] {
                 let said = format!("{request:?}");
-                assert_eq!(backend(&channel, request).await, "canary", "{said}");
+                assert_eq!(way.backend(mesh, request).await, "canary", "{said}");
             }
             for request in [get("/"), get("/exactly"), get("/underneath"), get("/users/7/a"), get("/never")] {
                 let said = format!("{request:?}");
-                assert_eq!(backend(&channel, request).await, "own", "{said}");
+                assert_eq!(way.backend(mesh, request).await, "own", "{said}");
             }
             for path in ["/split", "/parts"] {
                 let mut seen = BTreeSet::new();
                 for _ in 0..60 {
-                    seen.insert(backend(&channel, get(path).header("x-cluster", "canary")).await);
+                    seen.insert(way.backend(mesh, get(path).header("x-cluster", "canary")).await);
                 }
                 assert_eq!(seen, BTreeSet::from(["canary".to_owned(), "own".to_owned()]), "{path}");
             }
-            let error = send(&channel, get("/nowhere")).await.unwrap_err().downcast::<Error>().unwrap();
+            let error = way.send(mesh, get("/nowhere"), "").await.unwrap_err().downcast::<Error>().unwrap();
             assert_eq!(error.http_status(), 404);
             assert_says(&error.to_string(), &["a route names it, and the policy does not have it", "route lost"]);
         }
@@ -160,15 +139,14 @@ async fn routes_rewrite_edit_answer_and_mirror() {
                 .unwrap(),
         )
         .with_route(route::exact("/copied").to_target().mirror("shadow", 100.0));
-    let mesh = mesh(policy, Profile::Envoy).await;
-    for channel in channels(&mesh, own.addr()) {
-        let response = send(&channel, get("/old?a=b")).await.unwrap();
+    for (Code { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
+        let response = way.send(mesh, get("/old?a=b"), "").await.unwrap();
         assert_eq!(response.status(), 308);
         assert_eq!(joined(response.headers(), "location"), "http://new.example/new?a=b");
-        let response = send(&channel, get("/ping")).await.unwrap();
+        let response = way.send(mesh, get("/ping"), "").await.unwrap();
         assert_eq!((response.status().as_u16(), &response.body()[..]), (418, &b"pong"[..]));
 
-        let response = send(&channel, get("/api/x?y").header("x-secret", "1")).await.unwrap();
+        let response = way.send(mesh, get("/api/x?y").header("x-secret", "1"), "").await.unwrap();
         let seen = other.last();
         assert_eq!((seen.path(), seen.authority().as_str()), ("/v2/x?y", "inner.example"));
         assert_eq!((seen.header("x-from").as_str(), seen.header("x-secret").as_str()), ("/api/x?y", ""));
@@ -178,13 +156,13 @@ async fn routes_rewrite_edit_answer_and_mirror() {
         );
 
         for (path, rewritten) in [("/re/writ", "/writ/er"), ("/users/7/cart", "/cart/of/7")] {
-            assert_eq!(backend(&channel, get(path)).await, "own");
+            assert_eq!(way.backend(mesh, get(path)).await, "own");
             assert_eq!(own.last().path(), rewritten);
         }
         let before = shadow.seen().len();
-        assert_eq!(backend(&channel, get("/copied")).await, "own");
+        assert_eq!(way.backend(mesh, get("/copied")).await, "own");
         until("the copy came", async || shadow.seen().len() == before + 1).await;
-        assert_eq!(shadow.last().authority(), "shop.example-shadow");
+        assert_eq!(shadow.last().authority(), "greeter.default.svc.cluster.local-shadow:50051");
     }
 }
 
@@ -229,25 +207,97 @@ async fn routes_have_limits_retries_hashes_and_filters() {
         )
         .with_route(route::exact("/named").to("named"))
         .with_route(route::exact("/both").to("both"));
-    let mesh = mesh(policy, Profile::Envoy).await;
-    for channel in channels(&mesh, own.addr()) {
-        let error = send(&channel, get("/silent")).await.unwrap_err().to_string();
+    for (Code { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
+        let error = way.send(mesh, get("/silent"), "").await.unwrap_err().to_string();
         assert_says(&error, &["deadline of 250ms exceeded", "set by the route's timeout"]);
-        let error = send(&channel, get("/again")).await.unwrap_err().to_string();
+        let error = way.send(mesh, get("/again"), "").await.unwrap_err().to_string();
         assert_says(&error, &["within its limit of 50ms (per_try_timeout)", "attempt 3"]);
 
         let mut homes = BTreeSet::new();
         for user in 0..30 {
             let request = || get("/hashed").header("x-user", user);
-            let home = backend(&channel, request()).await;
-            assert_eq!(backend(&channel, request()).await, home);
+            let home = way.backend(mesh, request()).await;
+            assert_eq!(way.backend(mesh, request()).await, home);
             homes.insert(home);
         }
         assert_eq!(homes.len(), 3, "{homes:?}");
 
-        assert_eq!(send(&channel, get("/fault")).await.unwrap().status(), 503);
+        assert_eq!(way.send(mesh, get("/fault"), "").await.unwrap().status(), 503);
         for path in ["/", "/named", "/both"] {
-            until(path, async || backend(&channel, get(path)).await == "own").await;
+            until(path, async || way.backend(mesh, get(path)).await == "own").await;
         }
+    }
+}
+
+/// Who answers a plain request, through a layer around a client that says `inner`.
+async fn through(mesh: &Mesh, uri: &str) -> String {
+    let inner = tower::service_fn(|_: Request<Full<bytes::Bytes>>| async {
+        Ok::<_, BoxError>(
+            http::Response::builder().header("x-backend", "inner").body(Full::<bytes::Bytes>::default()).unwrap(),
+        )
+    });
+    let request = Request::get(uri).body(Full::default()).unwrap();
+    match mesh.layer().layer(inner).oneshot(request).await {
+        Ok(response) => joined(response.headers(), "x-backend"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn hosts_have_policies_of_their_own() {
+    let [a, b, c] = [Echo::start("a").await, Echo::start("b").await, Echo::start("c").await];
+    let target = |of: &Echo| fixed(&[of.addr()]);
+    // Each calls another cluster by the same name.
+    let policy = |canary: &Echo| {
+        Policy::default()
+            .with_cluster(Cluster::of("canary", [canary.addr()]))
+            .with_route(route::exact("/canary").to("canary"))
+    };
+    let mesh = Mesh::builder()
+        .profile(Profile::Envoy)
+        .host("shop.example", &target(&a), policy(&b))
+        .and_then(|builder| builder.host("*.example", &target(&b), policy(&c)))
+        .and_then(|builder| builder.host("shop.*", &format!("dns:///localhost:{}", c.addr().port()), policy(&a)))
+        .and_then(|builder| builder.host("shop.example:8080", &target(&c), policy(&a)))
+        .and_then(|builder| builder.host("twice", &target(&a), Policy::default()))
+        .and_then(|builder| builder.host("Twice", &target(&b), Policy::default()))
+        .unwrap()
+        .build()
+        .await
+        .unwrap();
+    for (host, own, canary) in [
+        ("shop.example", "a", "b"),
+        ("SHOP.example:80", "a", "b"),
+        ("shop.example:81", "a", "b"),
+        ("shop.example:8080", "c", "a"),
+        ("other.example", "b", "c"),
+        ("shop.elsewhere", "c", "a"),
+        ("twice", "b", "b"),
+    ] {
+        let channel = mesh.channel(&format!("host:///{host}")).unwrap();
+        for (path, expected) in [("/", own), ("/canary", canary)] {
+            let uri = format!("http://{host}{path}");
+            assert_eq!(through(&mesh, &uri).await, expected, "{uri}");
+            let request = Request::get(&uri).body(Full::<bytes::Bytes>::default()).unwrap();
+            let response = channel.clone().oneshot(request).await.unwrap();
+            assert_eq!(joined(response.headers(), "x-backend"), expected, "{uri}");
+            // Both are kept, so that nobody's clusters become another's.
+            let explained = mesh.explain(&Request::get(&uri).body(()).unwrap().into_parts().0).to_string();
+            assert_says(&explained, &[&format!("host:///{host}")]);
+        }
+    }
+    for unknown in ["http://elsewhere/", "https://shop.example/"] {
+        assert_eq!(through(&mesh, unknown).await, "inner");
+    }
+    let error = mesh.channel("host:///elsewhere").unwrap_err().to_string();
+    assert_says(&error, &["host:///elsewhere", "the mesh was not built with such a host"]);
+    for (domain, target, reason) in [
+        ("a*b", "dns:///a:1", "is for \"a*b\", which is not a domain"),
+        ("a", "xds:///a", "has its policy elsewhere"),
+        ("a", "host:///a", "has its policy elsewhere"),
+        ("a", "dns:///a", "has no port"),
+    ] {
+        let error = Mesh::builder().host(domain, target, Policy::default()).unwrap_err().to_string();
+        assert_says(&error, &[reason]);
     }
 }

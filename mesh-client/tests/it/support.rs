@@ -1,5 +1,6 @@
 //! What the tests share: greeters, control planes, channels and calls.
 
+pub(crate) mod code;
 pub(crate) mod echo;
 mod h2_server;
 pub(crate) mod inbound;

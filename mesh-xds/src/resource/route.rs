@@ -284,25 +284,9 @@ impl RouteConfiguration {
     /// Index of the virtual host for an authority: exact > longest suffix > longest prefix > `*`; the first on a tie
     /// (gRFC A27). Case-insensitive. The authority counts both as given and without its port; as given wins on a tie.
     pub fn virtual_host_for(&self, authority: &str) -> Option<usize> {
-        let host = authority.to_ascii_lowercase();
-        let given = self.best_match(&host);
-        let bare = without_port(&host).and_then(|name| self.best_match(name));
-        match (given, bare) {
-            (Some((rank, _)), Some((other, index))) if other > rank => Some(index),
-            (given, bare) => given.or(bare).map(|(_, index)| index),
-        }
-    }
-
-    fn best_match(&self, host: &str) -> Option<((u8, usize), usize)> {
-        let mut best: Option<((u8, usize), usize)> = None;
-        for (index, virtual_host) in self.virtual_hosts.iter().enumerate() {
-            for rank in virtual_host.domains.iter().filter_map(|domain| domain.rank(host)) {
-                if best.is_none_or(|(known, _)| rank > known) {
-                    best = Some((rank, index));
-                }
-            }
-        }
-        best
+        let hosts = self.virtual_hosts.iter().enumerate();
+        let domains = hosts.flat_map(|(index, host)| host.domains.iter().map(move |domain| (domain, index)));
+        DomainPattern::best(domains, authority)
     }
 }
 
@@ -345,6 +329,39 @@ fn without_port(host: &str) -> Option<&str> {
 }
 
 impl DomainPattern {
+    /// Reads `name`, `*suffix`, `prefix*` or `*`. `None`: it is none of them.
+    pub fn parse(domain: &str) -> Option<Self> {
+        let lower = domain.to_ascii_lowercase();
+        let valid = |rest: &str| !rest.is_empty() && !rest.contains('*');
+        if lower == "*" {
+            Some(Self::Any)
+        } else if let Some(rest) = lower.strip_prefix('*') {
+            valid(rest).then(|| Self::Suffix(rest.to_owned()))
+        } else if let Some(rest) = lower.strip_suffix('*') {
+            valid(rest).then(|| Self::Prefix(rest.to_owned()))
+        } else {
+            valid(&lower).then_some(Self::Exact(lower))
+        }
+    }
+
+    /// What belongs to the best of these domains for an authority, by the rules of [`RouteConfiguration::virtual_host_for`].
+    pub fn best<'d, T: Copy>(domains: impl Iterator<Item = (&'d Self, T)> + Clone, authority: &str) -> Option<T> {
+        let host = authority.to_ascii_lowercase();
+        let best = |host: &str| {
+            let mut best: Option<((u8, usize), T)> = None;
+            for (rank, of) in domains.clone().filter_map(|(domain, of)| Some((domain.rank(host)?, of))) {
+                if best.is_none_or(|(known, _)| rank > known) {
+                    best = Some((rank, of));
+                }
+            }
+            best
+        };
+        match (best(&host), without_port(&host).and_then(best)) {
+            (Some((rank, _)), Some((other, of))) if other > rank => Some(of),
+            (given, bare) => given.or(bare).map(|(_, of)| of),
+        }
+    }
+
     /// How well the pattern fits a lower-case host: kind, then length.
     fn rank(&self, host: &str) -> Option<(u8, usize)> {
         match self {

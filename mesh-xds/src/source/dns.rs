@@ -54,7 +54,7 @@ impl Default for DnsOptions {
     }
 }
 
-/// A target over the addresses of `host:port`. An IP literal is Ready at once; a name is Pending until the first answer,
+/// A target called `name` over the addresses of `target`, `host:port`. An IP literal is Ready at once; a name is Pending until the first answer,
 /// with the cause while lookups fail. The task that resolves stops when the watch is dropped.
 ///
 /// # Errors
@@ -62,17 +62,17 @@ impl Default for DnsOptions {
 ///
 /// # Panics
 /// With a name, outside a tokio runtime.
-pub fn dns(target: &str, policy: &Policy, options: &DnsOptions) -> Result<TargetWatch, DnsTargetError> {
+pub fn dns(name: &str, target: &str, policy: &Policy, options: &DnsOptions) -> Result<TargetWatch, DnsTargetError> {
     let (host, port) = parse(target).map_err(|reason| DnsTargetError { target: target.to_owned(), reason })?;
     if let Ok(ip) = host.parse::<IpAddr>() {
-        let endpoints = ClusterLoadAssignment::of(target, vec![Endpoint::new(SocketAddr::new(ip, port))]);
-        return Ok(fixed_with(target, Arc::new(endpoints), policy, options));
+        let endpoints = ClusterLoadAssignment::of(name, vec![Endpoint::new(SocketAddr::new(ip, port))]);
+        return Ok(fixed_with(name, Arc::new(endpoints), policy, options));
     }
     let resolvers = Resolvers::new(options.resolver.clone());
     resolvers
         .of(LookupFamily::All)
         .map_err(|error| DnsTargetError { target: target.to_owned(), reason: format!("no DNS resolver: {error}") })?;
-    Ok(follow(Template::new(target, policy), host.to_owned(), port, options, Arc::new(resolvers)))
+    Ok(follow(Template::new(name, policy), host.to_owned(), port, options, Arc::new(resolvers)))
 }
 
 fn parse(target: &str) -> Result<(&str, u16), String> {

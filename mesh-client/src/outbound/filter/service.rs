@@ -3,7 +3,6 @@
 use crate::{
     channel::{Core, MeshChannel},
     outbound::{
-        call::Settings,
         resolve::{Facts, Resolver, Target},
         route::Profile,
         upstream::Upstreams,
@@ -31,15 +30,16 @@ pub(crate) struct Service {
 #[derive(Debug, Default)]
 pub(crate) struct Services(Mutex<HashMap<Key, Weak<Service>>>);
 
-/// Cluster and authority.
-type Key = (Arc<str>, Option<String>);
+/// Whose cluster, the cluster and the authority.
+type Key = (Arc<str>, Arc<str>, Option<String>);
 
 /// What a service is made of.
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
     pub(crate) upstreams: &'a Arc<Upstreams>,
     pub(crate) snapshot: &'a Snapshot,
-    pub(crate) settings: &'a Arc<Settings>,
+    /// Of the target.
+    pub(crate) facts: &'a Facts,
 }
 
 impl Services {
@@ -55,22 +55,23 @@ impl Services {
         authority: Option<&String>,
         around: Surroundings<'_>,
     ) -> Option<Arc<Service>> {
-        let key = (cluster.clone(), authority.cloned());
+        let Surroundings { facts: Facts { scope, settings, .. }, upstreams, snapshot } = around;
+        let key = (scope.clone(), cluster.clone(), authority.cloned());
         if let Some(service) = self.lock().get(&key).and_then(Weak::upgrade) {
             return Some(service);
         }
         // Not locked: the first configuration of the service's own target comes to `update`.
-        let (relay, watch) = relay(cluster, around.snapshot)?;
+        let (relay, watch) = relay(cluster, snapshot)?;
         let facts = Arc::new(Facts {
             label: format!("cluster {cluster}").into(),
+            scope: scope.clone(),
             authority: authority.map_or(service_of(cluster), String::as_str).parse().ok(),
             profile: Profile::Grpc,
             channel_id: fastrand::u64(..),
             calls: None,
-            unserved: Unserved::new(around.settings.source.clone()),
-            settings: around.settings.clone(),
+            unserved: Unserved::new(settings.source.clone()),
+            settings: settings.clone(),
         });
-        let upstreams = around.upstreams;
         let resolver = Resolver::spawn(watch, upstreams.clone(), facts.clone(), upstreams.runtime());
         let target = Target::Fixed(Vec::new());
         let core = Arc::new(Core { facts, resolver, server: "the control plane".into(), target });
@@ -85,11 +86,12 @@ impl Services {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the services what became of their clusters.
-    pub(crate) fn update(&self, snapshot: &Snapshot) {
+    /// Tells the services of this scope what became of their clusters.
+    pub(crate) fn update(&self, snapshot: &Snapshot, scope: &Arc<str>) {
         let services: Vec<_> = {
             let services = self.lock();
-            services.values().filter_map(Weak::upgrade).collect()
+            let own = services.iter().filter(|((whose, ..), _)| whose == scope);
+            own.filter_map(|(_, service)| service.upgrade()).collect()
         };
         for service in services {
             service.relay.update(snapshot);

@@ -40,6 +40,8 @@ pub(crate) struct Routing {
 pub(crate) struct Facts {
     /// The target as text, for errors.
     pub(crate) label: Arc<str>,
+    /// Whose the names of its clusters are: targets of one scope share them. Empty: the control plane's.
+    pub(crate) scope: Arc<str>,
     /// Of requests that carry none.
     pub(crate) authority: Option<Authority>,
     /// Whose rules hold.
@@ -73,7 +75,7 @@ impl Routing {
         facts: &Arc<Facts>,
     ) -> Self {
         let profile = facts.profile;
-        upstreams.filters.services.update(&snapshot);
+        upstreams.filters.services.update(&snapshot, &facts.scope);
         let mut same = old.is_some_and(|old| {
             Arc::ptr_eq(&old.snapshot.listener, &snapshot.listener)
                 && Arc::ptr_eq(&old.snapshot.routes, &snapshot.routes)
@@ -109,7 +111,7 @@ impl Routing {
                 let scope = Scope {
                     routes: &snapshot.routes,
                     listener: &snapshot.listener.name,
-                    around: Some(Surroundings { upstreams, snapshot: &snapshot, settings: &facts.settings }),
+                    around: Some(Surroundings { upstreams, snapshot: &snapshot, facts }),
                     filters: &http.http_filters,
                     profile,
                     max_stream_duration: http.max_stream_duration,

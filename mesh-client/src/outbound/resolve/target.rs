@@ -1,4 +1,4 @@
-//! Target URIs: `xds:///name`, `xds://authority/name`, `dns:///host:port`, `ipv4:addr:port,…`, `ipv6:[addr]:port,…`.
+//! Target URIs: `xds:///name`, `xds://authority/name`, `host:///name`, `dns:///host:port`, `ipv4:addr:port,…`, `ipv6:[addr]:port,…`.
 
 use std::{fmt, net::SocketAddr};
 
@@ -19,6 +19,11 @@ pub(crate) enum Target {
     },
     /// A fixed list.
     Fixed(Vec<SocketAddr>),
+    /// One of the hosts that the mesh was built with.
+    Host {
+        /// `host` or `host:port`
+        name: String,
+    },
 }
 
 /// A target URI that cannot be used.
@@ -34,7 +39,7 @@ impl Target {
     pub(crate) fn parse(target: &str) -> Result<Self, TargetError> {
         let fail = |reason: String| TargetError { target: target.to_owned(), reason };
         let Some((scheme, rest)) = target.split_once(':') else {
-            return Err(fail("has no scheme; known are xds:///NAME, xds://AUTHORITY/NAME, dns:///HOST:PORT, ipv4:ADDR:PORT,… and ipv6:[ADDR]:PORT,…".into()));
+            return Err(fail("has no scheme; known are xds:///NAME, xds://AUTHORITY/NAME, host:///NAME, dns:///HOST:PORT, ipv4:ADDR:PORT,… and ipv6:[ADDR]:PORT,…".into()));
         };
         match scheme {
             "xds" => {
@@ -51,6 +56,10 @@ impl Target {
                     name: name.to_owned(),
                 })
             }
+            "host" => match rest.strip_prefix("///") {
+                Some(name) if !name.is_empty() => Ok(Self::Host { name: name.to_owned() }),
+                _ => Err(fail("must be host:///NAME or host:///NAME:PORT".into())),
+            },
             "dns" => {
                 // `dns:host`, `dns:///host`, and `dns://resolver/host` as in gRPC's naming document; a resolver is not chosen by the URI here.
                 let host = match rest.strip_prefix("//") {
@@ -82,7 +91,7 @@ impl Target {
                     None => Ok(Self::Fixed(addresses)),
                 }
             }
-            other => Err(fail(format!("has the unknown scheme `{other}`; known are xds, dns, ipv4 and ipv6"))),
+            other => Err(fail(format!("has the unknown scheme `{other}`; known are xds, host, dns, ipv4 and ipv6"))),
         }
     }
 
@@ -91,6 +100,7 @@ impl Target {
         match self {
             Self::Xds { name, .. } => name.clone(),
             Self::Dns { host } => host.clone(),
+            Self::Host { name } => name.clone(),
             Self::Fixed(addresses) => addresses.first().map_or_else(String::new, ToString::to_string),
         }
     }
@@ -101,6 +111,7 @@ impl fmt::Display for Target {
         match self {
             Self::Xds { authority, name } => write!(f, "xds://{}/{name}", authority.as_deref().unwrap_or_default()),
             Self::Dns { host } => write!(f, "dns:///{host}"),
+            Self::Host { name } => write!(f, "host:///{name}"),
             Self::Fixed(addresses) => {
                 f.write_str(if addresses.iter().any(SocketAddr::is_ipv6) { "ipv6:" } else { "ipv4:" })?;
                 for (i, a) in addresses.iter().enumerate() {
@@ -122,6 +133,7 @@ mod tests {
             "xds:///greeter.default.svc.cluster.local:50051",
             "xds://traffic-director/greeter",
             "dns:///greeter:50051",
+            "host:///greeter.example",
             "ipv4:127.0.0.1:1,127.0.0.1:2",
             "ipv6:[::1]:1",
         ] {
@@ -137,6 +149,8 @@ mod tests {
             ("xds:greeter", "must be xds:///NAME"),
             ("xds://authority/", "has no name"),
             ("dns:///greeter", "has no port"),
+            ("host://greeter/", "must be host:///NAME"),
+            ("host:///", "must be host:///NAME"),
             ("dns://8.8.8.8/greeter:1", "names the DNS server `8.8.8.8`"),
             ("ipv4:127.0.0.1", "`127.0.0.1` is not ADDRESS:PORT"),
             ("ipv4:[::1]:1", "is not an ipv4 address"),

@@ -9,7 +9,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use mesh_client::{BoxError, Mesh};
+use mesh_client::{BoxError, Mesh, MeshChannel};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -129,6 +129,14 @@ pub(crate) fn get(path: &str) -> http::request::Builder {
 impl Way {
     pub(crate) const BOTH: [Self; 2] = [Self::Channel, Self::Layer];
 
+    /// A channel to the greeter, from the control plane or from code.
+    pub(crate) fn open(mesh: &Mesh) -> MeshChannel {
+        match mesh.status() {
+            Some(_) => mesh.channel(TARGET).unwrap(),
+            None => mesh.channel(&super::code::host_target()).unwrap(),
+        }
+    }
+
     /// Sends a request for the greeter's host, and reads its answer.
     pub(crate) async fn send(
         self,
@@ -154,7 +162,7 @@ impl Way {
         let call = async {
             match self {
                 Self::Channel => {
-                    let (head, body) = mesh.channel(TARGET)?.oneshot(request).await?.into_parts();
+                    let (head, body) = Self::open(mesh).oneshot(request).await?.into_parts();
                     Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
                 }
                 Self::Layer => {

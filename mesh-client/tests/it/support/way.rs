@@ -32,7 +32,7 @@ impl Way {
     /// Requests for the greeter's host.
     pub(crate) fn wire(self, mesh: &Mesh) -> Wire {
         match self {
-            Self::Channel => wire(mesh.channel(TARGET).unwrap()),
+            Self::Channel => wire(Self::open(mesh)),
             Self::Layer => wire(mesh.layer().layer(service_fn(|_: http::Request<Body>| async {
                 Err::<http::Response<Body>, BoxError>("not for the inner client".into())
             }))),

@@ -126,18 +126,8 @@ impl Decoder<'_> {
 
     /// gRFC A27.
     fn domain(&mut self, domain: &str) -> Valid<DomainPattern> {
-        let lower = domain.to_ascii_lowercase();
-        let invalid = |rest: &str| rest.is_empty() || rest.contains('*');
-        let pattern = if lower == "*" {
-            return Ok(DomainPattern::Any);
-        } else if let Some(rest) = lower.strip_prefix('*') {
-            (!invalid(rest)).then(|| DomainPattern::Suffix(rest.to_owned()))
-        } else if let Some(rest) = lower.strip_suffix('*') {
-            (!invalid(rest)).then(|| DomainPattern::Prefix(rest.to_owned()))
-        } else {
-            (!invalid(&lower)).then_some(DomainPattern::Exact(lower))
-        };
-        pattern.ok_or_else(|| self.invalid(format!("\"{domain}\" is not a domain: use name, *suffix, prefix* or *")))
+        DomainPattern::parse(domain)
+            .ok_or_else(|| self.invalid(format!("\"{domain}\" is not a domain: use name, *suffix, prefix* or *")))
     }
 
     /// `None`: the route is skipped, with a note (gRFC A28).

@@ -66,7 +66,7 @@ fn a_target_must_be_host_and_port() {
     for (target, reason) in
         [("greeter", "no port"), ("greeter:x", "not a port"), (":80", "not a host"), ("a/b:80", "not a host")]
     {
-        let error = dns(target, &Policy::default(), &DnsOptions::default()).unwrap_err().to_string();
+        let error = dns(target, target, &Policy::default(), &DnsOptions::default()).unwrap_err().to_string();
         assert!(error.contains(reason) && error.contains(target), "{error}");
     }
 }
@@ -74,7 +74,7 @@ fn a_target_must_be_host_and_port() {
 #[test]
 fn an_ip_literal_is_ready_at_once_without_a_runtime() {
     for (target, address) in [("127.0.0.1:80", "127.0.0.1:80"), ("[::1]:80", "[::1]:80")] {
-        let watch = dns(target, &Policy::default(), &DnsOptions::default()).unwrap();
+        let watch = dns(target, target, &Policy::default(), &DnsOptions::default()).unwrap();
         assert_eq!(addresses(&watch.state()), [address.parse().unwrap()]);
     }
 }
@@ -83,7 +83,7 @@ fn an_ip_literal_is_ready_at_once_without_a_runtime() {
 async fn localhost_needs_no_dns() {
     let unreachable = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
     let options = DnsOptions { resolver: Some(unreachable), ..DnsOptions::default() };
-    let mut watch = dns("localhost:80", &Policy::default(), &options).unwrap();
+    let mut watch = dns("t", "localhost:80", &Policy::default(), &options).unwrap();
     watch.changed().await.unwrap();
     assert!(addresses(&watch.state()).contains(&"127.0.0.1:80".parse().unwrap()));
 }
@@ -199,7 +199,7 @@ async fn names_resolve_through_a_real_server_and_follow_it() {
         resolver: Some(ResolverConfig::from_parts(None, Vec::new(), vec![upstream])),
         ..DnsOptions::default()
     };
-    let mut watch = dns("greeter.mesh.test:443", &Policy::default(), &options).unwrap();
+    let mut watch = dns("t", "greeter.mesh.test:443", &Policy::default(), &options).unwrap();
     watch.changed().await.unwrap();
     assert_eq!(addresses(&watch.state()), ["10.0.0.1:443".parse().unwrap()]);
     let mut records = zone.records_mut().await;
@@ -209,7 +209,7 @@ async fn names_resolve_through_a_real_server_and_follow_it() {
     watch.changed().await.unwrap();
     assert_eq!(addresses(&watch.state()), ["10.0.0.2:443".parse().unwrap()]);
 
-    let mut missing = dns("nobody.mesh.test:443", &Policy::default(), &options).unwrap();
+    let mut missing = dns("t", "nobody.mesh.test:443", &Policy::default(), &options).unwrap();
     missing.changed().await.unwrap();
     match missing.state() {
         TargetState::Pending { cause: Some(cause) } => {
