@@ -170,6 +170,11 @@ impl Workload {
     pub fn port(&self, port: &Port) -> u16 {
         self.ports.get(&port.name).copied().or(port.target).unwrap_or(port.number.value)
     }
+
+    /// Whether it says, by Istio's label, that it takes mutual TLS.
+    pub(crate) fn says_mtls(&self) -> bool {
+        self.labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio")
+    }
 }
 
 impl Model {

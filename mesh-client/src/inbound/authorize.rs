@@ -4,7 +4,7 @@ use super::jwt::FetchKeys;
 use mesh_xds::resource::{
     AuditLogging, CidrRange, FractionalPercent, HeaderMatcher, HeaderMatcherKind, HeaderOps, HttpFilter,
     HttpFilterConfig, JwksSource, JwtConfig, JwtProvider as ProviderConfig, JwtRequirement, JwtRule, JwtTokenCache,
-    LocalDescriptor, LocalRateLimitConfig, MetadataMatcher, PathTemplate, Permission, Principal,
+    LocalDescriptor, LocalRateLimitConfig, MetadataMatcher, PathTemplate, PeerName, Permission, Principal,
     RateLimit as LimitConfig, RateLimitAction, RbacAction, RbacConfig, RbacPolicy, RbacRules, RemoteJwks, RouteMatch,
     SafeRegex, StringMatcher, StringPattern, TokenBucket, ValueMatcher, VirtualHostLimits,
 };
@@ -29,7 +29,16 @@ pub struct Rbac {
     shadow: bool,
 }
 
-/// One rule of an [`Rbac`]: all that is said of it has to hold; of what is said several times in one way, one.
+/// One rule of an [`Rbac`]: what is said by different methods has to hold all; of what is said several times by one method, one
+/// (of [`header`](Self::header) and [`claim`](Self::claim): by name). Two go together: a path is one of the paths and the templates that are
+/// said. Each `not_…` holds for itself.
+///
+/// ```
+/// use mesh_client::inbound::Rule;
+///
+/// // Of this trust domain, and of one of two namespaces.
+/// let rule = Rule::new().spiffe_id("spiffe://cluster.local/*").namespace("shop").namespace("web");
+/// ```
 ///
 /// In texts `*` stands for anything at the beginning or at the end, as in Istio's AuthorizationPolicy; alone it stands for anything
 /// that is there.
@@ -42,7 +51,10 @@ pub struct Rule {
 /// What is said in one way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Identity,
+    SpiffeId,
+    Namespace,
+    Authenticated,
+    Token,
     Path,
     Method,
     Host,
@@ -108,13 +120,13 @@ impl Rule {
     /// Callers whose certificate has this URI SAN, such as `spiffe://cluster.local/ns/shop/sa/cart` or `spiffe://cluster.local/*`.
     #[must_use]
     pub fn spiffe_id(self, id: &str) -> Self {
-        self.principal(Kind::Identity, Principal::Authenticated(Some(pattern(id))))
+        self.principal(Kind::SpiffeId, of_uri(id))
     }
 
     /// Callers of this namespace, by Istio's form of the id.
     #[must_use]
     pub fn namespace(self, namespace: &str) -> Self {
-        self.principal(Kind::Identity, of_namespace(namespace))
+        self.principal(Kind::Namespace, of_namespace(namespace))
     }
 
     /// Callers of any other, and those without an identity.
@@ -128,7 +140,7 @@ impl Rule {
     /// All callers but these.
     #[must_use]
     pub fn not_spiffe_id(self, id: &str) -> Self {
-        let not = Principal::Not(Box::new(Principal::Authenticated(Some(pattern(id)))));
+        let not = Principal::Not(Box::new(of_uri(id)));
         let kind = Kind::Not(self.principals.len());
         self.principal(kind, not)
     }
@@ -136,7 +148,7 @@ impl Rule {
     /// Callers with a verified certificate.
     #[must_use]
     pub fn authenticated(self) -> Self {
-        self.principal(Kind::Identity, Principal::Certificate(None))
+        self.principal(Kind::Authenticated, Principal::Certificate(None))
     }
 
     /// Connections from this block of addresses.
@@ -156,7 +168,7 @@ impl Rule {
     #[must_use]
     pub fn token(self, issuer: &str, subject: &str) -> Self {
         let both = vec![claim("iss", pattern(issuer), false), claim("sub", pattern(subject), false)];
-        self.principal(Kind::Claim(String::new()), Principal::All(both))
+        self.principal(Kind::Token, Principal::All(both))
     }
 
     /// Requests with a verified token whose claim has this value, or has it in its list.
@@ -179,7 +191,8 @@ impl Rule {
         self.permission(kind, Permission::Not(Box::new(Permission::UrlPath(pattern(path)))))
     }
 
-    /// Requests for a path of this template, such as `/orders/{id}/items`.
+    /// Requests for a path of this template, such as `/orders/{id}/items`. Here its operators stand for any characters, also for those that no
+    /// path should have: nobody gets around a rule by one.
     #[must_use]
     pub fn path_template(self, template: PathTemplate) -> Self {
         self.permission(Kind::Path, Permission::UriTemplate(Arc::new(template)))
@@ -255,6 +268,11 @@ fn pattern(text: &str) -> StringMatcher {
         (_, None, Some(prefix)) => of(StringPattern::Prefix(prefix.to_owned())),
         _ => StringMatcher::exact(text),
     }
+}
+
+/// A name in the subject or among the DNS names is no identity.
+fn of_uri(id: &str) -> Principal {
+    Principal::Certificate(Some(PeerName::Uri(pattern(id))))
 }
 
 fn of_namespace(namespace: &str) -> Principal {

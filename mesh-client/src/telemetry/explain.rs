@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Records how one request is served. Put a clone into the request's extensions, make the request, then print it:
@@ -17,7 +20,14 @@ use std::{
 ///
 /// A request without it pays nothing. Cloning shares the record.
 #[derive(Clone, Debug, Default)]
-pub struct Explain(Arc<Mutex<Vec<Step>>>);
+pub struct Explain(Arc<Trail>);
+
+#[derive(Debug, Default)]
+struct Trail {
+    steps: Mutex<Vec<Step>>,
+    /// A connection without TLS was used.
+    clear: AtomicBool,
+}
 
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +49,29 @@ pub struct Explanation {
 impl Explain {
     /// The decisions so far.
     pub fn explanation(&self) -> Explanation {
-        Explanation { steps: self.0.lock().unwrap_or_else(PoisonError::into_inner).clone() }
+        Explanation { steps: self.steps().clone() }
     }
 
     pub(crate) fn extend(&self, steps: impl IntoIterator<Item = Step>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(steps);
+        self.steps().extend(steps);
     }
 
     pub(crate) fn add(&self, subject: &'static str, text: impl Into<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Step { subject, text: text.into() });
+        self.steps().push(Step { subject, text: text.into() });
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Vec<Step>> {
+        self.0.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request goes out without TLS.
+    pub(crate) fn unencrypted(&self) {
+        self.0.clear.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did, to whomever.
+    pub(crate) fn in_the_clear(&self) -> bool {
+        self.0.clear.load(Ordering::Relaxed)
     }
 }
 

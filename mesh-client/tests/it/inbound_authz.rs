@@ -1,9 +1,10 @@
 //! Who may do what on a server: RBAC, tokens and limits from code, over mTLS and plaintext, on tonic's server and on hyper's.
 
 use crate::support::{
-    ANY, GUARD,
+    ANY,
     inbound::{Polite, Serving},
     plain_mesh,
+    policies::{Authority, Tokens, get, plain, secured, tell, with_token},
 };
 use bytes::Bytes;
 use examples::greeter::{
@@ -12,30 +13,25 @@ use examples::greeter::{
     greeter_server::{Greeter, GreeterServer},
 };
 use futures::{StreamExt, stream::BoxStream};
-use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Full};
+use http::Request;
+use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::{
     ConnectionInfo, Inbound,
     inbound::{
         AuditEvent, AuditLogger, AuditLogging, CidrRange, ClientCertDetails, ForwardClientCert, ForwardedClient,
-        InboundBuilder, JwtClaims, JwtProvider, PathTemplate, RateLimit, Rbac, Rule, audit_logger,
+        InboundBuilder, JwtProvider, PathTemplate, RateLimit, Rbac, Rule, audit_logger,
     },
-    trace,
 };
-use mesh_control::ca::CertificateAuthority;
-use mesh_tls::{ClientSettings, ClientTls, FileSource, FileSourceConfig, Mode, ServerSettings, default_provider};
+use mesh_tls::{Mode, ServerSettings};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use std::{
-    convert::Infallible,
     net::SocketAddr,
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tempfile::TempDir;
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::task::AbortHandle;
 use tonic::{Code, Status, Streaming, service::Routes, transport::Endpoint};
 use tower::{Layer, ServiceExt};
 
@@ -51,57 +47,11 @@ impl Drop for Running {
     }
 }
 
-/// Certificates of one authority.
-struct Authority {
-    ca: CertificateAuthority,
-    _dir: TempDir,
-}
-
 impl Authority {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ca =
-            CertificateAuthority::open(&dir.path().join("ca"), "cluster.local", Duration::from_secs(3600)).unwrap();
-        Self { ca, _dir: dir }
-    }
-
-    fn source(&self, namespace: &str, account: &str) -> Arc<FileSource> {
-        let dir = self.ca.ensure(namespace, account).unwrap();
-        let file = |name: &str| Some(Path::new(&dir).join(name));
-        let config = FileSourceConfig {
-            certificate_file: file("cert.pem"),
-            private_key_file: file("key.pem"),
-            ca_certificate_file: file("ca.pem"),
-            ..FileSourceConfig::new("test", default_provider())
-        };
-        Arc::new(FileSource::new(config, &tokio::runtime::Handle::current()).unwrap())
-    }
-
-    /// Permissive: plaintext is taken too.
-    fn server(&self) -> ServerSettings {
-        let settings = ServerSettings::mtls(self.source("shop", "server"));
-        ServerSettings { mode: Mode::Permissive, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()], ..settings }
-    }
-
-    fn client(&self, namespace: &str, account: &str) -> ClientTls {
-        let settings = ClientSettings::mtls(self.source(namespace, account));
-        ClientTls::new(ClientSettings { alpn: vec![b"h2".to_vec()], ..settings }, default_provider()).unwrap()
-    }
-
     async fn serve(self, change: impl FnOnce(InboundBuilder) -> InboundBuilder) -> (Running, Self) {
         let inbound = change(Inbound::builder().tls(self.server())).bind(ANY).await.unwrap();
         (http(inbound), self)
     }
-}
-
-/// What the handler saw, as text: path, headers that matter, claims, trace.
-async fn handler(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let header = |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
-    let subject = request.extensions().get::<JwtClaims>().and_then(|claims| claims.subject()).unwrap_or("-").to_owned();
-    let trace = trace::current().map_or("-".to_owned(), |context| context.trace_id().to_string());
-    let xfcc = header("x-forwarded-client-cert");
-    let text = format!("path={} subject={subject} trace={trace} xfcc={xfcc}", request.uri());
-    Ok(Response::new(Full::new(text.into())))
 }
 
 /// hyper's server behind the layer.
@@ -113,7 +63,7 @@ fn http(inbound: Inbound) -> Running {
             let (info, layer) = (stream.info().clone(), layer.clone());
             let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert::<ConnectionInfo>(info.clone());
-                layer.layer(tower::service_fn(handler)).oneshot(request)
+                layer.layer(tower::service_fn(tell)).oneshot(request)
             });
             tokio::spawn(async move {
                 let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -122,36 +72,6 @@ fn http(inbound: Inbound) -> Running {
         }
     });
     Running { addr, task: task.abort_handle() }
-}
-
-type Answer = (u16, String, http::HeaderMap);
-
-async fn exchange<IO>(io: IO, request: Request<Empty<Bytes>>) -> Answer
-where
-    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let exchange = async {
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
-        tokio::spawn(connection);
-        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        (head.status.as_u16(), String::from_utf8(body.to_vec()).unwrap(), head.headers)
-    };
-    tokio::time::timeout(GUARD, exchange).await.unwrap()
-}
-
-fn get(path: &str) -> Request<Empty<Bytes>> {
-    Request::get(format!("http://shop.test{path}")).body(Empty::new()).unwrap()
-}
-
-async fn plain(addr: SocketAddr, request: Request<Empty<Bytes>>) -> Answer {
-    exchange(TcpStream::connect(addr).await.unwrap(), request).await
-}
-
-async fn secured(addr: SocketAddr, client: &ClientTls, request: Request<Empty<Bytes>>) -> Answer {
-    let (stream, _) = client.connect(TcpStream::connect(addr).await.unwrap(), None).await.unwrap();
-    exchange(stream, request).await
 }
 
 #[tokio::test]
@@ -248,43 +168,6 @@ async fn shadow_rules_change_nothing_and_audit_hears_of_them() {
     assert_eq!(plain(server.addr, get("/open")).await.0, 200);
     let id = "spiffe://cluster.local/ns/shop/sa/cart";
     assert_eq!(*heard.0.lock().unwrap(), [format!("/secret {id} all false"), "/open   true".to_owned()]);
-}
-
-/// RFC 7515 appendix A.1 would be symmetric: these are made with a key of the test.
-struct Tokens(rcgen::KeyPair);
-
-impl Tokens {
-    fn new() -> Self {
-        Self(rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap())
-    }
-
-    fn jwks(&self) -> String {
-        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{}"}}]}}"#, b64(self.0.public_key_raw()))
-    }
-
-    fn token(&self, claims: &serde_json::Value) -> String {
-        use rcgen::SigningKey as _;
-        let signed = format!("{}.{}", b64(br#"{"alg":"EdDSA"}"#), b64(claims.to_string().as_bytes()));
-        let signature = self.0.sign(signed.as_bytes()).unwrap();
-        format!("{signed}.{}", b64(&signature))
-    }
-}
-
-fn b64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    bytes.chunks(3).fold(String::new(), |mut text, chunk| {
-        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for digit in 0..=chunk.len() {
-            text.push(DIGITS[(word >> (18 - 6 * digit)) as usize & 63].into());
-        }
-        text
-    })
-}
-
-fn with_token(path: &str, token: &str) -> Request<Empty<Bytes>> {
-    let mut request = get(path);
-    request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-    request
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ mod hostile_http1;
 mod inbound_authz;
 mod inbound_hostile;
 mod inbound_policies;
+mod inbound_rules;
 mod inbound_serve;
 mod inbound_tls;
 mod inbound_xds;

@@ -5,6 +5,7 @@ pub(crate) mod echo;
 mod h2_server;
 pub(crate) mod inbound;
 pub(crate) mod memory;
+pub(crate) mod policies;
 pub(crate) mod raw_h2;
 pub(crate) mod way;
 

@@ -5,7 +5,10 @@ mod security;
 
 use crate::{
     input::Gaps,
-    model::{Action, Destination, Forward, Model, Policy, Resolution, Routing, Service, covers},
+    model::{
+        Action, Destination, Forward, JwksUri, Model, MtlsMode, Policy, Port, Resolution, Routing, Service, TlsMode,
+        covers,
+    },
     problem::{At, Report},
 };
 use std::collections::BTreeMap;
@@ -165,13 +168,35 @@ impl References<'_> {
     }
 
     /// Keys of tokens are fetched as any other request is sent: through a cluster.
-    fn keys(&self, host: &str, port: u16, at: &At) {
+    fn keys(&self, uri: &JwksUri, at: &At) {
+        let JwksUri { uri, host, port } = uri;
         self.host(host, at);
-        if let Some(service) = self.model.service(host)
-            && !service.ports.iter().any(|p| p.number.value == port)
-        {
-            self.report.error(at, format!("host {host} has no port {port}"));
+        let Some(service) = self.model.service(host) else { return };
+        match service.ports.iter().find(|p| p.number.value == *port) {
+            None => self.report.error(at, format!("host {host} has no port {port}")),
+            Some(port) if uri.starts_with("https") && !self.gaps.policies && !self.speaks_tls(service, host, port) => {
+                let port = port.number.value;
+                let reason = format!(
+                    "no DestinationRule has TLS for {host}:{port}: servers read no keys in the clear that an https URI names"
+                );
+                self.report.warning(at, reason);
+            }
+            Some(_) => {}
         }
+    }
+
+    /// Whether clients may speak TLS to it: a DestinationRule says so, or Istio's automatic mutual TLS does.
+    fn speaks_tls(&self, service: &Service, host: &str, port: &Port) -> bool {
+        let traffic = self.model.policy(host).map(|policy| &policy.traffic);
+        let said = traffic.and_then(|t| t.ports.get(&port.number.value).unwrap_or(t).tls.as_ref());
+        if let Some(tls) = said {
+            return tls.mode != TlsMode::Disable;
+        }
+        let (security, namespace) = (&self.model.security, &service.object.namespace);
+        service.endpoints.iter().any(|w| {
+            let mode = security.mtls_mode(namespace, &w.labels, w.port(port), &self.model.mesh.root_namespace);
+            mode == Some(MtlsMode::Strict) || w.says_mtls()
+        })
     }
 
     fn host(&self, host: &str, at: &At) {

@@ -21,7 +21,7 @@ pub(super) fn check(references: &References<'_>) {
         somebody(policy, references);
         for rule in &policy.rules {
             if let JwtKeys::Uri(Located { value: uri, at }) = &rule.keys {
-                references.keys(&uri.host, uri.port, at);
+                references.keys(uri, at);
             }
         }
     }

@@ -10,6 +10,8 @@ const MAX_NAME: usize = 16;
 const SEGMENT: &str = r"[a-zA-Z0-9._~%!$&'()*+,;:@=-]";
 /// The same and `/`.
 const SEGMENTS: &str = r"[a-zA-Z0-9._~%!$&'()*+,;:@=/-]";
+/// Of a compiled template, in bytes.
+const MAX_SIZE: usize = 1 << 20;
 
 /// A path template such as `/videos/{id}/*`, compiled.
 ///
@@ -19,6 +21,8 @@ const SEGMENTS: &str = r"[a-zA-Z0-9._~%!$&'()*+,;:@=/-]";
 pub struct PathTemplate {
     source: String,
     regex: regex::Regex,
+    /// The same, whose operators match any bytes but `/` (`**`: any).
+    open: regex::bytes::Regex,
     names: Vec<String>,
 }
 
@@ -35,6 +39,7 @@ enum Part {
 /// Turns a template into a regular expression.
 struct Parser {
     regex: String,
+    open: String,
     names: Vec<String>,
     /// `**` was seen: no operator may follow.
     ended: bool,
@@ -49,12 +54,13 @@ impl PathTemplate {
         if !source.starts_with('/') {
             return Err(format!("\"{source}\" does not start with /"));
         }
-        let mut parser = Parser { regex: r"\A".to_owned(), names: Vec::new(), ended: false };
+        let mut parser = Parser { regex: r"\A".to_owned(), open: r"\A".to_owned(), names: Vec::new(), ended: false };
         parser.template(source)?;
-        parser.regex.push_str(r"\z");
-        let regex = regex::RegexBuilder::new(&parser.regex).size_limit(1 << 20).build();
-        let regex = regex.map_err(|error| format!("\"{source}\": {error}"))?;
-        Ok(Self { source: source.to_owned(), regex, names: parser.names })
+        parser.push(r"\z");
+        let wrong = |error| format!("\"{source}\": {error}");
+        let regex = regex::RegexBuilder::new(&parser.regex).size_limit(MAX_SIZE).build().map_err(wrong)?;
+        let open = regex::bytes::RegexBuilder::new(&parser.open).size_limit(MAX_SIZE).build().map_err(wrong)?;
+        Ok(Self { source: source.to_owned(), regex, open, names: parser.names })
     }
 
     /// As configured.
@@ -65,6 +71,12 @@ impl PathTemplate {
     /// Whether the whole path (without query) matches.
     pub fn matches(&self, path: &str) -> bool {
         self.regex.is_match(path)
+    }
+
+    /// The same, whatever characters the path has, also those that a path may not have and servers take all the same: what is forbidden stays
+    /// forbidden.
+    pub fn matches_any_bytes(&self, path: &str) -> bool {
+        self.open.is_match(path.as_bytes())
     }
 
     /// What every path that matches starts with.
@@ -111,12 +123,14 @@ impl Parser {
             Some(after) => {
                 self.ended = true;
                 self.regex.push_str(SEGMENTS);
-                self.regex.push('*');
+                self.open.push_str("(?s-u:.)");
+                self.push("*");
                 Ok(after)
             }
             None => {
                 self.regex.push_str(SEGMENT);
-                self.regex.push('+');
+                self.open.push_str("(?-u:[^/])");
+                self.push("+");
                 Ok(&operator[1..])
             }
         }
@@ -142,9 +156,7 @@ impl Parser {
             return Err(format!("variable \"{name}\" has an empty pattern"));
         }
         self.names.push(name.to_owned());
-        self.regex.push_str("(?P<");
-        self.regex.push_str(name);
-        self.regex.push('>');
+        self.push(&format!("(?P<{name}>"));
         let mut rest = pattern;
         while let Some(at) = rest.find('*') {
             let (text, operator) = rest.split_at(at);
@@ -152,7 +164,7 @@ impl Parser {
             rest = self.star(operator)?;
         }
         self.literal(rest)?;
-        self.regex.push(')');
+        self.push(")");
         Ok(())
     }
 
@@ -160,8 +172,13 @@ impl Parser {
         if let Some(bad) = text.chars().find(|c| !c.is_ascii_alphanumeric() && !"/-._~%!$&'()+,;:@=".contains(*c)) {
             return Err(format!("{bad:?} may not be in a path template"));
         }
-        self.regex.push_str(&regex::escape(text));
+        self.push(&regex::escape(text));
         Ok(())
+    }
+
+    fn push(&mut self, text: &str) {
+        self.regex.push_str(text);
+        self.open.push_str(text);
     }
 }
 
@@ -234,6 +251,21 @@ mod tests {
         ] {
             assert_eq!(matches(template, path), expected, "{template} {path}");
         }
+    }
+
+    #[test]
+    fn characters_that_no_path_should_have_hide_nothing() {
+        let matches = |template: &str, path: &str| {
+            let template = PathTemplate::new(template).unwrap();
+            assert!(!template.matches(path), "routes are as Envoy's");
+            template.matches_any_bytes(path)
+        };
+        for path in ["/admin/7|", "/admin/^", "/admin/[x]", "/admin/\u{e4}", "/admin/\n", "/admin/{"] {
+            for template in ["/admin/*", "/admin/{id}", "/admin/**", "/{all=**}", "/{a}/{b}"] {
+                assert!(matches(template, path), "{template} {path}");
+            }
+        }
+        assert!(!matches("/admin/*", "/admin/|/x") && !matches("/admin/{id}", "/admin/"));
     }
 
     #[test]

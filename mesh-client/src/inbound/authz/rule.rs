@@ -151,7 +151,7 @@ impl Rule {
             Self::Not(rule) => !rule.matches(asked),
             Self::Header(header) => header.matches(head),
             Self::Path(path) => path.matches(head.path()),
-            Self::Template(template) => template.matches(head.path()),
+            Self::Template(template) => template.matches_any_bytes(head.path()),
             Self::LocalIp(range) => range.contains(caller.local.ip()),
             Self::LocalPort(start, end) => (*start..*end).contains(&u32::from(caller.local.port())),
             Self::ServerName(name) => name.matches(caller.server_name),

@@ -1,5 +1,7 @@
 //! The compiled rules against a naive reading of the same, and the cases of gRFC A41 one by one.
 
+mod builder;
+
 use super::*;
 use crate::outbound::route::RequestHead;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};

@@ -28,7 +28,7 @@ enum Kind {
     Ed25519,
 }
 
-/// No set has more keys that count.
+/// No set has more keys.
 const MAX_KEYS: usize = 256;
 
 impl KeySet {
@@ -39,7 +39,10 @@ impl KeySet {
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
         let set: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let keys = set.get("keys").and_then(Value::as_array).ok_or("has no list \"keys\"")?;
-        Ok(Self(keys.iter().filter_map(Key::parse).take(MAX_KEYS).collect()))
+        if keys.len() > MAX_KEYS {
+            return Err(format!("has {} keys, more than {MAX_KEYS}", keys.len()));
+        }
+        Ok(Self(keys.iter().filter_map(Key::parse).collect()))
     }
 
     pub(crate) fn len(&self) -> usize {

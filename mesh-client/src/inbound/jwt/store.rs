@@ -1,7 +1,7 @@
 //! Where keys come from: given, from a file, or fetched, with a cache, a refresh before it is too old, and bounded attempts.
 
 use super::keys::KeySet;
-use crate::{BoxError, MeshChannel};
+use crate::{BoxError, Explain, MeshChannel};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Request, header};
@@ -24,6 +24,8 @@ const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(5);
 const AHEAD: Duration = Duration::from_secs(5);
 /// A file is looked at this often.
 const FILE_AGE: Duration = Duration::from_secs(10);
+/// After it could not be read.
+const FILE_PAUSE: Duration = Duration::from_secs(1);
 /// Between two attempts of one fetch.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -45,6 +47,8 @@ struct Remote {
     cache: Duration,
     pause: Duration,
     retries: u32,
+    /// While fetches fail the last good keys stay, however old: of files, which are replaced and not let expire.
+    keeps: bool,
     state: Mutex<State>,
     /// Fetches that ended.
     ended: watch::Sender<u64>,
@@ -53,6 +57,8 @@ struct Remote {
 #[derive(Debug, Default)]
 struct State {
     running: bool,
+    /// The last one failed.
+    failing: bool,
     /// When what is there is too old.
     expires: Option<Instant>,
     /// When a fetch that nobody waits for may be tried again.
@@ -105,6 +111,7 @@ impl KeyStore {
             cache,
             pause,
             retries,
+            keeps: matches!(source, JwksSource::File(_)),
             state: Mutex::default(),
             ended: watch::Sender::new(0),
         };
@@ -112,9 +119,9 @@ impl KeyStore {
             JwksSource::Inline(text) => Ok(Self::fixed(KeySet::parse(text.as_bytes())?)),
             JwksSource::File(path) => {
                 let bytes = std::fs::read(&**path).map_err(|error| format!("{path}: {error}"))?;
-                let keys = KeySet::parse(&bytes).map_err(|error| format!("{path}: {error}"))?;
+                let keys = usable(&bytes).map_err(|error| format!("{path}: {error}"))?;
                 let file = Arc::new(File(path.clone()));
-                let remote = remote(file, Duration::from_secs(5), FILE_AGE, Duration::from_secs(1), 0);
+                let remote = remote(file, Duration::from_secs(5), FILE_AGE, FILE_PAUSE, 0);
                 remote.state.lock().unwrap_or_else(PoisonError::into_inner).expires = Some(Instant::now() + FILE_AGE);
                 Ok(Self { current: ArcSwapOption::from_pointee(keys), remote: Some(remote) })
             }
@@ -137,11 +144,14 @@ impl KeyStore {
         let keys = self.current.load_full()?;
         let Some(remote) = &self.remote else { return Some(keys) };
         let now = Instant::now();
-        let expires = remote.lock().expires?;
+        let (expires, failing) = {
+            let state = remote.lock();
+            (state.expires?, state.failing)
+        };
         if now + AHEAD.min(remote.cache / 2) >= expires {
             self.start(Why::Needed);
         }
-        (now < expires).then_some(keys)
+        (now < expires || (remote.keeps && failing)).then_some(keys)
     }
 
     /// Whether another fetch may find a key that is not known.
@@ -150,13 +160,13 @@ impl KeyStore {
         remote.lock().unknown.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Waits for a fetch.
+    /// Waits for a fetch, no longer than it may take.
     pub(crate) async fn fetched(self: &Arc<Self>, why: Why) {
         let Some(remote) = &self.remote else { return };
         let mut ended = remote.ended.subscribe();
         if self.start(why) {
             // The sender lives as long as the store.
-            let _ = ended.changed().await;
+            let _ = tokio::time::timeout(remote.longest(), ended.changed()).await;
         }
     }
 
@@ -175,9 +185,11 @@ impl KeyStore {
         }
         state.running = true;
         state.unknown = Some(now + UNKNOWN_KEY_PAUSE);
+        // Until it is known better: a fetch that panics says nothing.
+        state.again = Some(now + remote.pause);
         drop(state);
-        let store = self.clone();
-        tokio::spawn(async move { store.run().await });
+        let running = Running(self.clone());
+        tokio::spawn(async move { running.0.run().await });
         true
     }
 
@@ -192,24 +204,40 @@ impl KeyStore {
             result = remote.attempt().await;
         }
         let now = Instant::now();
-        {
-            let mut state = remote.lock();
-            state.running = false;
-            match result {
-                Ok(keys) => {
-                    tracing::debug!(keys = keys.len(), "the keys of tokens were fetched");
-                    self.current.store(Some(Arc::new(keys)));
-                    (state.expires, state.again) = (Some(now + remote.cache), None);
-                }
-                Err(error) => {
-                    metrics::counter!("mesh_jwks_fetch_failures_total").increment(1);
-                    tracing::warn!(error, "the keys of tokens cannot be fetched");
-                    state.again = Some(now + remote.pause);
-                }
+        let mut state = remote.lock();
+        match result {
+            Ok(keys) => {
+                tracing::debug!(keys = keys.len(), "the keys of tokens were fetched");
+                self.current.store(Some(Arc::new(keys)));
+                (state.failing, state.expires, state.again) = (false, Some(now + remote.cache), None);
+            }
+            Err(error) => {
+                metrics::counter!("mesh_jwks_fetch_failures_total").increment(1);
+                tracing::warn!(error, "the keys of tokens cannot be fetched");
+                (state.failing, state.again) = (true, Some(now + remote.pause));
             }
         }
+    }
+}
+
+/// A fetch that runs. It is over when this is dropped: at its end, when it panics, when its runtime ends.
+struct Running(Arc<KeyStore>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(remote) = &self.0.remote else { return };
+        if std::thread::panicking() {
+            metrics::counter!("mesh_jwks_fetch_failures_total").increment(1);
+        }
+        remote.lock().running = false;
         remote.ended.send_modify(|ended| *ended += 1);
     }
+}
+
+/// A set that something can be verified by.
+fn usable(bytes: &[u8]) -> Result<KeySet, String> {
+    let keys = KeySet::parse(bytes)?;
+    if keys.len() == 0 { Err("no key of the set can be used".to_owned()) } else { Ok(keys) }
 }
 
 impl Remote {
@@ -221,11 +249,16 @@ impl Remote {
         let fetched = tokio::time::timeout(self.timeout, self.fetch.fetch()).await;
         let fetched = fetched.map_err(|_| format!("no answer within {:?}", self.timeout))?;
         let bytes = fetched.map_err(|error| crate::error::chain(&*error))?;
-        KeySet::parse(&bytes)
+        usable(&bytes)
+    }
+
+    /// All attempts of a fetch, and more.
+    fn longest(&self) -> Duration {
+        (self.timeout + RETRY_PAUSE).saturating_mul(self.retries.saturating_add(2))
     }
 }
 
-/// Over a channel of the mesh.
+/// Over a channel of the mesh. What an `https` URI names is never believed to who answered in the clear.
 pub(crate) struct Fetched {
     pub(crate) channel: MeshChannel,
     pub(crate) uri: http::Uri,
@@ -234,10 +267,16 @@ pub(crate) struct Fetched {
 impl FetchKeys for Fetched {
     fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>> {
         let mut channel = self.channel.clone();
+        let explain = Explain::default();
         let request = Request::get(self.uri.clone()).header(header::ACCEPT, "application/json");
+        let request = request.extension(explain.clone());
+        let encrypted = self.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         Box::pin(async move {
             let request = request.body(http_body_util::Empty::<Bytes>::new())?;
             let response = channel.call(request).await?;
+            if encrypted && explain.in_the_clear() {
+                return Err("the URI is https, and the connection is not: the cluster has no TLS settings".into());
+            }
             if !response.status().is_success() {
                 return Err(format!("answered with {}", response.status()).into());
             }

@@ -1,5 +1,7 @@
 //! Tokens of every algorithm that the provider of a default build has, made here and verified as in a request.
 
+mod fetching;
+
 use super::*;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as B64, Engine as _};
 use bytes::Bytes;
@@ -317,6 +319,11 @@ impl FetchKeys for Server {
 }
 
 fn remote(sets: Vec<Result<String, String>>) -> (Authentication, Arc<AtomicUsize>) {
+    let fetches = Arc::new(AtomicUsize::new(0));
+    (fetched_by(Arc::new(Server { sets, fetches: fetches.clone() })), fetches)
+}
+
+fn fetched_by(server: Arc<dyn FetchKeys>) -> Authentication {
     let source = RemoteJwks {
         uri: "http://issuer/keys".parse().unwrap(),
         cluster: "issuer".into(),
@@ -326,10 +333,8 @@ fn remote(sets: Vec<Result<String, String>>) -> (Authentication, Arc<AtomicUsize
         failed_refetch: Duration::from_secs(1),
         retries: 0,
     };
-    let fetches = Arc::new(AtomicUsize::new(0));
-    let server: Arc<dyn FetchKeys> = Arc::new(Server { sets, fetches: fetches.clone() });
     let config = config(provider(JwksSource::Remote(source)), needed());
-    (compile_with(&config, &move |_| Some(server.clone())), fetches)
+    compile_with(&config, &move |_| Some(server.clone()))
 }
 
 #[tokio::test(start_paused = true)]

@@ -256,6 +256,37 @@ fn request_authentication_is_checked() {
 }
 
 #[test]
+fn keys_at_an_https_uri_want_tls() {
+    let entry = "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: keys, namespace: default}
+spec: {hosts: [keys.example], location: MESH_EXTERNAL, resolution: DNS, ports: [{number: 443, name: keys, protocol: HTTP}]}
+";
+    let rule = |tls: &str| {
+        format!(
+            "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: keys, namespace: default}}
+spec: {{host: keys.example, trafficPolicy: {{tls: {{{tls}}}}}}}
+"
+        )
+    };
+    let tokens = |uri: &str| policy("RequestAuthentication", &format!("jwtRules: [{{issuer: a, jwksUri: '{uri}'}}]\n"));
+    let clear = "b.yaml:5:35: warning: no DestinationRule has TLS for keys.example:443: servers read no keys in the clear that an \
+                 https URI names";
+    for (uri, tls, found) in [
+        ("https://keys.example/x", None, &[clear][..]),
+        ("https://keys.example/x", Some("mode: DISABLE"), &[clear]),
+        ("https://keys.example/x", Some("mode: SIMPLE, sni: keys.example, subjectAltNames: [keys.example]"), &[]),
+        ("http://keys.example:443/x", None, &[]),
+    ] {
+        assert_findings(&(tokens(uri) + entry + &tls.map(rule).unwrap_or_default()), found);
+    }
+}
+
+#[test]
 fn a_policy_about_tokens_wants_to_know_some() {
     assert_findings(
         &authorization("rules: [{from: [{source: {requestPrincipals: ['*']}}]}]\n"),

@@ -44,9 +44,6 @@ use std::{
 /// What stands before `IP:PORT` in the name of a server's listener: `server_listener_resource_name_template` of Istio's agent.
 pub(crate) const PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
-/// Label of workloads that speak mutual TLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
-
 /// Somebody who serves on an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Server {
@@ -95,7 +92,7 @@ pub(super) fn speaks_mtls(target: &Target<'_>, workload: &Workload, options: &Op
     let said = target.security.mtls_mode(namespace, &workload.labels, port, &target.mesh.root_namespace);
     match said.unwrap_or(options.mtls) {
         MtlsMode::Strict => true,
-        MtlsMode::Permissive => workload.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio"),
+        MtlsMode::Permissive => workload.says_mtls(),
         MtlsMode::Disable => false,
     }
 }
