@@ -1,29 +1,33 @@
 //! From the listening socket to a connection whose peer is known.
 
 use super::{
-    Chain, ConnectionInfo, Shared,
+    ConnectionInfo, Shared,
     chain_match::{Facts, Need, Spoken},
-    connection::{Inner, Tls},
+    config::Security,
+    connection::Tls,
+    connections::{Counted, Ending, Entry},
     detect::detect,
-    seen::Seen,
+    farewell::Watched,
 };
 use mesh_tls::{Accepted, TlsError};
 use pin_project::pin_project;
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::Semaphore,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 
@@ -36,7 +40,28 @@ pub struct InboundStream {
     #[pin]
     socket: Socket,
     info: ConnectionInfo,
+    /// What others speak on it is looked at, so that it can end well.
+    watched: Option<Box<Watched>>,
+    /// It lives as long as whoever has the stream.
+    entry: Option<Entry>,
+    mind: Option<Mind>,
     _open: Open,
+    _counted: Counted,
+}
+
+/// Minds a connection, until it ended.
+pub(super) struct Mind(AbortHandle);
+
+impl Mind {
+    pub(super) fn spawn(minding: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(minding).abort_handle())
+    }
+}
+
+impl Drop for Mind {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[pin_project(project = SocketProjection)]
@@ -50,6 +75,7 @@ pub(super) struct Fresh {
     socket: TcpStream,
     remote: SocketAddr,
     open: Open,
+    counted: Counted,
 }
 
 /// One of the connections that are open.
@@ -87,7 +113,8 @@ impl Shared {
                     };
                     // Without it small frames wait for acknowledgements; a failure only costs speed.
                     let _ = socket.set_nodelay(true);
-                    return Ok(Fresh { socket, remote, open });
+                    let counted = self.connections.count();
+                    return Ok(Fresh { socket, remote, open, counted });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
@@ -103,10 +130,11 @@ impl Shared {
     ///
     /// Waits for the client as long as it likes.
     pub(super) async fn secure(&self, fresh: Fresh) -> Option<InboundStream> {
-        let Fresh { socket, remote, open } = fresh;
+        let Fresh { socket, remote, open, counted } = fresh;
         let local = socket.local_addr().unwrap_or(self.local);
         let config = self.config.load_full();
-        let spoken = match config.need() {
+        let need = config.need();
+        let spoken = match need {
             Need::Addresses => Spoken::default(),
             need => {
                 let limit = config.detection_timeout.unwrap_or(self.limits.handshake_timeout);
@@ -126,10 +154,11 @@ impl Shared {
             tracing::debug!(%remote, %local, "no filter chain takes the connection");
             return None;
         };
-        match secure(socket, &chain, self.limits.handshake_timeout, &self.handshakes).await {
+        match secure(socket, &chain.security, self.limits.handshake_timeout, &self.handshakes).await {
             Ok((socket, tls)) => {
-                let info = ConnectionInfo::new(Inner { remote, local, tls, chain, seen: Seen::default() });
-                Some(InboundStream { socket, info, _open: open })
+                let info = ConnectionInfo::new(facts, need == Need::Hello, tls, chain);
+                let (watched, entry, mind) = (None, None, None);
+                Some(InboundStream { socket, info, watched, entry, mind, _open: open, _counted: counted })
             }
             // Health checks do that.
             Err(TlsError::Closed(_)) => None,
@@ -139,15 +168,29 @@ impl Shared {
             }
         }
     }
+
+    /// Registers a connection that is served, so that it can be told to end. One that was accepted under a configuration that does not hold any more
+    /// has to leave at once.
+    pub(super) fn enter(&self, info: &ConnectionInfo, ending: Ending) -> Entry {
+        let entry = self.connections.enter(info.clone(), ending);
+        if !self.config.load().keeps(info) {
+            entry.handle().drain();
+        }
+        entry
+    }
 }
 
 async fn secure(
     socket: TcpStream,
-    chain: &Chain,
+    security: &Security,
     limit: Duration,
     handshakes: &Semaphore,
 ) -> Result<(Socket, Option<Tls>), TlsError> {
-    let Some(acceptor) = &chain.tls else { return Ok((Socket::Plain(socket), None)) };
+    let acceptor = match security {
+        Security::Plaintext => return Ok((Socket::Plain(socket), None)),
+        Security::Tls(acceptor) => acceptor,
+        Security::Refused(reason) => return Err(TlsError::Settings(reason.to_string())),
+    };
     // Certificates that never come are the handshake's error.
     let _ = timeout(limit, acceptor.ready()).await;
     // Who says nothing takes no place among the handshakes; an error is told by the handshake.
@@ -184,18 +227,81 @@ impl tonic::transport::server::Connected for InboundStream {
     }
 }
 
+impl InboundStream {
+    /// Others speak on it, and may hand it on: its entry goes along.
+    pub(super) fn watch(&mut self, watched: Watched, entry: Entry) {
+        self.watched = Some(Box::new(watched));
+        self.entry = Some(entry);
+    }
+
+    /// Minds it as long as it lives.
+    pub(super) fn mind(&mut self, minding: impl Future<Output = ()> + Send + 'static) {
+        self.mind = Some(Mind::spawn(minding));
+    }
+}
+
 impl AsyncRead for InboundStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.project().socket.project() {
+        let mut this = self.project();
+        let Some(watched) = this.watched else { return this.socket.poll_read(cx, buf) };
+        let farewell = this.info.farewell();
+        if let Poll::Ready(end) = watched.poll_before_read(farewell, this.socket.as_mut(), cx) {
+            return Poll::Ready(end);
+        }
+        let before = buf.filled().len();
+        ready!(this.socket.poll_read(cx, buf))?;
+        watched.read(farewell, &buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for InboundStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.watched.is_some() {
+            return self.poll_write_vectored(cx, &[IoSlice::new(buf)]);
+        }
+        self.project().socket.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut this = self.project();
+        let Some(watched) = this.watched else { return this.socket.poll_write_vectored(cx, bufs) };
+        let farewell = this.info.farewell();
+        ready!(watched.poll_before_write(farewell, this.socket.as_mut(), cx))?;
+        let written = ready!(this.socket.poll_write_vectored(cx, bufs))?;
+        watched.wrote(farewell, bufs, written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().socket.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().socket.poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
             SocketProjection::Plain(io) => io.poll_read(cx, buf),
             SocketProjection::Accepted(io) => io.poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncWrite for InboundStream {
+impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.project().socket.project() {
+        match self.project() {
             SocketProjection::Plain(io) => io.poll_write(cx, buf),
             SocketProjection::Accepted(io) => io.poll_write(cx, buf),
         }
@@ -204,30 +310,30 @@ impl AsyncWrite for InboundStream {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.project().socket.project() {
+        match self.project() {
             SocketProjection::Plain(io) => io.poll_write_vectored(cx, bufs),
             SocketProjection::Accepted(io) => io.poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.socket {
-            Socket::Plain(io) => io.is_write_vectored(),
-            Socket::Accepted(io) => io.is_write_vectored(),
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Accepted(io) => io.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project().socket.project() {
+        match self.project() {
             SocketProjection::Plain(io) => io.poll_flush(cx),
             SocketProjection::Accepted(io) => io.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project().socket.project() {
+        match self.project() {
             SocketProjection::Plain(io) => io.poll_shutdown(cx),
             SocketProjection::Accepted(io) => io.poll_shutdown(cx),
         }

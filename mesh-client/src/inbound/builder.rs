@@ -1,7 +1,8 @@
 //! An inbound side from code.
 
 use super::{
-    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, Policy, RateLimit, Rbac, Serving, Source,
+    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, Policy, RateLimit, Rbac, Security, Serving,
+    Source,
     follow::{Asked, OnServing, follow},
 };
 use crate::telemetry::{
@@ -205,15 +206,17 @@ impl InboundBuilder {
             Some(Tls::Acceptor(acceptor)) => Some(acceptor),
             Some(Tls::Settings(settings)) => Some(Acceptor::new(settings, default_provider())?),
         };
+        let limits = Arc::new(self.limits);
+        let security = acceptor.map_or(Security::Plaintext, Security::Tls);
         let Some(origin) = origin else {
-            let config = Config::single(Chain::new("", acceptor, Some(Arc::new(policy))));
-            return Ok(Inbound::new(listener, config, self.limits, self.on_serving)?);
+            let chain = Chain::new("", security, limits.clone(), Some(Arc::new(policy)));
+            return Ok(Inbound::new(listener, Config::single(Arc::new(chain)), limits, self.on_serving)?);
         };
         let watch = origin.watch(listener.local_addr()?)?;
-        let inbound = Inbound::new(listener, Config::default(), self.limits, self.on_serving)?;
+        let inbound = Inbound::new(listener, Config::default(), limits, self.on_serving)?;
         inbound.0.serving.send_replace(Serving::awaited());
         let asked = Asked { kept, filters: self.filters, fetches: self.fetches };
-        let following = follow(&inbound.0, watch, &origin, acceptor, asked);
+        let following = follow(&inbound.0, watch, &origin, security, asked);
         inbound.0.following.get_or_init(|| following);
         Ok(inbound)
     }

@@ -1,23 +1,24 @@
 //! The configuration of a listening socket: filter chains, one of which takes each connection.
 
 use super::{
-    Policy,
+    ConnectionInfo, Limits, Policy,
     chain_match::{Facts, Need, choose},
 };
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_tls::Acceptor;
 use mesh_xds::resource::FilterChainMatch;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// What is in force for connections that are accepted from now on.
 ///
-/// A change of the configuration keeps the chains that stay as they are (the very same `Arc`), so that their connections go on; the
-/// connections of chains that are not in the new one are drained.
+/// A chain that is secured as before stays the very same (the same `Arc`). Those who are connected are chosen a chain for again: whose
+/// choice is another one than the one that took them have to leave.
 ///
 /// Without any chain nothing is served: connections are closed as soon as they are accepted.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
-    pub(crate) chains: Vec<Arc<Chain>>,
+    /// With the connections that each takes.
+    pub(crate) chains: Vec<(FilterChainMatch, Arc<Chain>)>,
     /// For connections that match none of them.
     pub(crate) default: Option<Arc<Chain>>,
     /// How long a client may take to say what its chain is chosen by; `None`: as long as a handshake.
@@ -27,28 +28,35 @@ pub(crate) struct Config {
 /// One filter chain: how its connections are secured, and what their requests are asked.
 pub(crate) struct Chain {
     pub(crate) name: Arc<str>,
-    /// Which connections.
-    pub(crate) matcher: FilterChainMatch,
-    /// `None`: plaintext.
-    pub(crate) tls: Option<Acceptor>,
+    pub(crate) security: Security,
+    /// Of connections that begin.
+    pub(crate) limits: ArcSwap<Limits>,
     /// Asked for each request anew, so that a change holds for the connections that are open. `None`: everything is let in.
     pub(crate) policy: ArcSwapOption<Policy>,
 }
 
+/// How the connections of a chain are secured.
+#[derive(Clone, Debug)]
+pub(crate) enum Security {
+    Plaintext,
+    Tls(Acceptor),
+    /// Not at all, for this reason: they are closed.
+    Refused(Arc<str>),
+}
+
 impl Config {
     /// One chain for all connections.
-    pub(crate) fn single(chain: Chain) -> Self {
-        Self { default: Some(Arc::new(chain)), ..Self::default() }
+    pub(crate) fn single(chain: Arc<Chain>) -> Self {
+        Self { default: Some(chain), ..Self::default() }
     }
 
-    /// Whether this is one of its chains.
-    pub(crate) fn has(&self, chain: &Arc<Chain>) -> bool {
-        self.chains.iter().chain(&self.default).any(|own| Arc::ptr_eq(own, chain))
+    fn matchers(&self) -> impl Iterator<Item = &FilterChainMatch> {
+        self.chains.iter().map(|(matcher, _)| matcher)
     }
 
     /// What has to be known of a connection.
     pub(crate) fn need(&self) -> Need {
-        Need::of(self.chains.iter().map(|chain| &chain.matcher))
+        Need::of(self.matchers())
     }
 
     /// The chain that takes a connection; `None`: it is closed.
@@ -56,20 +64,39 @@ impl Config {
         if self.chains.is_empty() {
             return self.default.as_ref();
         }
-        let matchers: Vec<_> = self.chains.iter().map(|chain| &chain.matcher).collect();
-        choose(&matchers, facts).map(|index| &self.chains[index]).or(self.default.as_ref())
+        let matchers: Vec<_> = self.matchers().collect();
+        choose(&matchers, facts).map(|index| &self.chains[index].1).or(self.default.as_ref())
+    }
+
+    /// Whether a connection may stay: its chain is there, and is the one that takes it.
+    pub(crate) fn keeps(&self, info: &ConnectionInfo) -> bool {
+        // What a client offered to speak may not have been looked at: it has to say it again.
+        let unknown = !info.offers_known() && self.matchers().any(|m| !m.application_protocols.is_empty());
+        !unknown && self.choose(info.facts()).is_some_and(|chain| Arc::ptr_eq(chain, info.chain()))
     }
 }
 
 impl Chain {
-    pub(crate) fn new(name: impl Into<Arc<str>>, tls: Option<Acceptor>, policy: Option<Arc<Policy>>) -> Self {
-        let matcher = FilterChainMatch::default();
-        Self { name: name.into(), matcher, tls, policy: ArcSwapOption::new(policy) }
+    pub(crate) fn new(
+        name: impl Into<Arc<str>>,
+        security: Security,
+        limits: Arc<Limits>,
+        policy: Option<Arc<Policy>>,
+    ) -> Self {
+        Self { name: name.into(), security, limits: ArcSwap::new(limits), policy: ArcSwapOption::new(policy) }
+    }
+
+    /// `None`: plaintext.
+    pub(crate) fn acceptor(&self) -> Option<&Acceptor> {
+        match &self.security {
+            Security::Tls(acceptor) => Some(acceptor),
+            Security::Plaintext | Security::Refused(_) => None,
+        }
     }
 }
 
 impl fmt::Debug for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chain").field("name", &self.name).field("tls", &self.tls.is_some()).finish_non_exhaustive()
+        f.debug_struct("Chain").field("name", &self.name).field("security", &self.security).finish_non_exhaustive()
     }
 }

@@ -1,7 +1,8 @@
 //! What is known of a connection.
 
-use super::{Chain, seen::Seen};
+use super::{Chain, Limits, chain_match::Facts, farewell::Farewell, seen::Seen};
 use mesh_tls::PeerIdentity;
+use mesh_xds::resource::TransportProtocol;
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 /// The connection that a request came over: in the extensions of every request, cheap to clone.
@@ -10,12 +11,16 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 #[derive(Clone)]
 pub struct ConnectionInfo(Arc<Inner>);
 
-pub(crate) struct Inner {
-    pub(crate) remote: SocketAddr,
-    pub(crate) local: SocketAddr,
-    pub(crate) tls: Option<Tls>,
-    pub(crate) chain: Arc<Chain>,
-    pub(crate) seen: Seen,
+struct Inner {
+    /// What its chain is chosen by, now and whenever the configuration changes.
+    facts: Facts,
+    /// Whether those have all that the client offered to speak.
+    offers_known: bool,
+    tls: Option<Tls>,
+    chain: Arc<Chain>,
+    limits: Arc<Limits>,
+    seen: Seen,
+    farewell: Farewell,
 }
 
 /// What TLS says of it.
@@ -27,8 +32,19 @@ pub(crate) struct Tls {
 }
 
 impl ConnectionInfo {
-    pub(crate) fn new(inner: Inner) -> Self {
-        Self(Arc::new(inner))
+    /// One that `chain` took for these facts; what TLS says besides is added to them.
+    pub(super) fn new(mut facts: Facts, offers_known: bool, tls: Option<Tls>, chain: Arc<Chain>) -> Self {
+        let spoken = &mut facts.spoken;
+        spoken.transport.get_or_insert(match tls {
+            Some(_) => TransportProtocol::Tls,
+            None => TransportProtocol::RawBuffer,
+        });
+        if let (None, Some(Tls { sni: Some(sni), .. })) = (&spoken.server_name, &tls) {
+            spoken.server_name = Some(sni.to_ascii_lowercase());
+        }
+        let limits = chain.limits.load_full();
+        let (seen, farewell) = (Seen::default(), Farewell::default());
+        Self(Arc::new(Inner { facts, offers_known, tls, chain, limits, seen, farewell }))
     }
 
     /// Who the client is, by its verified certificate; `None` without TLS, or without a certificate.
@@ -38,12 +54,12 @@ impl ConnectionInfo {
 
     /// The client's end of the connection. What stands between us and it (a load balancer) is not looked through.
     pub fn remote_addr(&self) -> SocketAddr {
-        self.0.remote
+        self.0.facts.remote
     }
 
     /// Our end of the connection.
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.local
+        self.0.facts.local
     }
 
     /// Whether it is encrypted.
@@ -73,6 +89,24 @@ impl ConnectionInfo {
 
     pub(super) fn seen(&self) -> &Seen {
         &self.0.seen
+    }
+
+    pub(super) fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    pub(super) fn offers_known(&self) -> bool {
+        self.0.offers_known
+    }
+
+    /// Of its chain, when it began.
+    pub(super) fn limits(&self) -> &Arc<Limits> {
+        &self.0.limits
+    }
+
+    /// How far its end has come, where others speak its protocol.
+    pub(super) fn farewell(&self) -> &Farewell {
+        &self.0.farewell
     }
 
     /// The filter chain that took it.

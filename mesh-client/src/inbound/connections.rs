@@ -1,6 +1,6 @@
-//! The connections that are being served, and how they are told to end.
+//! The connections that are open, and how they are told to end.
 
-use super::{Chain, Config};
+use super::{Config, ConnectionInfo};
 use crate::transport::Control;
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 /// What a client that has connected may take to say something, once no more are accepted.
@@ -33,13 +33,22 @@ enum Phase {
 #[derive(Default)]
 struct State {
     next: u64,
-    open: HashMap<u64, (Ending, Arc<Chain>)>,
+    open: HashMap<u64, Member>,
+}
+
+#[derive(Clone)]
+struct Member {
+    info: ConnectionInfo,
+    ending: Ending,
 }
 
 /// The means to end a connection.
+#[derive(Clone)]
 pub(super) enum Ending {
     Http2(Control),
     Http1(Arc<Http1>),
+    /// Somebody else's server speaks on it.
+    Foreign,
 }
 
 /// Of a connection of HTTP/1.1.
@@ -52,24 +61,34 @@ pub(super) struct Http1 {
 /// Counts as a connection while it lives.
 pub(super) struct Counted(Arc<Connections>);
 
-/// A connection's entry; given up when it is dropped.
-pub(super) struct Entry<'a> {
-    connections: &'a Connections,
+/// The means to end one connection.
+#[derive(Clone)]
+pub(super) struct Handle {
+    connections: Arc<Connections>,
     number: u64,
 }
 
-impl Ending {
+/// A connection's entry; given up when it is dropped.
+pub(super) struct Entry(Handle);
+
+impl Member {
     fn leave(&self) {
-        match self {
-            Self::Http2(control) => control.leave(),
-            Self::Http1(http1) => http1.leave.notify_one(),
+        match &self.ending {
+            Ending::Http2(control) => control.leave(),
+            Ending::Http1(http1) => http1.leave.notify_one(),
+            Ending::Foreign => self.info.leave(),
         }
     }
 
     fn abort(&self) {
-        match self {
-            Self::Http2(control) => control.abort(),
-            Self::Http1(http1) => http1.abort.notify_one(),
+        match &self.ending {
+            Ending::Http2(control) => control.abort(),
+            Ending::Http1(http1) => {
+                http1.abort.notify_one();
+                // Whoever it was handed on to speaks something else by now.
+                self.info.farewell().cut();
+            }
+            Ending::Foreign => self.info.farewell().cut(),
         }
     }
 }
@@ -90,17 +109,18 @@ impl Connections {
     }
 
     /// Registers a connection that is served. One that comes too late is told to leave at once, or cut.
-    pub(super) fn enter(&self, ending: Ending, chain: &Arc<Chain>) -> Entry<'_> {
+    pub(super) fn enter(self: &Arc<Self>, info: ConnectionInfo, ending: Ending) -> Entry {
+        let member = Member { info, ending };
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
         match *self.phase.borrow() {
             Phase::Serving => {}
-            Phase::Stopping => ending.leave(),
-            Phase::Aborting => ending.abort(),
+            Phase::Stopping => member.leave(),
+            Phase::Aborting => member.abort(),
         }
-        state.open.insert(number, (ending, Arc::clone(chain)));
-        Entry { connections: self, number }
+        state.open.insert(number, member);
+        Entry(Handle { connections: Arc::clone(self), number })
     }
 
     /// All connections leave, and no others are accepted.
@@ -111,31 +131,46 @@ impl Connections {
                 *phase = Phase::Stopping;
             }
         });
-        state.open.values().for_each(|(ending, _)| ending.leave());
+        state.open.values().for_each(Member::leave);
     }
 
-    /// The connections of chains that are not in this configuration leave. Which those are.
-    pub(super) fn leave_chains(&self, config: &Config) -> Vec<u64> {
-        let state = self.state();
-        let gone = state.open.iter().filter(|(_, (_, chain))| !config.has(chain));
-        gone.map(|(number, (ending, _))| {
-            ending.leave();
-            *number
-        })
-        .collect()
+    /// The connections that this configuration does not keep, or all of them, leave; each is cut when its time to drain is over. How many they are.
+    pub(super) fn drain(self: &Arc<Self>, keep: Option<&Config>) -> usize {
+        // Choosing takes a moment: others may enter and go meanwhile.
+        let open: Vec<_> = self.state().open.iter().map(|(number, member)| (*number, member.clone())).collect();
+        let gone = open.into_iter().filter(|(_, member)| !keep.is_some_and(|config| config.keeps(&member.info)));
+        let now = Instant::now();
+        let mut gone: Vec<_> = gone
+            .map(|(number, member)| {
+                member.leave();
+                (now + member.info.limits().drain_timeout, number)
+            })
+            .collect();
+        gone.sort_unstable();
+        let (connections, count) = (Arc::downgrade(self), gone.len());
+        if count > 0 {
+            tokio::spawn(async move {
+                for (end, number) in gone {
+                    sleep_until(end).await;
+                    let Some(connections) = connections.upgrade() else { return };
+                    connections.abort_one(number);
+                }
+            });
+        }
+        count
     }
 
-    /// Closes what is left of these.
-    pub(super) fn abort_those(&self, numbers: &[u64]) {
-        let state = self.state();
-        numbers.iter().filter_map(|number| state.open.get(number)).for_each(|(ending, _)| ending.abort());
+    fn abort_one(&self, number: u64) {
+        if let Some(member) = self.state().open.get(&number) {
+            member.abort();
+        }
     }
 
     /// Closes what is left, and what comes later.
     pub(super) fn abort(&self) {
         let state = self.state();
         self.phase.send_replace(Phase::Aborting);
-        state.open.values().for_each(|(ending, _)| ending.abort());
+        state.open.values().for_each(Member::abort);
     }
 
     /// Waits until [`stop`](Self::stop) was called.
@@ -156,9 +191,30 @@ impl Connections {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Entry {
+    pub(super) fn handle(&self) -> Handle {
+        self.0.clone()
+    }
+}
+
+impl Handle {
+    /// The connection leaves, and is cut when its time to drain is over.
+    pub(super) fn drain(self) {
+        let member = self.connections.state().open.get(&self.number).cloned();
+        let Some(member) = member else { return };
+        member.leave();
+        tokio::spawn(async move {
+            sleep(member.info.limits().drain_timeout).await;
+            self.connections.abort_one(self.number);
+        });
+    }
+}
+
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.connections.state().open.remove(&self.number);
+        let gone = self.0.connections.state().open.remove(&self.0.number);
+        // What it holds on to may be much: not under the lock.
+        drop(gone);
     }
 }
 

@@ -1,16 +1,15 @@
 //! An inbound side whose configuration comes from the control plane (gRFC A36).
 
-use super::{Chain, Config, FetchKeys, Kept, Policy, Shared, Source};
+use super::{Chain, Config, FetchKeys, Kept, Policy, Security, Shared, Source};
 use crate::{
     error::BoxError,
     outbound::identity::Identities,
     telemetry::{metrics::Source as Labels, watch::AccessLogger},
 };
-use mesh_tls::Acceptor;
 use mesh_xds::{
     ServerSnapshot, ServerWatch, XdsClient,
     bootstrap::BootstrapError,
-    resource::{DownstreamTls, FilterChain, FilterChainMatch, HttpFilter, RemoteJwks},
+    resource::{DownstreamTls, FilterChain, HttpFilter, RemoteJwks},
     snapshot::ServerState,
 };
 use std::{
@@ -28,6 +27,9 @@ pub enum Serving {
     Serving {
         /// `version_info` of what it is made of, for people: "lds=3 rds=3"; `code` without a control plane.
         version: Arc<str>,
+        /// What of that is not in force, by the name of its filter chain, and why: connections of a chain whose TLS cannot be made are closed, or
+        /// go on to be secured as before. Empty where all is well.
+        problems: Arc<[String]>,
     },
     /// Connections are closed as soon as they are accepted (gRFC A36).
     NotServing {
@@ -68,10 +70,11 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct Following(AbortHandle);
 
-/// One chain as it was configured: what decides whether its connections may stay.
+/// One chain as it was configured: what decides whether it is the same.
 struct Made {
+    /// For connections that match no other.
+    default: bool,
     tls: Option<Arc<DownstreamTls>>,
-    matcher: FilterChainMatch,
     chain: Arc<Chain>,
 }
 
@@ -79,7 +82,7 @@ struct Made {
 struct Compiler {
     identities: Arc<Identities>,
     /// For chains of which the control plane does not say how they are secured (gRFC A29).
-    fallback: Option<Acceptor>,
+    fallback: Security,
     asked: Asked,
     fetch: Fetch,
     made: Vec<Made>,
@@ -98,7 +101,7 @@ pub(super) fn follow(
     shared: &Arc<Shared>,
     watch: ServerWatch,
     origin: &Origin,
-    fallback: Option<Acceptor>,
+    fallback: Security,
     asked: Asked,
 ) -> Following {
     let (identities, fetch) = (origin.identities.clone(), origin.fetch.clone());
@@ -127,17 +130,18 @@ impl Compiler {
                 let told = snapshot.listener.address;
                 stop(format!("Listener \"{}\" is for {told}, this server listens on {}", snapshot.name, shared.local))
             }
-            ServerState::Ready(snapshot) => match self.compile(&snapshot, shared) {
-                Ok(config) => {
+            ServerState::Ready(snapshot) => {
+                let (config, problems) = self.compile(&snapshot, shared);
+                for problem in &problems {
+                    tracing::error!(listener = &*snapshot.name, "{problem}");
+                }
+                if self.made.iter().any(|made| !made.is_refused()) {
                     shared.apply(config);
-                    return shared.serves(Serving::Serving { version: snapshot.version.clone() });
+                    let (version, problems) = (snapshot.version.clone(), problems.into());
+                    return shared.serves(Serving::Serving { version, problems });
                 }
-                Err(error) if !self.made.is_empty() => {
-                    tracing::error!(listener = &*snapshot.name, error = &*error, "the last good configuration stays");
-                    return;
-                }
-                Err(error) => stop(format!("Listener \"{}\": {error}", snapshot.name)),
-            },
+                stop(format!("Listener \"{}\": {}", snapshot.name, problems.join("; ")))
+            }
             ServerState::Absent(error) | ServerState::Pending { cause: Some(error) } => stop(error.to_string()),
             ServerState::Pending { cause: None } => Serving::awaited(),
         };
@@ -146,27 +150,39 @@ impl Compiler {
         shared.serves(serving);
     }
 
-    /// Chains that are as they were before stay the same, connections and all; what their requests are asked changes in place.
-    fn compile(&mut self, snapshot: &ServerSnapshot, shared: &Shared) -> Result<Config, BoxError> {
-        let mut made: Vec<Made> = Vec::new();
-        for said in snapshot.listener.chains() {
-            let kept = self
-                .made
-                .iter()
-                .find(|old| old.chain.name == said.name && old.matcher == said.matcher && old.tls == said.tls);
-            let chain = match kept {
-                Some(old) => old.chain.clone(),
-                None => Arc::new(self.chain(said, shared)?),
+    /// Chains that are secured as before stay the same; what their requests are asked changes in place. Beside it, what cannot be put in force.
+    fn compile(&mut self, snapshot: &ServerSnapshot, shared: &Shared) -> (Config, Vec<String>) {
+        let mut problems = Vec::new();
+        let mut before = std::mem::take(&mut self.made);
+        let chains = snapshot.listener.filter_chains.iter().map(|said| (false, said));
+        let default = snapshot.listener.default_filter_chain.iter().map(|said| (true, said));
+        for (default, said) in chains.chain(default) {
+            let old = before.iter().position(|old| old.default == default && old.chain.name == said.name);
+            let old = old.map(|at| before.remove(at));
+            let limits = Arc::new(shared.limits.within(&said.connections));
+            let policy = Some(Arc::new(self.policy(snapshot, said)));
+            let made = match old {
+                Some(old) if old.tls == said.tls && !old.is_refused() => old,
+                old => self.security(said, shared).map(|security| Made::new(default, said, security)).unwrap_or_else(
+                    |error| {
+                        problems.push(format!("filter chain \"{}\": {error}", said.name));
+                        let refused = || Made::new(default, said, Security::Refused(error.to_string().into()));
+                        old.filter(|old| old.is_as_strict_as(said)).unwrap_or_else(refused)
+                    },
+                ),
             };
-            made.push(Made { tls: said.tls.clone(), matcher: said.matcher.clone(), chain });
+            made.chain.limits.store(limits);
+            made.chain.policy.store(policy);
+            self.made.push(made);
         }
-        for (said, made) in snapshot.listener.chains().zip(&made) {
-            made.chain.policy.store(Some(Arc::new(self.policy(snapshot, said))));
-        }
-        let mut chains: Vec<_> = made.iter().map(|made| made.chain.clone()).collect();
-        let default = snapshot.listener.default_filter_chain.as_ref().and_then(|_| chains.pop());
-        self.made = made;
-        Ok(Config { chains, default, detection_timeout: snapshot.listener.detection_timeout })
+        let chain = |made: &Made| made.chain.clone();
+        let matchers = snapshot.listener.filter_chains.iter().map(|said| said.matcher.clone());
+        let config = Config {
+            chains: matchers.zip(self.made.iter().map(chain)).collect(),
+            default: self.made.last().filter(|made| made.default).map(chain),
+            detection_timeout: snapshot.listener.detection_timeout,
+        };
+        (config, problems)
     }
 
     /// What every request of a chain is asked. What cannot be honoured lets nobody in.
@@ -197,12 +213,28 @@ impl Compiler {
         )
     }
 
-    fn chain(&self, said: &FilterChain, shared: &Shared) -> Result<Chain, BoxError> {
-        let tls = match &said.tls {
-            Some(tls) => Some(self.identities.server_tls(tls, shared.limits.handshake_timeout)?),
+    fn security(&self, said: &FilterChain, shared: &Shared) -> Result<Security, BoxError> {
+        Ok(match &said.tls {
+            Some(tls) => Security::Tls(self.identities.server_tls(tls, shared.limits.handshake_timeout)?),
             None => self.fallback.clone(),
-        };
-        Ok(Chain { matcher: said.matcher.clone(), ..Chain::new(said.name.clone(), tls, None) })
+        })
+    }
+}
+
+impl Made {
+    fn new(default: bool, said: &FilterChain, security: Security) -> Self {
+        let chain = Arc::new(Chain::new(said.name.clone(), security, Arc::default(), None));
+        Self { default, tls: said.tls.clone(), chain }
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(self.chain.security, Security::Refused(_))
+    }
+
+    /// Whether it can stand in for this one: what lets in more than is said now cannot.
+    fn is_as_strict_as(&self, said: &FilterChain) -> bool {
+        let wants = |tls: &Option<Arc<DownstreamTls>>| tls.as_ref().map(|tls| tls.require_client_certificate);
+        !self.is_refused() && wants(&self.tls) >= wants(&said.tls)
     }
 }
 
@@ -237,7 +269,8 @@ impl Serving {
 impl fmt::Display for Serving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Serving { version } => write!(f, "serving ({version})"),
+            Self::Serving { version, problems } if problems.is_empty() => write!(f, "serving ({version})"),
+            Self::Serving { version, problems } => write!(f, "serving ({version}), but {}", problems.join("; ")),
             Self::NotServing { reason } => write!(f, "not serving: {reason}"),
         }
     }

@@ -1,12 +1,12 @@
 //! The policy of a connection in front of a service: the same whatever transport is below.
 
-use super::{ConnectionInfo, Deciding, Decision, Exchange, Verdict};
+use super::{ConnectionInfo, Deciding, Decision, Exchange, Verdict, farewell::Busy};
 use crate::{
     outbound::{filter::Reply, timeout::is_grpc},
     telemetry::trace::ScopeFuture,
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONNECTION, request};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use std::{
@@ -47,6 +47,8 @@ where
 {
     #[pin]
     stage: Stage<S, B>,
+    /// Goes on with the answer's body.
+    busy: Option<Busy>,
 }
 
 #[pin_project(project = StageProjection, project_replace = StageReplace)]
@@ -85,6 +87,7 @@ pub struct ResponseBody<B> {
     #[pin]
     content: Content<B>,
     exchange: Option<Exchange>,
+    busy: Option<Busy>,
 }
 
 #[pin_project(project = ContentProjection)]
@@ -136,8 +139,15 @@ where
         let Some(connection) = known else {
             tracing::error!("a request that did not come through the mesh's own connections");
             let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "not a connection of the mesh").grpc_status(13);
-            let local = Local::of(&head);
-            return GuardFuture { stage: Stage::Answered { reply: Some((reply, Exchange::none())), local } };
+            return GuardFuture::answered(reply, &head);
+        };
+        // Where others speak on the connection, that it leaves is known here alone.
+        let busy = match self.connection.is_none().then(|| connection.begin()) {
+            Some(None) => {
+                let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the connection is going away");
+                return GuardFuture::answered(reply.header(CONNECTION, HeaderValue::from_static("close")), &head);
+            }
+            busy => busy.flatten(),
         };
         let verdict = match &*connection.chain().policy.load() {
             None => Verdict::Now(Decision::Pass(Exchange::none())),
@@ -158,7 +168,14 @@ where
                 Stage::Deciding { deciding, body: Some(body), service }
             }
         };
-        GuardFuture { stage }
+        GuardFuture { stage, busy }
+    }
+}
+
+impl<S: Service<Request<B>>, B> GuardFuture<S, B> {
+    /// Nobody is asked.
+    fn answered(reply: Reply, head: &request::Parts) -> Self {
+        Self { stage: Stage::Answered { reply: Some((reply, Exchange::none())), local: Local::of(head) }, busy: None }
     }
 }
 
@@ -170,7 +187,8 @@ where
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut stage = self.project().stage;
+        let this = self.project();
+        let mut stage = this.stage;
         loop {
             let next = match stage.as_mut().project() {
                 StageProjection::Deciding { deciding, body, service } => {
@@ -193,14 +211,15 @@ where
                     if let Some(exchange) = &mut exchange {
                         exchange.response(&mut head);
                     }
-                    let body = ResponseBody { content: Content::Service(body), exchange };
+                    let body = ResponseBody { content: Content::Service(body), exchange, busy: this.busy.take() };
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
                 StageProjection::Answered { reply, local } => {
                     let (reply, mut exchange) = reply.take().expect("polled again after it was ready");
                     let (mut head, body) = reply.respond(local.grpc, !local.head).into_parts();
                     exchange.response(&mut head);
-                    let body = ResponseBody { content: Content::Local(body), exchange: Some(exchange) };
+                    let busy = this.busy.take();
+                    let body = ResponseBody { content: Content::Local(body), exchange: Some(exchange), busy };
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
             };
@@ -239,6 +258,7 @@ where
         };
         if complete && let Some(mut exchange) = this.exchange.take() {
             exchange.complete();
+            *this.busy = None;
         }
         Poll::Ready(frame)
     }

@@ -1,6 +1,6 @@
 //! Connections for a server that is not ours.
 
-use super::{Inbound, InboundStream};
+use super::{Inbound, InboundStream, connections::Ending, farewell::Watched, serve::mind_foreign};
 use futures::Stream;
 use std::{
     io,
@@ -15,10 +15,15 @@ use tokio::{
 };
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
-/// tonic's own server. Ends only with the socket.
+/// tonic's own server. Ends with the socket, and with [`Inbound::shutdown`].
 ///
 /// The policy is in [`Inbound::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
 /// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more; those it gave live on.
+///
+/// A connection that has to end (its filter chain is gone, it is idle or too old, [`Inbound::renew_connections`], `shutdown`) ends well whatever
+/// server speaks on it: a client of HTTP/2 is told by a GOAWAY, and the server reads the end of the connection once no request is in
+/// progress that came to the layer. Requests that begin more than a second after the GOAWAY are answered with 503 (gRPC: UNAVAILABLE), and
+/// [`Limits::drain_timeout`](super::Limits::drain_timeout) cuts what is left.
 #[derive(Debug)]
 pub struct Incoming {
     ready: mpsc::Receiver<InboundStream>,
@@ -40,12 +45,16 @@ impl Incoming {
                         let (shared, give) = (Arc::clone(&inbound.0), give.clone());
                         handshakes.spawn(async move {
                             let limit = shared.limits.handshake_timeout;
-                            if let Ok(Some(stream)) = timeout(limit, shared.secure(fresh)).await {
+                            if let Ok(Some(mut stream)) = timeout(limit, shared.secure(fresh)).await {
+                                let entry = shared.enter(stream.info(), Ending::Foreign);
+                                stream.mind(mind_foreign(stream.info().clone(), entry.handle()));
+                                stream.watch(Watched::default(), entry);
                                 // Fails when nobody takes connections any more.
                                 let _ = give.send(stream).await;
                             }
                         });
                     }
+                    () = inbound.0.connections.stopping() => return,
                     Some(ended) = handshakes.join_next() => if let Err(error) = ended {
                         tracing::error!(%error, "handshake task failed");
                     },

@@ -1,9 +1,16 @@
 //! What clients may cost.
 
-use crate::Keepalive;
+use crate::{Keepalive, transport::ServerConfig};
+use mesh_xds::resource::ServerConnections;
 use std::time::Duration;
 
 /// What clients may cost a server, whoever they are. The defaults suit a service of a mesh.
+///
+/// Where the control plane says something of a filter chain, the lower of both holds for connections that begin from then on.
+///
+/// Clients of a mesh choose their endpoints themselves and follow changes, so connections need not be made anew for the sake of balance: they have no
+/// age by default. They do end after an hour without a request, as with Envoy, because of a client that vanished without a word nothing
+/// else is heard while nothing is in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -20,11 +27,16 @@ pub struct Limits {
     /// Bytes of the headers of one request, as HTTP/2 counts them (RFC 9113 section 6.5.2); more are answered with 431. Default
     /// 64 KiB.
     pub max_header_bytes: u32,
+    /// Bytes of the headers of all requests of one HTTP/2 connection that are served at the same time, counted alike; further ones are refused
+    /// (REFUSED_STREAM). At least [`max_header_bytes`](Self::max_header_bytes). Default 4 MiB.
+    pub max_connection_header_bytes: u32,
+    /// Headers of one request; more are answered with 431. Default 100, as with Envoy.
+    pub max_headers: u32,
     /// From the first byte of a request's head to its end; over HTTP/1.1 also between two requests of a connection. Over HTTP/2 also to the
     /// first SETTINGS, and from the first byte of any frame to its end. What takes longer is cut, at the latest after twice this. Default 30 s.
     pub header_timeout: Duration,
     /// A connection on which nothing was in flight for so long is told to go away. Over HTTP/1.1 also a
-    /// [`header_timeout`](Self::header_timeout), if it is shorter. Default none.
+    /// [`header_timeout`](Self::header_timeout), if it is shorter. Default one hour.
     pub idle_timeout: Option<Duration>,
     /// A connection that is so old is told to go away, up to a tenth earlier or later; what is in flight goes on for
     /// [`drain_timeout`](Self::drain_timeout) (gRFC A9). Default none.
@@ -33,6 +45,9 @@ pub struct Limits {
     pub keepalive: Option<Keepalive>,
     /// How long what is in flight may go on when a connection has to go; then it is cut. Default 30 s.
     pub drain_timeout: Duration,
+    /// How long a client that has to go may take to hear so before its further requests are refused: between the first GOAWAY and the last, unless it
+    /// answers the PING between them earlier. Default 1 s.
+    pub drain_notice: Duration,
     /// Bytes that a client may send on one stream before they are read; less than 65,535 is taken for that, which clients may send before
     /// they know of it (RFC 9113 section 6.9.2). Default 1 MiB.
     pub stream_window: u32,
@@ -42,19 +57,85 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
+        let transport = ServerConfig::default();
         Self {
             max_connections: 100_000,
             max_handshakes: 1024,
             handshake_timeout: Duration::from_secs(10),
-            max_concurrent_streams: 1024,
-            max_header_bytes: 64 << 10,
-            header_timeout: Duration::from_secs(30),
-            idle_timeout: None,
+            max_concurrent_streams: transport.max_concurrent_streams,
+            max_header_bytes: transport.max_header_list_size,
+            max_connection_header_bytes: transport.max_header_bytes,
+            max_headers: transport.max_headers,
+            header_timeout: transport.header_timeout,
+            idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_age: None,
-            keepalive: Some(Keepalive::default()),
+            keepalive: transport.keepalive,
             drain_timeout: Duration::from_secs(30),
-            stream_window: 1 << 20,
-            connection_window: 4 << 20,
+            drain_notice: transport.notice,
+            stream_window: transport.stream_window,
+            connection_window: transport.connection_window,
         }
+    }
+}
+
+impl Limits {
+    /// Of the connections of a filter chain.
+    pub(super) fn within(&self, said: &ServerConnections) -> Self {
+        fn lower<T: Ord>(own: T, said: Option<T>) -> T {
+            match said {
+                Some(said) => own.min(said),
+                None => own,
+            }
+        }
+        // Zero is no limit.
+        let limit = |said: Option<Duration>| said.filter(|limit| !limit.is_zero());
+        let either = |own: Option<Duration>, said: Option<Duration>| own.into_iter().chain(limit(said)).min();
+        Self {
+            max_concurrent_streams: lower(self.max_concurrent_streams, said.max_concurrent_streams),
+            max_header_bytes: lower(
+                self.max_header_bytes,
+                said.max_request_headers_kb.map(|kb| kb.saturating_mul(1024)),
+            ),
+            max_headers: lower(self.max_headers, said.max_headers_count),
+            header_timeout: lower(self.header_timeout, limit(said.request_headers_timeout)),
+            idle_timeout: either(self.idle_timeout, said.idle_timeout),
+            max_connection_age: either(self.max_connection_age, said.max_connection_duration),
+            drain_notice: said.drain_timeout.unwrap_or(self.drain_notice).min(self.drain_timeout),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lower_limit_holds_and_zero_is_none() {
+        let own = Limits { max_connection_age: Some(Duration::from_secs(9)), ..Limits::default() };
+        assert_eq!(own.within(&ServerConnections::default()), own);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let lower = own.within(&ServerConnections {
+            max_concurrent_streams: Some(7),
+            max_request_headers_kb: Some(3),
+            max_headers_count: Some(20),
+            idle_timeout: seconds(5),
+            max_connection_duration: seconds(6),
+            request_headers_timeout: seconds(4),
+            drain_timeout: seconds(2),
+            ..ServerConnections::default()
+        });
+        assert_eq!((lower.max_concurrent_streams, lower.max_header_bytes, lower.max_headers), (7, 3 << 10, 20));
+        assert_eq!((lower.idle_timeout, lower.max_connection_age), (seconds(5), seconds(6)));
+        assert_eq!((Some(lower.header_timeout), Some(lower.drain_notice)), (seconds(4), seconds(2)));
+        let higher = own.within(&ServerConnections {
+            max_concurrent_streams: Some(1 << 20),
+            max_request_headers_kb: Some(u32::MAX),
+            idle_timeout: seconds(0),
+            max_connection_duration: seconds(10),
+            request_headers_timeout: seconds(0),
+            ..ServerConnections::default()
+        });
+        assert_eq!(higher, own);
     }
 }

@@ -16,6 +16,7 @@ mod config;
 mod connection;
 mod connections;
 mod detect;
+mod farewell;
 mod follow;
 mod guard;
 mod incoming;
@@ -36,7 +37,7 @@ pub use authorize::{JwtProvider, RateLimit, Rbac, Rule};
 pub(crate) use authz::Parser as AuditParser;
 pub use authz::{AuditEvent, AuditLogger, AuditLoggerFactory, audit_logger};
 pub use builder::{BuildError, InboundBuilder};
-pub(crate) use config::{Chain, Config};
+pub(crate) use config::{Chain, Config, Security};
 pub use connection::ConnectionInfo;
 pub use follow::Serving;
 pub(crate) use follow::{Origin, jwks_target};
@@ -76,7 +77,8 @@ struct Shared {
     local: SocketAddr,
     /// In force for connections from now on; what a request is asked is in its connection's [`Chain`].
     config: ArcSwap<Config>,
-    limits: Limits,
+    /// Before a filter chain is found, and the most that one can allow.
+    limits: Arc<Limits>,
     /// Connections that are open.
     open: Arc<AtomicUsize>,
     /// Those that are served here.
@@ -98,14 +100,14 @@ impl Inbound {
     fn new(
         listener: TcpListener,
         config: Config,
-        limits: Limits,
+        limits: Arc<Limits>,
         on_serving: Option<follow::OnServing>,
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
         let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
         let config = ArcSwap::from_pointee(config);
         let (open, connections) = (Arc::default(), Arc::new(Connections::new()));
-        let serving = watch::Sender::new(Serving::Serving { version: "code".into() });
+        let serving = watch::Sender::new(Serving::Serving { version: "code".into(), problems: Arc::default() });
         let following = OnceLock::new();
         let shared =
             Shared { listener, local, config, limits, open, connections, handshakes, serving, on_serving, following };
@@ -146,23 +148,15 @@ impl Inbound {
 }
 
 impl Shared {
-    /// In force for connections from now on. Those of chains that are not in it are told to go away; what is still in flight when
-    /// [`Limits::drain_timeout`] is over is cut.
-    fn apply(self: &Arc<Self>, config: Config) {
+    /// In force for connections from now on. Those that are open and that another chain would take now, or none, are told to go away; what is
+    /// still in flight when [`Limits::drain_timeout`] is over is cut.
+    fn apply(&self, config: Config) {
         let config = Arc::new(config);
         self.config.store(config.clone());
-        let gone = self.connections.leave_chains(&config);
-        if gone.is_empty() {
-            return;
+        let gone = self.connections.drain(Some(&config));
+        if gone > 0 {
+            tracing::info!(address = %self.local, connections = gone, "connections that their filter chain does not take any more are drained");
         }
-        tracing::info!(address = %self.local, connections = gone.len(), "connections of filter chains that are gone are drained");
-        let (shared, limit) = (Arc::downgrade(self), self.limits.drain_timeout);
-        tokio::spawn(async move {
-            tokio::time::sleep(limit).await;
-            if let Some(shared) = shared.upgrade() {
-                shared.connections.abort_those(&gone);
-            }
-        });
     }
 
     /// Says whether connections are taken, where that is news.
@@ -176,8 +170,8 @@ impl Shared {
             return;
         }
         match &now {
-            Serving::Serving { version } => {
-                tracing::info!(address = %self.local, version = &**version, "the inbound side serves");
+            Serving::Serving { version, problems } => {
+                tracing::info!(address = %self.local, version = &**version, problems = problems.len(), "the inbound side serves");
             }
             Serving::NotServing { reason } => {
                 tracing::warn!(address = %self.local, "the inbound side does not serve: {reason}");

@@ -1,9 +1,10 @@
 //! Serving connections on our own transport: which protocol they speak, and how they end.
 
 use super::{
-    Config, ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
-    accept::Fresh,
-    connections::{Ending, Http1},
+    ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
+    accept::{Fresh, Mind},
+    connections::{Ending, Handle, Http1},
+    farewell::Watched,
 };
 use crate::{
     BoxError,
@@ -23,6 +24,11 @@ use tower_service::Service;
 const FIRST: usize = 2 << 10;
 /// The window of a stream before anything was said about it.
 const MIN_WINDOW: u32 = 65_535;
+
+/// As many as can be counted, and more than anybody wants.
+const MAX_STREAMS: u32 = 1 << 20;
+/// How often a connection is looked after, at most.
+const MIN_STEP: Duration = Duration::from_millis(10);
 
 /// What the first bytes of a connection say.
 enum Spoken {
@@ -75,12 +81,7 @@ impl Inbound {
         let accept = async {
             loop {
                 let fresh = shared.accept().await?;
-                let counted = shared.connections.count();
-                let connection = connection(Arc::clone(shared), fresh, service.clone());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(counted);
-                });
+                tokio::spawn(connection(Arc::clone(shared), fresh, service.clone()));
             }
         };
         let result = tokio::select! {
@@ -98,19 +99,12 @@ impl Inbound {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn renew_connections(&self) {
-        let gone = self.0.connections.leave_chains(&Config::default());
-        let (shared, limit) = (Arc::downgrade(&self.0), self.0.limits.drain_timeout);
-        tokio::spawn(async move {
-            sleep(limit).await;
-            if let Some(shared) = shared.upgrade() {
-                shared.connections.abort_those(&gone);
-            }
-        });
+        self.0.connections.drain(None);
     }
 
     /// Accepts no more connections, tells the clients of open ones to go elsewhere (GOAWAY in two steps, so that no request
     /// is lost), and waits until all is answered; what is not within [`Limits::drain_timeout`] is cut. Connections of
-    /// [`incoming`](Self::incoming) end with their server.
+    /// [`incoming`](Self::incoming), which ends, are treated alike, and so are those of HTTP/1.1 that were upgraded to something else.
     pub async fn shutdown(&self) {
         let connections = &self.0.connections;
         connections.stop();
@@ -185,26 +179,13 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let server = Server::new(stream, read, &config(&shared.limits), service);
+    let server = Server::new(stream, read, &config(info.limits()), service);
     let control = server.control();
-    let _entry = shared.connections.enter(Ending::Http2(control.clone()), info.chain());
-    // It was accepted under the configuration before.
-    if !shared.config.load().has(info.chain()) {
-        control.leave();
-    }
-    let limits = shared.limits.clone();
+    let _entry = shared.enter(info, Ending::Http2(control.clone()));
+    let limits = info.limits().clone();
     // A task of its own: it has to do once in a while what the driver need not look at each time.
-    let _mind = Mind(tokio::spawn(async move { mind(&control, &limits).await }));
+    let _mind = Mind::spawn(async move { mind(&control, &limits).await });
     server.await;
-}
-
-/// Stops minding a connection that ended.
-struct Mind(tokio::task::JoinHandle<()>);
-
-impl Drop for Mind {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Ends a connection that is too old, idle for too long, or whose client does not finish what it says.
@@ -212,7 +193,7 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
     let born = Instant::now();
     let age = age(limits);
     let step = limits.header_timeout.min(limits.idle_timeout.unwrap_or(limits.header_timeout));
-    let step = step.min(age.unwrap_or(step)).max(Duration::from_millis(10));
+    let step = step.min(age.unwrap_or(step)).max(MIN_STEP);
     let (mut requests, mut quiet_since) = (control.started(), born);
     let (mut unfinished, mut unfinished_since) = (control.unfinished(), born);
     loop {
@@ -238,7 +219,7 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
     }
 }
 
-async fn http1<S, B>(shared: &Shared, stream: InboundStream, read: Bytes, info: &ConnectionInfo, service: Guard<S>)
+async fn http1<S, B>(shared: &Shared, mut stream: InboundStream, read: Bytes, info: &ConnectionInfo, service: Guard<S>)
 where
     S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
@@ -247,24 +228,42 @@ where
     B::Error: Into<BoxError>,
 {
     let end = Arc::new(Http1::default());
-    let _entry = shared.connections.enter(Ending::Http1(Arc::clone(&end)), info.chain());
-    if !shared.config.load().has(info.chain()) {
-        end.leave.notify_one();
-    }
-    let limits = &shared.limits;
+    let entry = shared.enter(info, Ending::Http1(Arc::clone(&end)));
+    let limits = info.limits();
     let mut config = config(limits);
     config.header_timeout = config.header_timeout.min(limits.idle_timeout.unwrap_or(config.header_timeout));
-    let grow_old = async {
-        let Some(age) = age(limits) else { return future::pending().await };
-        sleep(age).await;
-        end.leave.notify_one();
-        sleep(limits.drain_timeout).await;
-    };
+    if let Some(age) = age(limits) {
+        stream.mind(grow_old(entry.handle(), age));
+    }
+    stream.watch(Watched::not_http2(), entry);
     let served = serve_http1(stream, read, &config, service, end.leave.notified());
     tokio::select! {
         () = served => {}
         () = end.abort.notified() => {}
-        () = grow_old => {}
+    }
+}
+
+async fn grow_old(connection: Handle, age: Duration) {
+    sleep(age).await;
+    connection.drain();
+}
+
+/// [`mind`], where others speak on the connection: what goes on is known by what is read and written.
+pub(super) async fn mind_foreign(info: ConnectionInfo, connection: Handle) {
+    let (limits, farewell) = (info.limits(), info.farewell());
+    let (born, age) = (Instant::now(), age(limits));
+    let Some(step) = limits.idle_timeout.into_iter().chain(age).min() else { return };
+    let (mut moves, mut quiet_since) = (farewell.moves(), born);
+    loop {
+        sleep(step.max(MIN_STEP)).await;
+        let (now, moved) = (Instant::now(), farewell.moves());
+        if moved != moves || farewell.is_serving() {
+            (moves, quiet_since) = (moved, now);
+        }
+        let idle = limits.idle_timeout.is_some_and(|limit| now - quiet_since >= limit);
+        if idle || age.is_some_and(|age| now - born >= age) {
+            return connection.drain();
+        }
     }
 }
 
@@ -278,7 +277,10 @@ fn config(limits: &Limits) -> ServerConfig {
         stream_window: limits.stream_window.max(MIN_WINDOW),
         connection_window: limits.connection_window,
         max_header_list_size: limits.max_header_bytes,
-        max_concurrent_streams: limits.max_concurrent_streams.max(1),
+        max_header_bytes: limits.max_connection_header_bytes.max(limits.max_header_bytes),
+        max_headers: limits.max_headers.max(1),
+        notice: limits.drain_notice,
+        max_concurrent_streams: limits.max_concurrent_streams.clamp(1, MAX_STREAMS),
         header_timeout: limits.header_timeout,
         keepalive: limits.keepalive,
     }

@@ -1,6 +1,9 @@
 //! Policies as a control plane says them: routes, their overrides, and the order of filters.
 
-use super::{Chain, ConnectionInfo, Decision, Kept, Policy, Source, Verdict, connection::Inner, seen::Seen};
+use super::{
+    Chain, ConnectionInfo, Decision, Kept, Policy, Security, Source, Verdict,
+    chain_match::{Facts, Spoken},
+};
 use crate::{outbound::filter::Reply, telemetry::metrics::ServerMetrics};
 use http::{HeaderName, Request, request};
 use mesh_xds::resource::{
@@ -12,13 +15,10 @@ use mesh_xds::resource::{
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 fn connection() -> ConnectionInfo {
-    ConnectionInfo::new(Inner {
-        remote: "10.0.0.9:1".parse().unwrap(),
-        local: "10.0.0.1:80".parse().unwrap(),
-        tls: None,
-        chain: Arc::new(Chain::new("", None, None)),
-        seen: Seen::default(),
-    })
+    let spoken = Spoken::default();
+    let facts = Facts { remote: "10.0.0.9:1".parse().unwrap(), local: "10.0.0.1:80".parse().unwrap(), spoken };
+    let chain = Chain::new("", Security::Plaintext, Arc::default(), None);
+    ConnectionInfo::new(facts, false, None, Arc::new(chain))
 }
 
 fn filter(name: &str, config: HttpFilterConfig) -> HttpFilter {

@@ -212,7 +212,7 @@ impl Forwarding {
 
     fn make(&self, connection: &ConnectionInfo, peer: &PeerIdentity) -> HeaderValue {
         let ClientCertDetails { subject, cert, chain, dns, uri } = self.details;
-        let own = connection.chain().tls.as_ref().and_then(mesh_tls::Acceptor::spiffe_id);
+        let own = connection.chain().acceptor().and_then(mesh_tls::Acceptor::spiffe_id);
         let pem = || encoded(&pem(peer.certificate()));
         let client = ForwardedClient {
             by: own.map(|id| id.to_string()).into_iter().collect(),

@@ -56,6 +56,12 @@ pub(crate) struct ServerConfig {
     pub(crate) connection_window: u32,
     /// Bytes of one header block that are accepted.
     pub(crate) max_header_list_size: u32,
+    /// Bytes of the headers of all requests in progress.
+    pub(crate) max_header_bytes: u32,
+    /// Headers of one request.
+    pub(crate) max_headers: u32,
+    /// How long a client may take to hear that we are going away, before its further requests are refused.
+    pub(crate) notice: Duration,
     /// Requests in progress at the same time.
     pub(crate) max_concurrent_streams: u32,
     /// How long the head of a request may take, over HTTP/1.1.
@@ -83,6 +89,22 @@ impl Default for Keepalive {
             timeout: Duration::from_secs(10),
             jitter: Duration::ZERO,
             while_idle: false,
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            stream_window: 1 << 20,
+            connection_window: 4 << 20,
+            max_header_list_size: 64 << 10,
+            max_header_bytes: 4 << 20,
+            max_headers: 100,
+            notice: Duration::from_secs(1),
+            max_concurrent_streams: 1024,
+            header_timeout: Duration::from_secs(30),
+            keepalive: Some(Keepalive::default()),
         }
     }
 }

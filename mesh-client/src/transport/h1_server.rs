@@ -19,6 +19,8 @@ use tower_service::Service;
 
 /// The smallest buffer that hyper takes.
 const MIN_BUFFER: usize = 8 << 10;
+/// Headers that hyper takes unless something else is said.
+const HYPERS_HEADERS: usize = 100;
 
 /// Serves a connection on which `read` arrived already, until it ends; once `leave` is ready, until the request in progress is answered.
 pub(crate) async fn serve_http1<S, B>(
@@ -35,12 +37,14 @@ pub(crate) async fn serve_http1<S, B>(
     B::Error: Into<BoxError>,
 {
     let most = usize::try_from(config.max_header_list_size).unwrap_or(usize::MAX);
-    let connection = Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
-        .max_buf_size(most.max(MIN_BUFFER))
-        .serve_connection(TokioIo::new(Rewound { read, io }), Adapted(service))
-        .with_upgrades();
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(most.max(MIN_BUFFER));
+    let headers = usize::try_from(config.max_headers).unwrap_or(usize::MAX);
+    if headers != HYPERS_HEADERS {
+        // Hyper allocates for what is said here.
+        builder.max_headers(headers);
+    }
+    let connection = builder.serve_connection(TokioIo::new(Rewound { read, io }), Adapted(service)).with_upgrades();
     let (mut connection, mut leave) = (pin!(connection), pin!(leave));
     let mut leaving = false;
     let result = poll_fn(|cx| {

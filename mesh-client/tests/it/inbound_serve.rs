@@ -28,7 +28,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-async fn tonic_client(addr: SocketAddr) -> GreeterClient<Channel> {
+pub(crate) async fn tonic_client(addr: SocketAddr) -> GreeterClient<Channel> {
     GreeterClient::new(Endpoint::try_from(format!("http://{addr}")).unwrap().connect().await.unwrap())
 }
 

@@ -54,7 +54,7 @@ const ISTIOS_NAME: &str = "xds.istio.io/grpc/lds/inbound/";
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 
 /// Says who called, and by which connection.
-struct Porter;
+pub(crate) struct Porter;
 
 #[tonic::async_trait]
 impl Greeter for Porter {
@@ -78,18 +78,18 @@ impl Greeter for Porter {
 }
 
 /// A server of a mesh, and a client that knows it as the greeter.
-struct Pair {
-    cp: ControlPlane,
-    server: Mesh,
-    inbound: Inbound,
+pub(crate) struct Pair {
+    pub(crate) cp: ControlPlane,
+    pub(crate) server: Mesh,
+    pub(crate) inbound: Inbound,
     /// What the callback was told.
-    told: Arc<Mutex<Vec<Serving>>>,
+    pub(crate) told: Arc<Mutex<Vec<Serving>>>,
     _dir: tempfile::TempDir,
 }
 
 impl Pair {
     /// Over tonic's own server.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::serving(|inbound| async move {
             let router = Server::builder().layer(inbound.layer()).add_service(GreeterServer::new(Porter));
             router.serve_with_incoming(inbound.incoming()).await.unwrap();
@@ -97,7 +97,7 @@ impl Pair {
         .await
     }
 
-    async fn serving<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(Inbound) -> F) -> Self {
+    pub(crate) async fn serving<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(Inbound) -> F) -> Self {
         let (cp, dir) = control_plane().await;
         // Names that are nobody's but the test's.
         let bootstrap = cp.bootstrap().replace(ISTIOS_NAME, "server/");
@@ -110,20 +110,20 @@ impl Pair {
         Self { cp, server, inbound, told, _dir: dir }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("server/{}", self.inbound.local_addr())
     }
 
-    fn serve(&self, listener: Listener) {
+    pub(crate) fn serve(&self, listener: Listener) {
         self.cp.cache().update(ResourceType::Listener, self.name(), pack_any(listener));
     }
 
-    fn listener(&self, filter_chains: Vec<FilterChain>) -> Listener {
+    pub(crate) fn listener(&self, filter_chains: Vec<FilterChain>) -> Listener {
         Listener { name: self.name(), address: socket(self.inbound.local_addr()), filter_chains, ..Listener::default() }
     }
 
     /// A channel to the server with this traffic policy. Tells the control plane before the server's listener is.
-    async fn channel(&self, traffic: &str) -> MeshChannel {
+    pub(crate) async fn channel(&self, traffic: &str) -> MeshChannel {
         let route = routes(&format!("[{{route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("")));
         let yaml = service(&[("one", self.inbound.local_addr())]) + &route + &rule(traffic, &[]);
         self.cp.apply(&yaml).await.unwrap();
@@ -148,14 +148,24 @@ fn socket(address: SocketAddr) -> Option<Address> {
     Some(Address { address: Some(Kind::SocketAddress(address)) })
 }
 
-fn chain(name: &str, transport: &str, tls: Option<DownstreamTlsContext>) -> FilterChain {
+pub(crate) fn chain(name: &str, transport: &str, tls: Option<DownstreamTlsContext>) -> FilterChain {
+    chain_with(name, transport, tls, |_| {})
+}
+
+/// The same, with more that its connection manager says.
+pub(crate) fn chain_with(
+    name: &str,
+    transport: &str,
+    tls: Option<DownstreamTlsContext>,
+    says: impl FnOnce(&mut HttpConnectionManager),
+) -> FilterChain {
     let route = Route {
         r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }),
         action: Some(Action::NonForwardingAction(NonForwardingAction {})),
         ..Route::default()
     };
     let host = VirtualHost { domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
             virtual_hosts: vec![host],
             ..RouteConfiguration::default()
@@ -167,6 +177,7 @@ fn chain(name: &str, transport: &str, tls: Option<DownstreamTlsContext>) -> Filt
         }],
         ..HttpConnectionManager::default()
     };
+    says(&mut manager);
     FilterChain {
         name: name.into(),
         filter_chain_match: Some(FilterChainMatch {
@@ -183,7 +194,7 @@ fn chain(name: &str, transport: &str, tls: Option<DownstreamTlsContext>) -> Filt
 }
 
 /// The workload's own certificate, and one wanted of clients.
-fn mutual(instance: &str) -> DownstreamTlsContext {
+pub(crate) fn mutual(instance: &str) -> DownstreamTlsContext {
     let provider = || {
         Some(CertificateProviderPluginInstance { instance_name: instance.into(), certificate_name: "default".into() })
     };

@@ -44,6 +44,7 @@ mod hedging_legs;
 mod hostile;
 mod hostile_http1;
 mod inbound_authz;
+mod inbound_changes;
 mod inbound_hostile;
 mod inbound_policies;
 mod inbound_rules;

@@ -94,6 +94,8 @@ pub struct ServerConnections {
     pub max_concurrent_streams: Option<u32>,
     /// `max_request_headers_kb`: KiB, greater than zero.
     pub max_request_headers_kb: Option<u32>,
+    /// `common_http_protocol_options.max_headers_count`: greater than zero.
+    pub max_headers_count: Option<u32>,
     /// `common_http_protocol_options.idle_timeout`: of a connection without streams; zero means no limit.
     pub idle_timeout: Option<Duration>,
     /// `common_http_protocol_options.max_connection_duration`: then it drains.

@@ -59,6 +59,7 @@ where
 pub(super) struct Served {
     conn: Arc<Conn>,
     stream: Arc<Stream>,
+    header_bytes: u32,
     /// The answer is complete, or nobody waits for it.
     done: bool,
 }
@@ -151,9 +152,9 @@ fn ready_or<T>(poll: Poll<T>) -> Option<T> {
 }
 
 impl Served {
-    pub(super) fn new(conn: &Arc<Conn>, stream: Arc<Stream>) -> Self {
-        conn.serves();
-        Self { conn: Arc::clone(conn), stream, done: false }
+    pub(super) fn new(conn: &Arc<Conn>, stream: Arc<Stream>, header_bytes: u32) -> Self {
+        conn.link.serves(header_bytes);
+        Self { conn: Arc::clone(conn), stream, header_bytes, done: false }
     }
 
     /// True: the answer is complete.
@@ -186,7 +187,7 @@ impl Drop for Served {
             // The service panicked, or its runtime ends.
             self.conn.link.reset(&self.stream, Reason::INTERNAL_ERROR, Fault::Cancelled);
         }
-        self.conn.served();
+        self.conn.served(self.header_bytes);
     }
 }
 

@@ -17,9 +17,10 @@ use futures::task::AtomicWaker;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, response};
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::SystemTime,
@@ -31,6 +32,10 @@ const FULL: usize = 256 << 10;
 const OVERFULL: usize = 4 * FULL;
 /// Streams that wait for the connection's window, below which nobody looks whether they are alive.
 const FEW: usize = 64;
+/// Bytes of a window that are worth waking one of them for: a client that opens it by single bytes wakes one at a time.
+const WORTH: i64 = 1 << 10;
+/// Of the counter of requests in progress: those are above these bits, the bytes of their headers below.
+const HEADER_BITS: u32 = 40;
 /// The largest payload we send, whatever the peer takes: others wait behind it.
 const MAX_PAYLOAD: usize = 64 << 10;
 
@@ -58,8 +63,8 @@ pub(in crate::transport) struct Link {
     /// The last PING of ours that was answered, and who waits for that.
     pongs: AtomicU32,
     ponged: AtomicWaker,
-    /// Of a server: requests in progress, whatever became of their streams.
-    pub(super) serving: AtomicU32,
+    /// Of a server: requests in progress, whatever became of their streams, and the bytes of their headers.
+    serving: AtomicU64,
     /// Header blocks in pieces that began and ended: odd while there is one.
     heads: AtomicU32,
     /// The frame that is incomplete; 0: none.
@@ -80,8 +85,11 @@ pub(super) struct Outbox {
     pub(super) opened: Vec<Arc<Stream>>,
     /// Streams that we ended; with [`CUT`] when the peer had not.
     pub(super) closed: Vec<u32>,
-    /// Streams whose data waits for the connection.
-    waiting: Vec<Arc<Stream>>,
+    /// Streams whose data waits for the connection, the first first.
+    waiting: VecDeque<Arc<Stream>>,
+    /// As many of them are woken as there is a window for: who sends for a client needs not be asked twice. Callers may, so they are woken
+    /// all at once.
+    by_turns: bool,
     /// Why it takes nothing more.
     ended: Option<Fault>,
     /// GOAWAY was sent: close when all is written.
@@ -126,7 +134,9 @@ impl Link {
             (frame::MAX_CONCURRENT_STREAMS, config.max_concurrent_streams),
             (frame::MAX_HEADER_LIST_SIZE, config.max_header_list_size),
         ];
-        Self::new(alarm, Queue::default(), &settings, config.stream_window, config.connection_window)
+        let mut link = Self::new(alarm, Queue::default(), &settings, config.stream_window, config.connection_window);
+        link.outbox.get_mut().unwrap_or_else(PoisonError::into_inner).by_turns = true;
+        link
     }
 
     fn new(
@@ -153,7 +163,8 @@ impl Link {
                 max_payload: frame::MAX_PAYLOAD,
                 opened: Vec::new(),
                 closed: Vec::new(),
-                waiting: Vec::new(),
+                waiting: VecDeque::new(),
+                by_turns: false,
                 ended: None,
                 leaving: false,
                 signalled: false,
@@ -170,7 +181,7 @@ impl Link {
             goaway: OnceLock::new(),
             pongs: AtomicU32::new(0),
             ponged: AtomicWaker::new(),
-            serving: AtomicU32::new(0),
+            serving: AtomicU64::new(0),
             heads: AtomicU32::new(0),
             partial: AtomicU32::new(UNSETTLED),
             started: AtomicU32::new(0),
@@ -243,9 +254,9 @@ impl Link {
             if outbox.waiting.len() >= FEW && outbox.waiting.len().is_power_of_two() {
                 outbox.waiting.retain(|other| !other.lock().sent);
             }
-            outbox.waiting.push(Arc::clone(stream));
+            outbox.waiting.push_back(Arc::clone(stream));
         }
-        if chunk.len() < before {
+        if chunk.len() < before || outbox.has_turn() {
             self.signal(guard);
         }
         Sent::Blocked
@@ -444,7 +455,22 @@ impl Link {
 
     /// Requests in progress.
     pub(super) fn serving(&self) -> u32 {
-        self.serving.load(Ordering::Acquire)
+        requests(self.serving.load(Ordering::Acquire))
+    }
+
+    /// Bytes of their headers.
+    pub(super) fn header_bytes(&self) -> u64 {
+        self.serving.load(Ordering::Relaxed) & ((1 << HEADER_BITS) - 1)
+    }
+
+    /// A request with so many bytes of headers begins.
+    pub(super) fn serves(&self, header_bytes: u32) {
+        self.serving.fetch_add(one_of(header_bytes), Ordering::AcqRel);
+    }
+
+    /// It is over. True: it was the last.
+    pub(super) fn served(&self, header_bytes: u32) -> bool {
+        requests(self.serving.fetch_sub(one_of(header_bytes), Ordering::AcqRel)) == 1
     }
 
     /// A header block goes on in further frames, or has ended.
@@ -520,6 +546,15 @@ impl Link {
     }
 }
 
+fn one_of(header_bytes: u32) -> u64 {
+    1 << HEADER_BITS | u64::from(header_bytes)
+}
+
+fn requests(serving: u64) -> u32 {
+    // At most 24 bits.
+    u32::try_from(serving >> HEADER_BITS).unwrap_or(u32::MAX)
+}
+
 impl Outbox {
     /// Whether we ever opened this stream.
     pub(super) fn has_opened(&self, id: u32) -> bool {
@@ -540,12 +575,22 @@ impl Outbox {
         if self.window <= 0 || self.waiting.is_empty() {
             return Ok(Vec::new());
         }
-        let wake = |stream: Arc<Stream>| {
+        let turns =
+            if self.by_turns { usize::try_from(self.window / WORTH + 1).unwrap_or(usize::MAX) } else { usize::MAX };
+        let mut wakers = Vec::new();
+        while wakers.len() < turns
+            && let Some(stream) = self.waiting.pop_front()
+        {
             let mut state = stream.lock();
             state.waiting = false;
-            state.take_writer()
-        };
-        Ok(self.waiting.drain(..).filter_map(wake).collect())
+            wakers.extend(state.take_writer());
+        }
+        Ok(wakers)
+    }
+
+    /// Others wait for what somebody did not use: the driver has to give it to them.
+    fn has_turn(&self) -> bool {
+        self.by_turns && self.window > 0 && !self.waiting.is_empty()
     }
 
     fn head(&mut self, id: u32, head: &Request<()>, end: bool) {
@@ -697,4 +742,41 @@ pub(super) fn poll_sent(stream: &Stream, cx: &Context<'_>) -> Poll<()> {
     }
     state.wait_to_send(cx.waker());
     Poll::Pending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::task::noop_waker;
+
+    #[test]
+    fn a_window_opened_by_single_bytes_wakes_one_stream_at_a_time_and_none_is_forgotten() {
+        const STREAMS: u32 = 500;
+        let link = Link::server(Arc::new(Alarm::default()), &ServerConfig::default());
+        let (waker, window) = (noop_waker(), i64::from(frame::WINDOW));
+        let cx = Context::from_waker(&waker);
+        let stream = |id: u32| Arc::new(Stream::of_request(2 * id + 1, window, frame::WINDOW, None, true));
+        let mut all = Bytes::from(vec![0; usize::try_from(window).unwrap()]);
+        assert!(matches!(link.send(&stream(STREAMS), &mut all, true, &cx), Sent::All));
+        let streams: Vec<_> = (0..STREAMS).map(stream).collect();
+        let mut chunks = vec![Bytes::from_static(b"some"); streams.len()];
+        let blocked = |stream, chunk: &mut Bytes| matches!(link.send(stream, chunk, true, &cx), Sent::Blocked);
+        assert!(streams.iter().zip(&mut chunks).all(|(stream, chunk)| blocked(stream, chunk)));
+        let woken = |more| {
+            let before = link.lock().waiting.len();
+            let wakers = link.lock().on_room(more).unwrap();
+            assert_eq!(wakers.len(), before - link.lock().waiting.len());
+            wakers.len()
+        };
+        assert_eq!(woken(1), 1);
+        assert!(blocked(&streams[0], &mut chunks[0]), "it sends one byte, and waits behind the others");
+        assert_eq!((chunks[0].len(), woken(1)), (3, 1));
+        // Those that ended meanwhile take nobody's turn, and what is not used goes on to the next.
+        link.reset(&streams[1], Reason::CANCEL, Fault::Cancelled);
+        assert!(matches!(link.send(&streams[1], &mut chunks[1], true, &cx), Sent::Closed));
+        assert_eq!(woken(0), 1);
+        let worth = u32::try_from(WORTH).unwrap();
+        assert_eq!(woken(9 * worth), 10);
+        assert_eq!(woken(2000 * worth), streams.len() - 12);
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     request::{Accepted, Requests},
     stream::{Breach, Stream},
 };
-use crate::transport::head::is_of_connection;
+use crate::transport::{ServerConfig, head::is_of_connection};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -24,6 +24,12 @@ const MAX_BLOCK: usize = 4;
 /// What a reset, and a request that is not accepted, cost a client of what it may do without use.
 const RESET: u32 = 2;
 const REFUSED: u32 = 3;
+/// Streams that a change of all windows costs as much for as one frame without use.
+const WALKED: usize = 16;
+/// Bytes of the trailers of a request, however large its headers may be: many could wait to be read.
+const MAX_TRAILERS: usize = 8 << 10;
+/// A buffer that is larger than this is not held on to for the few headers that came with it.
+const LARGE_READ: usize = 16 << 10;
 /// Bytes of GOAWAY's debug data that errors show.
 const MAX_DEBUG: usize = 256;
 
@@ -116,8 +122,8 @@ impl Reader {
     }
 
     /// The server's side, behind the client's preface.
-    pub(super) fn server(connection_window: u32, max_header_list_size: u32, requests: Requests) -> Self {
-        Self { server: Some(Box::new(requests)), ..Self::new(connection_window, max_header_list_size) }
+    pub(super) fn server(config: &ServerConfig, requests: Requests) -> Self {
+        Self { server: Some(Box::new(requests)), ..Self::new(config.connection_window, config.max_header_list_size) }
     }
 
     pub(super) fn is_server(&self) -> bool {
@@ -126,7 +132,10 @@ impl Reader {
 
     /// The requests whose heads arrived since.
     pub(super) fn accepted(&mut self) -> impl Iterator<Item = Accepted> {
-        self.server.iter_mut().flat_map(|server| server.accepted.drain(..))
+        self.server.iter_mut().flat_map(|server| {
+            server.accepted_bytes = 0;
+            server.accepted.drain(..)
+        })
     }
 
     /// Whether there are any.
@@ -189,6 +198,7 @@ impl Reader {
     /// The peer broke the protocol in a way that ends the connection.
     pub(super) fn read(&mut self, input: &mut BytesMut, link: &Link) -> Result<(), Fault> {
         self.reads = self.reads.wrapping_add(1);
+        self.decoder.copies = self.server.is_some() && input.capacity() > LARGE_READ;
         let result = loop {
             let Some(head) = Head::read(input) else { break Ok(()) };
             if head.length > frame::MAX_PAYLOAD {
@@ -341,7 +351,8 @@ impl Reader {
         if self.server.is_some() && !self.streams.contains_key(&id) {
             return self.request(id, block, end, link);
         }
-        let mut fields = Fields { room: self.max_header_list_size, ..Fields::default() };
+        let most = if self.is_server() { MAX_TRAILERS } else { usize::MAX };
+        let mut fields = Fields { room: self.max_header_list_size.min(most), ..Fields::default() };
         self.decoder.decode(block, |field| fields.add(field))?;
         let Some(stream) = self.find(id, link)? else { return Ok(()) };
         let mut state = stream.lock();
@@ -383,8 +394,10 @@ impl Reader {
             return Ok(());
         }
         let (too_large, length) = (asked.too_large, asked.length);
+        let header_bytes = u32::try_from(self.max_header_list_size - asked.room).unwrap_or(u32::MAX);
+        let held = link.header_bytes() + u64::from(server.accepted_bytes) + u64::from(header_bytes);
         let busy = link.serving().max(u32::try_from(self.streams.len()).unwrap_or(u32::MAX));
-        let refusal = if busy >= server.limit {
+        let refusal = if busy >= server.limit || held > server.header_bytes && !too_large {
             Refusal::Reset(Reason::REFUSED_STREAM)
         } else if too_large {
             Refusal::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -394,7 +407,8 @@ impl Reader {
                     let window = self.peer_window;
                     let stream = Arc::new(Stream::of_request(id, window, server.window, length, end));
                     self.streams.insert(id, Arc::clone(&stream));
-                    server.accepted.push(Accepted { head, stream, ended: end });
+                    server.accepted_bytes = server.accepted_bytes.saturating_add(header_bytes);
+                    server.accepted.push(Accepted { head, stream, ended: end, header_bytes });
                     return Ok(());
                 }
                 Err((reason, what)) => {
@@ -433,7 +447,8 @@ impl Reader {
             return if payload.is_empty() { Ok(()) } else { Err(size_error("SETTINGS")) };
         }
         let (settings, []) = payload.as_chunks::<6>() else { return Err(size_error("SETTINGS")) };
-        self.charge(1)?;
+        let walked = self.streams.len() / WALKED;
+        self.charge(u32::try_from(walked).unwrap_or(u32::MAX).saturating_add(1))?;
         let most = u32::from(self.server.is_some());
         let mut outbox = link.lock();
         let mut window = outbox.stream_window;
@@ -578,7 +593,8 @@ impl Reader {
         if let Some(server) = &mut self.server
             && let Some(at) = server.accepted.iter().rposition(|accepted| accepted.stream.id == id)
         {
-            server.accepted.remove(at);
+            let forgotten = server.accepted.remove(at);
+            server.accepted_bytes = server.accepted_bytes.saturating_sub(forgotten.header_bytes);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     hpack::{Field, Name},
     stream::{Breach, Stream},
 };
-use crate::transport::head::is_of_connection;
+use crate::transport::{ServerConfig, head::is_of_connection};
 use h2::Reason;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Uri, Version, header, request,
@@ -24,12 +24,18 @@ const MAX_GUESS: usize = 64;
 pub(super) struct Requests {
     /// Those that arrived and were not handed on yet.
     pub(super) accepted: Vec<Accepted>,
+    /// Bytes of their headers.
+    pub(super) accepted_bytes: u32,
     /// The highest stream that the client opened.
     pub(super) last: u32,
     /// We are going away: streams above this one are not taken.
     pub(super) stop: Option<u32>,
     /// How many requests may be served at the same time.
     pub(super) limit: u32,
+    /// Bytes of the headers of all that are served.
+    pub(super) header_bytes: u64,
+    /// Headers of one request.
+    fields: u32,
     /// The window of each stream.
     pub(super) window: u32,
     pub(super) floods: Floods,
@@ -48,6 +54,8 @@ pub(super) struct Accepted {
     pub(super) stream: Arc<Stream>,
     /// It has no body.
     pub(super) ended: bool,
+    /// Bytes of its headers.
+    pub(super) header_bytes: u32,
 }
 
 /// What the last request said: most say it again.
@@ -68,19 +76,24 @@ pub(super) struct Asked {
     /// The `cookie` fields, once there are several.
     cookies: Option<Vec<u8>>,
     pub(super) length: Option<u64>,
-    room: usize,
+    pub(super) room: usize,
+    fields: u32,
     pub(super) too_large: bool,
     breach: Option<&'static str>,
 }
 
 impl Requests {
-    pub(super) fn new(limit: u32, window: u32, now: Instant) -> Self {
+    pub(super) fn new(config: &ServerConfig, now: Instant) -> Self {
+        let limit = config.max_concurrent_streams;
         Self {
             accepted: Vec::new(),
+            accepted_bytes: 0,
             last: 0,
             stop: None,
             limit,
-            window: window.min(frame::MAX),
+            header_bytes: config.max_header_bytes.into(),
+            fields: config.max_headers,
+            window: config.stream_window.min(frame::MAX),
             floods: Floods::new(limit, now),
             pinged_at: 0,
             cut: VecDeque::new(),
@@ -114,6 +127,7 @@ impl Requests {
             cookies: None,
             length: None,
             room,
+            fields: self.fields,
             too_large: false,
             breach: None,
         }
@@ -225,7 +239,18 @@ impl Asked {
             return Err("a header value with space around it");
         }
         let pseudo = match field.name {
-            Name::Header(name) => return self.header(name, value),
+            Name::Header(name) => {
+                return match self.fields.checked_sub(1) {
+                    Some(fields) => {
+                        self.fields = fields;
+                        self.header(name, value)
+                    }
+                    None => {
+                        self.too_large = true;
+                        Ok(())
+                    }
+                };
+            }
             Name::Method => {
                 let method = Method::from_bytes(value.as_bytes()).map_err(|_| "a method that is none")?;
                 self.method.replace(method).is_some()

@@ -33,8 +33,6 @@ use tokio::{
 };
 use tower_service::Service;
 
-/// How long a client may take to hear that we are going away, before its further requests are refused.
-const NOTICE: Duration = Duration::from_secs(1);
 /// How long a connection may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long its client may then take to close: what we did not read would cost it our last answer.
@@ -73,6 +71,7 @@ where
     runner: Runner<S, B>,
     yielded: bool,
     leaving: Option<Leaving>,
+    notice: Duration,
     /// The watch over a silent client.
     keepalive: Option<AbortHandle>,
 }
@@ -90,14 +89,9 @@ enum Leaving {
 }
 
 impl Conn {
-    /// A request begins.
-    pub(super) fn serves(&self) {
-        self.link.serving.fetch_add(1, Ordering::AcqRel);
-    }
-
     /// A request is over.
-    pub(super) fn served(&self) {
-        if self.link.serving.fetch_sub(1, Ordering::AcqRel) == 1 && self.phase.load(Ordering::SeqCst) != RUNNING {
+    pub(super) fn served(&self, header_bytes: u32) {
+        if self.link.served(header_bytes) && self.phase.load(Ordering::SeqCst) != RUNNING {
             self.link.alarm.ring();
         }
     }
@@ -145,8 +139,8 @@ where
     pub(crate) fn new(io: impl crate::transport::Stream, read: BytesMut, config: &ServerConfig, service: S) -> Self {
         let activity = Arc::new(Activity::default());
         let link = Link::server(Arc::new(Alarm::default()), config);
-        let requests = Requests::new(config.max_concurrent_streams, config.stream_window, Instant::now());
-        let reader = Reader::server(config.connection_window, config.max_header_list_size, requests);
+        let requests = Requests::new(config, Instant::now());
+        let reader = Reader::server(config, requests);
         let wire = Wire::new(Io::new(io, false, Arc::clone(&activity)), reader).after(read);
         let conn = Conn { link, activity, phase: AtomicU8::new(RUNNING) };
         let conn = Arc::new(conn);
@@ -158,6 +152,7 @@ where
             runner: Runner { service, place: None, detour: 0 },
             yielded: false,
             leaving: None,
+            notice: config.notice,
             keepalive,
         }
     }
@@ -273,10 +268,10 @@ where
 
 /// A request, its place among those in progress, and whether its answer has no body.
 fn begin(conn: &Arc<Conn>, accepted: Accepted) -> (Served, bool, Request<RequestBody>) {
-    let Accepted { head, stream, ended } = accepted;
+    let Accepted { head, stream, ended, header_bytes } = accepted;
     let bodiless = head.method == Method::HEAD;
     let body = if ended { RequestBody::empty() } else { RequestBody::h2(conn, &stream, &head) };
-    (Served::new(conn, stream), bodiless, Request::from_parts(head, body))
+    (Served::new(conn, stream, header_bytes), bodiless, Request::from_parts(head, body))
 }
 
 impl<S, B> Unpin for Server<S, B> where S: Service<Request<RequestBody>> {}
@@ -292,7 +287,7 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { conn, wire, runner, yielded, leaving, .. } = &mut *self;
+        let Self { conn, wire, runner, yielded, leaving, notice, .. } = &mut *self;
         // Once woken, let the scheduler go round: what else arrives and is answered meanwhile leaves in the same write.
         if !*yielded && conn.link.serving() > 0 {
             *yielded = true;
@@ -304,7 +299,7 @@ where
         match conn.phase.load(Ordering::SeqCst) {
             RUNNING => {}
             LEAVING => {
-                if Leaving::poll(leaving, conn, wire, cx).is_ready() {
+                if Leaving::poll(leaving, *notice, conn, wire, cx).is_ready() {
                     return Poll::Ready(());
                 }
             }
@@ -341,13 +336,19 @@ where
 
 impl Leaving {
     /// Goes on with the goodbye. Ready: it took too long.
-    fn poll(leaving: &mut Option<Self>, conn: &Conn, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(
+        leaving: &mut Option<Self>,
+        notice: Duration,
+        conn: &Conn,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
             let next = match leaving {
                 None => {
                     // Above any stream there is: what is on its way to us is still taken (RFC 9113 section 6.8).
                     conn.link.say_goodbye(frame::MAX);
-                    Self::Told { ping: conn.link.ping(), until: Box::pin(sleep(NOTICE)) }
+                    Self::Told { ping: conn.link.ping(), until: Box::pin(sleep(notice)) }
                 }
                 Some(Self::Told { ping, until }) => {
                     let answered = ping.is_none_or(|ping| conn.link.has_pong(ping));

@@ -33,12 +33,11 @@ fn head(stream: u32, flags: u8, fields: &[&[u8]]) -> Vec<u8> {
 
 fn config() -> ServerConfig {
     ServerConfig {
-        stream_window: 1 << 20,
         connection_window: 1 << 20,
         max_header_list_size: 16 << 10,
         max_concurrent_streams: 8,
-        header_timeout: Duration::from_secs(30),
         keepalive: None,
+        ..ServerConfig::default()
     }
 }
 
@@ -555,4 +554,62 @@ proptest! {
             within(server).await.expect("no panic");
         });
     }
+}
+
+#[tokio::test]
+async fn headers_of_all_requests_together_are_bounded() {
+    let config = ServerConfig { max_header_bytes: 32 << 10, max_concurrent_streams: 1000, ..config() };
+    let mut peer = Peer::start(&config).await;
+    let large = |stream: u32| head(stream, 0, &[&field("x-large", &"x".repeat(10 << 10))]);
+    // Whether they come one by one or together.
+    peer.send(&large(1)).await;
+    peer.call(3).await;
+    peer.send(&[large(5), large(7), large(9), large(11)].concat()).await;
+    for stream in [9, 11] {
+        assert_eq!(peer.reason(RST_STREAM, stream).await, Some(Reason::REFUSED_STREAM));
+    }
+    // Small ones have room, and the large ones are served.
+    peer.call(13).await;
+    for stream in [1, 5, 7] {
+        peer.send(&frame(DATA, END_STREAM, stream, b"fine")).await;
+        peer.is_answered(stream, b"fine").await;
+    }
+    peer.send(&[large(15), large(17), large(19)].concat()).await;
+    for stream in [15, 17, 19] {
+        peer.send(&frame(DATA, END_STREAM, stream, b"fine")).await;
+        peer.is_answered(stream, b"fine").await;
+    }
+    let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 21, &field("x-large", &"x".repeat(9 << 10)));
+    peer.send(&[head(21, 0, &[]), trailers].concat()).await;
+    assert_eq!(peer.reason(RST_STREAM, 21).await, Some(Reason::PROTOCOL_ERROR), "trailers are small");
+}
+
+#[tokio::test]
+async fn a_window_that_opens_by_bytes_holds_nobody_up_for_ever() {
+    const STREAMS: u32 = 40;
+    const SIZE: usize = 10 << 10;
+    let config = ServerConfig { max_concurrent_streams: 1000, ..config() };
+    let body = |_| async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; SIZE])))) };
+    let mut peer = Peer::of(&config, b"", tower::service_fn(body));
+    let requests: Vec<_> = (0..STREAMS).flat_map(|n| head(2 * n + 1, END_STREAM, &[])).collect();
+    peer.send(&[frame(SETTINGS, 0, 0, &[]), requests].concat()).await;
+    let more = |bytes: u32| frame(WINDOW_UPDATE, 0, 0, &bytes.to_be_bytes());
+    for _ in 0..100 {
+        peer.send(&more(1)).await;
+    }
+    for step in [1000, 10_000, 100_000, 1_000_000] {
+        peer.send(&more(step)).await;
+    }
+    let (mut received, mut ended) = (0, 0);
+    within(async {
+        while ended < STREAMS {
+            let (kind, flags, _, payload) = peer.next().await.expect("the connection lives");
+            if kind == DATA {
+                received += payload.len();
+                ended += u32::from(flags & END_STREAM != 0);
+            }
+        }
+    })
+    .await;
+    assert_eq!(received, SIZE * usize::try_from(STREAMS).unwrap());
 }

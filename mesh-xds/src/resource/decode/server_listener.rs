@@ -214,6 +214,10 @@ impl Decoder<'_> {
         )?;
         let max_request_headers_kb = greater("max_request_headers_kb", proto.max_request_headers_kb)?;
         let common = proto.common_http_protocol_options.as_ref();
+        let max_headers_count = greater(
+            "common_http_protocol_options.max_headers_count",
+            common.and_then(|common| common.max_headers_count),
+        )?;
         let (idle_timeout, max_connection_duration) = self.at("common_http_protocol_options", |cx| {
             let idle = cx.duration("idle_timeout", common.and_then(|common| common.idle_timeout))?;
             let age = common.and_then(|common| common.max_connection_duration);
@@ -238,6 +242,7 @@ impl Decoder<'_> {
         Ok(ServerConnections {
             max_concurrent_streams,
             max_request_headers_kb,
+            max_headers_count,
             idle_timeout,
             max_connection_duration: max_connection_duration.filter(|age| !age.is_zero()),
             request_headers_timeout: self.duration("request_headers_timeout", proto.request_headers_timeout)?,

@@ -53,11 +53,13 @@ pub(in super::super) struct Decoder {
     entries: VecDeque<Field>,
     size: usize,
     max: usize,
+    /// No value shares the memory of its block.
+    pub(in super::super) copies: bool,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { entries: VecDeque::new(), size: 0, max: TABLE_SIZE }
+        Self { entries: VecDeque::new(), size: 0, max: TABLE_SIZE, copies: false }
     }
 }
 
@@ -78,7 +80,7 @@ impl Name {
 impl Decoder {
     /// Hands each field of `block` to `each`, in order.
     ///
-    /// Values that do not enter the table share the memory of `block`.
+    /// Values that do not enter the table share the memory of `block`, unless [`copies`](Self::copies) is set.
     ///
     /// # Errors
     ///
@@ -111,7 +113,7 @@ impl Decoder {
                 let value = string(block, &mut rest)?;
                 let size = name_len + value.len() + ENTRY;
                 // What stays in the table must not hold on to the whole of what was read.
-                let value = if keep {
+                let value = if keep || self.copies {
                     HeaderValue::from_bytes(&value).ok()
                 } else {
                     HeaderValue::from_maybe_shared(value).ok()
