@@ -1,21 +1,24 @@
 //! An inbound side from code.
 
 use super::{
-    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, Policy, RateLimit, Rbac, Security, Serving,
-    Source,
+    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, RateLimit, Rbac, Security, Serving,
+    file::{File, Own, REFRESH},
     follow::{Asked, OnServing, follow},
 };
-use crate::telemetry::{
-    access_log::AccessLog,
-    metrics::{ServerMetrics, Source as Labels, own_labels},
-    watch::AccessLogger,
+use crate::{
+    error::BoxError,
+    telemetry::{
+        access_log::AccessLog,
+        metrics::{ServerMetrics, Source as Labels, own_labels},
+        watch::AccessLogger,
+    },
 };
 use mesh_tls::{Acceptor, ServerSettings, TlsError, default_provider};
 use mesh_xds::{
     bootstrap::BootstrapError,
-    resource::{ClientCertDetails, ForwardClientCert, HttpFilter, RemoteJwks},
+    resource::{ClientCertDetails, ForwardClientCert, HttpFilter},
 };
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::{TcpListener, ToSocketAddrs};
 
 /// Makes an [`Inbound`]: from code, where without TLS settings it takes plaintext, or as the control plane says
@@ -31,6 +34,8 @@ pub struct InboundBuilder {
     service: Option<String>,
     forwarding: (ForwardClientCert, ClientCertDetails),
     access_log: Option<AccessLogger>,
+    /// And how often it is looked at.
+    file: Option<(PathBuf, Duration)>,
 }
 
 enum Tls {
@@ -51,6 +56,17 @@ pub enum BuildError {
     /// The bootstrap does not say how the listener of a server is called.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// The configuration file cannot be read, or is not one.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with the place in it.
+        error: BoxError,
+    },
+    /// Both a control plane and a file would say what the server is to do.
+    #[error("the control plane says what the server is to do: it can have no configuration file as well")]
+    TwoSources,
     /// The mesh has no control plane that could say what the server is to do.
     #[error("the mesh has no control plane: make the inbound side from code, with Inbound::builder")]
     NoControlPlane,
@@ -67,6 +83,32 @@ impl InboundBuilder {
     #[must_use]
     pub fn on_serving(mut self, tell: impl Fn(&Serving) + Send + Sync + 'static) -> Self {
         self.on_serving = Some(Arc::new(tell));
+        self
+    }
+
+    /// Does what a file says, in JSON: TLS, limits, who may do what. It is looked at every five seconds; a change is put in force in place, as one of a
+    /// control plane would be: connections stay, unless they are secured in another way. A file that is wrong changes nothing, and
+    /// is told ([`Inbound::serving`], `on_serving`, the log, `mesh_inbound_file_errors_total`). What it does not say is as the builder says; its filters come behind the
+    /// builder's. The format is in `docs/inbound-file.md`.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let inbound = mesh_client::Inbound::builder().file("inbound.json").bind("0.0.0.0:50051").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        let refresh = self.file.map_or(REFRESH, |(_, refresh)| refresh);
+        self.file = Some((path.into(), refresh));
+        self
+    }
+
+    /// How often the [`file`](Self::file), which has to be given before, is looked at; at least each 10 ms.
+    #[must_use]
+    pub fn file_refresh(mut self, refresh: Duration) -> Self {
+        if let Some((_, before)) = &mut self.file {
+            *before = refresh.max(Duration::from_millis(10));
+        }
         self
     }
 
@@ -165,30 +207,10 @@ impl InboundBuilder {
         Kept::new(ServerMetrics::new(own), default_provider()).access_log(log)
     }
 
-    /// What its requests are asked.
-    fn policy(&self, kept: &Kept) -> Policy {
-        let fetch = |remote: &RemoteJwks| {
-            self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
-        };
-        let (forward_client_cert, client_cert_details) = self.forwarding;
-        Policy::compile(
-            Source {
-                listener: &"inbound".into(),
-                filters: &self.filters,
-                routes: None,
-                forward_client_cert,
-                client_cert_details,
-                around: None,
-                fetch: Some(&fetch),
-            },
-            kept,
-        )
-    }
-
     /// Listens on `address`.
     ///
     /// # Errors
-    /// The address is taken or not ours, or the TLS settings cannot be used.
+    /// The address is taken or not ours, or the TLS settings or the configuration file cannot be used.
     pub async fn bind(self, address: impl ToSocketAddrs) -> Result<Inbound, BuildError> {
         self.listener(TcpListener::bind(address).await?)
     }
@@ -199,24 +221,35 @@ impl InboundBuilder {
     /// The TLS settings cannot be used.
     pub fn listener(self, listener: TcpListener) -> Result<Inbound, BuildError> {
         let kept = self.kept();
-        let policy = self.policy(&kept);
-        let origin = self.origin.clone();
-        let acceptor = match self.tls {
-            None => None,
-            Some(Tls::Acceptor(acceptor)) => Some(acceptor),
-            Some(Tls::Settings(settings)) => Some(Acceptor::new(settings, default_provider())?),
+        let Self { tls, limits, origin, on_serving, filters, fetches, forwarding, file, .. } = self;
+        let asked = Asked { kept, filters, fetches };
+        let security = match tls {
+            None => Security::Plaintext,
+            Some(Tls::Acceptor(acceptor)) => Security::Tls(acceptor),
+            Some(Tls::Settings(settings)) => Security::Tls(Acceptor::new(settings, default_provider())?),
         };
-        let limits = Arc::new(self.limits);
-        let security = acceptor.map_or(Security::Plaintext, Security::Tls);
-        let Some(origin) = origin else {
-            let chain = Chain::new("", security, limits.clone(), Some(Arc::new(policy)));
-            return Ok(Inbound::new(listener, Config::single(Arc::new(chain)), limits, self.on_serving)?);
+        let (inbound, following) = match (origin, file) {
+            (None, None) => {
+                let (policy, limits) = (Arc::new(asked.policy(Vec::new(), forwarding)), Arc::new(limits));
+                let chain = Arc::new(Chain::new("", security, limits.clone(), Some(policy)));
+                return Ok(Inbound::new(listener, Config::single(chain), limits, on_serving)?);
+            }
+            (None, Some((path, refresh))) => {
+                let (file, config, limits) = File::open(path, refresh, asked, Own { limits, security, forwarding })?;
+                let inbound = Inbound::new(listener, config, limits, on_serving)?;
+                inbound.0.serving.send_replace(file.serving());
+                let following = file.follow(&inbound.0);
+                (inbound, following)
+            }
+            (Some(_), Some(_)) => return Err(BuildError::TwoSources),
+            (Some(origin), None) => {
+                let watch = origin.watch(listener.local_addr()?)?;
+                let inbound = Inbound::new(listener, Config::default(), Arc::new(limits), on_serving)?;
+                inbound.0.serving.send_replace(Serving::awaited());
+                let following = follow(&inbound.0, watch, &origin, security, asked);
+                (inbound, following)
+            }
         };
-        let watch = origin.watch(listener.local_addr()?)?;
-        let inbound = Inbound::new(listener, Config::default(), limits, self.on_serving)?;
-        inbound.0.serving.send_replace(Serving::awaited());
-        let asked = Asked { kept, filters: self.filters, fetches: self.fetches };
-        let following = follow(&inbound.0, watch, &origin, security, asked);
         inbound.0.following.get_or_init(|| following);
         Ok(inbound)
     }

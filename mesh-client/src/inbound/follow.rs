@@ -9,7 +9,7 @@ use crate::{
 use mesh_xds::{
     ServerSnapshot, ServerWatch, XdsClient,
     bootstrap::BootstrapError,
-    resource::{DownstreamTls, FilterChain, HttpFilter, RemoteJwks},
+    resource::{ClientCertDetails, DownstreamTls, FilterChain, ForwardClientCert, HttpFilter, RemoteJwks},
     snapshot::ServerState,
 };
 use std::{
@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Weak},
 };
-use tokio::task::AbortHandle;
+use tokio::{runtime::Handle, task::AbortHandle};
 
 /// Whether an inbound side takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,8 @@ use tokio::task::AbortHandle;
 pub enum Serving {
     /// As its configuration says.
     Serving {
-        /// `version_info` of what it is made of, for people: "lds=3 rds=3"; `code` without a control plane.
+        /// `version_info` of what it is made of, for people: "lds=3 rds=3"; `code`, or "file 2",
+        /// without a control plane.
         version: Arc<str>,
         /// What of that is not in force, by the name of its filter chain, and why: connections of a chain whose TLS cannot be made are closed, or
         /// go on to be secured as before. Empty where all is well.
@@ -47,7 +48,7 @@ pub(super) type OnServing = Arc<dyn Fn(&Serving) + Send + Sync>;
 pub(crate) struct Origin {
     pub(crate) xds: XdsClient,
     pub(crate) identities: Arc<Identities>,
-    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) runtime: Handle,
     /// Who we are, in metrics.
     pub(crate) labels: Labels,
     /// The mesh's own, where the server has none.
@@ -106,7 +107,7 @@ pub(super) fn follow(
 ) -> Following {
     let (identities, fetch) = (origin.identities.clone(), origin.fetch.clone());
     let compiler = Compiler { identities, fallback, asked, fetch, made: Vec::new() };
-    Following(origin.runtime.spawn(run(Arc::downgrade(shared), watch, compiler)).abort_handle())
+    Following::spawn(&origin.runtime, run(Arc::downgrade(shared), watch, compiler))
 }
 
 async fn run(shared: Weak<Shared>, mut watch: ServerWatch, mut compiler: Compiler) {
@@ -187,12 +188,9 @@ impl Compiler {
 
     /// What every request of a chain is asked. What cannot be honoured lets nobody in.
     fn policy(&self, snapshot: &ServerSnapshot, said: &FilterChain) -> Policy {
-        let Asked { kept, filters, fetches } = &self.asked;
-        let filters: Vec<_> = filters.iter().chain(&said.http.http_filters).cloned().collect();
-        let fetch = |remote: &RemoteJwks| {
-            let own = fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone());
-            own.or_else(|| (self.fetch)(remote))
-        };
+        let asked = &self.asked;
+        let filters: Vec<_> = asked.filters.iter().chain(&said.http.http_filters).cloned().collect();
+        let fetch = |remote: &RemoteJwks| asked.fetch(remote).or_else(|| (self.fetch)(remote));
         // Routes that do not exist are none: requests find no way (gRFC A36).
         let missing = Arc::default();
         let routes = match snapshot.routes_of(said) {
@@ -209,7 +207,7 @@ impl Compiler {
                 around: None,
                 fetch: Some(&fetch),
             },
-            kept,
+            &asked.kept,
         )
     }
 
@@ -273,6 +271,38 @@ impl fmt::Display for Serving {
             Self::Serving { version, problems } => write!(f, "serving ({version}), but {}", problems.join("; ")),
             Self::NotServing { reason } => write!(f, "not serving: {reason}"),
         }
+    }
+}
+
+impl Asked {
+    /// What requests are asked where there are no routes: by the program first, then by `filters`.
+    pub(super) fn policy(
+        &self,
+        filters: Vec<HttpFilter>,
+        (forward_client_cert, client_cert_details): (ForwardClientCert, ClientCertDetails),
+    ) -> Policy {
+        let all: Vec<_> = self.filters.iter().cloned().chain(filters).collect();
+        let source = Source {
+            listener: &"inbound".into(),
+            filters: &all,
+            routes: None,
+            forward_client_cert,
+            client_cert_details,
+            around: None,
+            fetch: Some(&|remote| self.fetch(remote)),
+        };
+        Policy::compile(source, &self.kept)
+    }
+
+    /// Who fetches these keys, as the program says.
+    fn fetch(&self, remote: &RemoteJwks) -> Option<Arc<dyn FetchKeys>> {
+        self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
+    }
+}
+
+impl Following {
+    pub(super) fn spawn(runtime: &Handle, following: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(runtime.spawn(following).abort_handle())
     }
 }
 

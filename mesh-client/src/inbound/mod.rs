@@ -17,6 +17,7 @@ mod connection;
 mod connections;
 mod detect;
 mod farewell;
+mod file;
 mod follow;
 mod guard;
 mod incoming;

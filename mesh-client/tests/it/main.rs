@@ -45,6 +45,7 @@ mod hostile;
 mod hostile_http1;
 mod inbound_authz;
 mod inbound_changes;
+mod inbound_file;
 mod inbound_hostile;
 mod inbound_policies;
 mod inbound_rules;
