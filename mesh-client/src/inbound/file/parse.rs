@@ -160,8 +160,9 @@ fn authorization(mut fields: Fields) -> Result<Rbac, Wrong> {
 }
 
 fn rule(mut fields: Fields) -> Result<Rule, Wrong> {
+    type Say = fn(Rule, &str) -> Rule;
     let mut rule = Rule::new();
-    let texts: [(&str, fn(Rule, &str) -> Rule); 8] = [
+    let texts: [(&str, Say); 8] = [
         ("spiffe_ids", Rule::spiffe_id),
         ("not_spiffe_ids", Rule::not_spiffe_id),
         ("namespaces", Rule::namespace),
@@ -244,10 +245,11 @@ fn provider(mut fields: Fields) -> Result<JwtProvider, Wrong> {
 }
 
 fn rate(mut fields: Fields) -> Result<RateLimit, Wrong> {
+    type Kind = fn(u32, Duration) -> RateLimit;
     let requests = fields.number("requests")?.filter(|requests| *requests > 0);
     let requests = requests.ok_or_else(|| fields.wrong("requests", "must be given, and more than zero"))?;
     let period = fields.duration("period")?.unwrap_or(Duration::from_secs(1));
-    let kinds: [(&str, fn(u32, Duration) -> RateLimit); 3] =
+    let kinds: [(&str, Kind); 3] =
         [("all", RateLimit::total), ("identity", RateLimit::per_identity), ("address", RateLimit::per_address)];
     let mut limit = fields.choice("per", &kinds)?.unwrap_or(RateLimit::total)(requests, period);
     if let Some(burst) = fields.number("burst")? {
