@@ -96,7 +96,7 @@ async fn changes_are_put_in_force_in_place_and_a_bad_file_changes_nothing() {
     write(r#"{"tls": {"client_auth": "off", "certificate_file": "/no/where", "private_key_file": "/no/where"}}"#);
     until("so is another one", async || said().contains("/no/where")).await;
     std::fs::remove_file(&file).unwrap();
-    until("and that it is gone", async || said().contains("No such file")).await;
+    until("and that it is gone", async || said().contains("json: No such file")).await;
     assert_eq!(ask(&mut socket, "/status/201").await, 403);
 
     write("{}");
