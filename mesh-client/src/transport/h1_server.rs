@@ -1,20 +1,18 @@
 //! HTTP/1.1 of clients, on hyper.
 
 use super::{BoxError, RequestBody, ServerConfig, Stream};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use http_body_util::{Either, Empty};
 use hyper::{body::Incoming, server::conn::http1::Builder, service::Service as HyperService};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use pin_project::pin_project;
+use mesh_tls::Rewind;
 use std::{
     future::{Future, poll_fn, ready},
-    io,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::Poll,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
 /// The smallest buffer that hyper takes.
@@ -44,7 +42,7 @@ pub(crate) async fn serve_http1<S, B>(
         // Hyper allocates for what is said here.
         builder.max_headers(headers);
     }
-    let connection = builder.serve_connection(TokioIo::new(Rewound { read, io }), Adapted(service)).with_upgrades();
+    let connection = builder.serve_connection(TokioIo::new(Rewind::with(read, io)), Adapted(service)).with_upgrades();
     let (mut connection, mut leave) = (pin!(connection), pin!(leave));
     let mut leaving = false;
     let result = poll_fn(|cx| {
@@ -116,52 +114,5 @@ fn names_one_host(uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
     match (host, authority) {
         (Some(host), Some(authority)) if host != authority => Err("an authority and another host"),
         _ => Ok(()),
-    }
-}
-
-/// A byte stream, of which some was read already.
-#[pin_project]
-struct Rewound<IO> {
-    read: Bytes,
-    #[pin]
-    io: IO,
-}
-
-impl<IO: AsyncRead> AsyncRead for Rewound<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.project();
-        if this.read.is_empty() {
-            return this.io.poll_read(cx, buf);
-        }
-        let some = this.read.len().min(buf.remaining());
-        buf.put_slice(&this.read[..some]);
-        this.read.advance(some);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite> AsyncWrite for Rewound<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().io.poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().io.poll_shutdown(cx)
     }
 }

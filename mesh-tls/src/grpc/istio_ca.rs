@@ -1,6 +1,6 @@
 //! `istio.v1.auth.IstioCertificateService`: certificates by CSR (Istio's `security/v1alpha1/ca.proto`).
 
-use super::{Answer, refuse, unary};
+use super::{Answer, answer, refuse, unary};
 use prost_types::Struct;
 use std::{
     convert::Infallible,
@@ -16,8 +16,6 @@ use tonic::{
     codegen::{Body as HttpBody, Service, StdError, http},
     server::NamedService,
 };
-use tonic_prost::ProstCodec;
-use tower::service_fn;
 
 /// The full name of the service.
 pub const SERVICE: &str = "istio.v1.auth.IstioCertificateService";
@@ -106,18 +104,10 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Answer {
-        if request.uri().path() != CREATE_CERTIFICATE {
-            return refuse(Status::unimplemented("no such method"));
+        match request.uri().path() {
+            CREATE_CERTIFICATE => answer!(self.0, unary, create_certificate, request),
+            _ => refuse(Status::unimplemented("no such method")),
         }
-        let service = self.0.clone();
-        Box::pin(async move {
-            let method = service_fn(|request| {
-                let service = service.clone();
-                async move { service.create_certificate(request).await }
-            });
-            let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
-            Ok(tonic::server::Grpc::new(codec).unary(method, request).await)
-        })
     }
 }
 

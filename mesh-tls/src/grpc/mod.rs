@@ -75,3 +75,19 @@ where
 fn refuse(status: Status) -> Answer {
     Box::pin(std::future::ready(Ok(status.into_http())))
 }
+
+/// One method: its closure makes a tower service of tonic's kind of it.
+macro_rules! answer {
+    ($service:expr, $kind:ident, $method:ident, $request:expr) => {{
+        let service = $service.clone();
+        Box::pin(async move {
+            let method = tower::service_fn(|request| {
+                let service = service.clone();
+                async move { service.$method(request).await }
+            });
+            Ok(tonic::server::Grpc::new(tonic_prost::ProstCodec::default()).$kind(method, $request).await)
+        })
+    }};
+}
+
+use answer;

@@ -1,6 +1,6 @@
 //! The SPIFFE Workload API (`workload.proto` of the SPIFFE standard; the service has no package).
 
-use super::{Answer, Replies, refuse, stream, unary};
+use super::{Answer, Replies, answer, refuse, stream, unary};
 use prost_types::Struct;
 use std::{
     collections::HashMap,
@@ -18,8 +18,6 @@ use tonic::{
     metadata::MetadataValue,
     server::NamedService,
 };
-use tonic_prost::ProstCodec;
-use tower::service_fn;
 
 /// The full name of the service.
 pub const SERVICE: &str = "SpiffeWorkloadAPI";
@@ -261,20 +259,6 @@ impl<S: WorkloadApi> WorkloadApiServer<S> {
     pub fn new(service: impl Into<Arc<S>>) -> Self {
         Self(service.into())
     }
-}
-
-/// One method: its closure makes a tower service of tonic's kind of it.
-macro_rules! answer {
-    ($service:expr, $kind:ident, $method:ident, $request:expr) => {{
-        let service = $service.clone();
-        Box::pin(async move {
-            let method = service_fn(|request| {
-                let service = service.clone();
-                async move { service.$method(request).await }
-            });
-            Ok(tonic::server::Grpc::new(ProstCodec::default()).$kind(method, $request).await)
-        })
-    }};
 }
 
 impl<S: WorkloadApi, B> Service<http::Request<B>> for WorkloadApiServer<S>

@@ -7,7 +7,7 @@ pub use incoming::Incoming;
 pub use stream::{Accepted, ConnectInfo};
 
 use crate::{
-    CryptoProvider, PeerCheck, PeerIdentity, Roots, SanMatcher, Side, Source, SpiffeId, TlsError, TlsVersions,
+    CryptoProvider, PeerCheck, PeerIdentity, Rewind, Roots, SanMatcher, Side, Source, SpiffeId, TlsError, TlsVersions,
     TrustRoots,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
@@ -25,7 +25,6 @@ use std::{
     },
     time::Duration,
 };
-use stream::Rewind;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
@@ -210,7 +209,10 @@ impl Acceptor {
     {
         let mut io = Rewind::new(io);
         if mode == Mode::Permissive {
-            let first = io.peek().await.map_err(|error| (TlsError::Io { side: Side::Client, error }, None))?;
+            let first = io
+                .peek::<{ TLS_HANDSHAKE.len() }>()
+                .await
+                .map_err(|error| (TlsError::Io { side: Side::Client, error }, None))?;
             if first.is_empty() {
                 return Err((TlsError::Closed(Side::Client), None));
             }

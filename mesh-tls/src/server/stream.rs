@@ -1,17 +1,14 @@
 //! Accepted connections: plaintext or TLS behind one type.
 
-use crate::{PeerIdentity, TlsVersion};
+use crate::{PeerIdentity, Rewind, TlsVersion};
 use pin_project::pin_project;
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
-
-/// How many bytes tell TLS from plaintext.
-const PEEK: usize = 2;
 
 /// An accepted connection.
 #[pin_project]
@@ -86,8 +83,8 @@ impl<IO> Accepted<IO> {
     /// The transport below.
     pub fn get_ref(&self) -> &IO {
         match &self.stream {
-            Stream::Plain(io) => &io.io,
-            Stream::Tls(stream) => &stream.get_ref().0.io,
+            Stream::Plain(io) => io.get_ref(),
+            Stream::Tls(stream) => stream.get_ref().0.get_ref(),
         }
     }
 }
@@ -148,70 +145,5 @@ impl<IO: tonic::transport::server::Connected> tonic::transport::server::Connecte
 
     fn connect_info(&self) -> Self::ConnectInfo {
         ConnectInfo { transport: self.get_ref().connect_info(), peer: self.peer.clone(), tls: self.is_tls() }
-    }
-}
-
-/// A transport whose first bytes were looked at, and are read again.
-#[pin_project]
-#[derive(Debug)]
-pub(super) struct Rewind<IO> {
-    #[pin]
-    io: IO,
-    bytes: [u8; PEEK],
-    /// Range of `bytes` not yet read again.
-    from: usize,
-    to: usize,
-}
-
-impl<IO> Rewind<IO> {
-    pub(super) fn new(io: IO) -> Self {
-        Self { io, bytes: [0; PEEK], from: 0, to: 0 }
-    }
-}
-
-impl<IO: AsyncRead + Unpin> Rewind<IO> {
-    /// The first bytes that arrive; empty at the end of input. To be called once, before any read.
-    pub(super) async fn peek(&mut self) -> io::Result<&[u8]> {
-        self.to = self.io.read(&mut self.bytes).await?;
-        Ok(&self.bytes[..self.to])
-    }
-}
-
-impl<IO: AsyncRead> AsyncRead for Rewind<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.project();
-        if this.from < this.to && buf.remaining() > 0 {
-            let until = (*this.to).min(*this.from + buf.remaining());
-            buf.put_slice(&this.bytes[*this.from..until]);
-            *this.from = until;
-            return Poll::Ready(Ok(()));
-        }
-        this.io.poll_read(cx, buf)
-    }
-}
-
-impl<IO: AsyncWrite> AsyncWrite for Rewind<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().io.poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().io.poll_shutdown(cx)
     }
 }

@@ -1,6 +1,6 @@
 //! Certificates in files that are replaced in place (gRFC A29 `file_watcher`, gRFC A65 `tls` channel credentials).
 
-use super::{Source, shelf::Shelf};
+use super::shelf::{Shelf, Shelved, Task};
 use crate::{CryptoProvider, Identity, Material, MaterialError, RevocationPolicy, SourceError, TrustRoots};
 use std::{
     collections::hash_map::RandomState,
@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 /// After a failed read the next one comes soon, as the files may be in the middle of being replaced.
@@ -59,7 +59,7 @@ pub struct FileSourceConfig {
 /// second, then at doubled intervals up to the refresh interval. The task that reads ends when the source is dropped.
 pub struct FileSource {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 struct Shared {
@@ -121,8 +121,8 @@ impl FileSource {
             Err(_) if shared.config.lazy => true,
             Err(error) => return Err(error),
         };
-        let task = runtime.spawn(poll(shared.clone(), failed));
-        Ok(Self { shared, task })
+        let task = runtime.spawn(poll(shared.clone(), failed)).into();
+        Ok(Self { shared, _task: task })
     }
 
     /// Reads the files now, on the calling thread. Returns whether anything changed.
@@ -131,12 +131,6 @@ impl FileSource {
     /// The read failed; the last good material stays.
     pub fn reload_now(&self) -> Result<bool, SourceError> {
         self.shared.reload()
-    }
-}
-
-impl Drop for FileSource {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -167,7 +161,7 @@ impl Shared {
                 Ok(true)
             }
             Err(ReadError { file, reason }) => {
-                let error = SourceError { name: self.config.name.clone(), file, reason };
+                let error = self.shelf.error(file, reason);
                 self.shelf.failed(&error);
                 Err(error)
             }
@@ -231,21 +225,9 @@ fn read_all(files: &[Option<&Path>; FILES]) -> Result<[Option<Content>; FILES], 
     Ok(contents)
 }
 
-impl Source for FileSource {
-    fn name(&self) -> &str {
-        self.shared.shelf.name()
-    }
-
-    fn current(&self) -> Arc<Material> {
-        self.shared.shelf.current()
-    }
-
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.shared.shelf.changed()
-    }
-
-    fn last_error(&self) -> Option<String> {
-        self.shared.shelf.last_error()
+impl Shelved for FileSource {
+    fn shelf(&self) -> &Shelf {
+        &self.shared.shelf
     }
 }
 

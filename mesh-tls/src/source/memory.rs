@@ -1,9 +1,8 @@
 //! Certificates handed over by the application, or by another part of the mesh.
 
-use super::{Source, shelf::Shelf};
-use crate::{Identity, Material, SourceError, TrustRoots};
+use super::shelf::{Shelf, Shelved};
+use crate::{Identity, TrustRoots};
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// Holds what it is given. A change costs a few allocations; handshakes that begin afterwards use it.
 #[derive(Debug)]
@@ -45,24 +44,12 @@ impl MemorySource {
     /// Says why there is nothing newer, in the log, the metric, and the errors of handshakes that lack something. What there
     /// is stays in use.
     pub fn fail(&self, reason: impl Into<String>) {
-        self.0.failed(&SourceError { name: self.0.name().to_owned(), file: None, reason: reason.into() });
+        self.0.failed(&self.0.error(None, reason));
     }
 }
 
-impl Source for MemorySource {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn current(&self) -> Arc<Material> {
-        self.0.current()
-    }
-
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.0.changed()
-    }
-
-    fn last_error(&self) -> Option<String> {
-        self.0.last_error()
+impl Shelved for MemorySource {
+    fn shelf(&self) -> &Shelf {
+        &self.0
     }
 }

@@ -1,12 +1,15 @@
-//! What all sources have in common: the newest material, its announcement, the last error, metrics.
+//! What all sources have in common: the newest material, its announcement, the last error, metrics, a task that brings more.
 
+use super::Source;
 use crate::{Identity, Material, SourceError, TrustRoots};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
+    fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// A certificate that has less time left than this, with no successor in sight, is an alarm.
 const SOON: Duration = Duration::from_secs(3600);
@@ -23,6 +26,15 @@ pub(crate) struct Shelf {
     expiry: metrics::Gauge,
     errors: metrics::Counter,
 }
+
+/// A source whose material lies on a shelf.
+pub(crate) trait Shelved: Send + Sync + fmt::Debug + 'static {
+    fn shelf(&self) -> &Shelf;
+}
+
+/// Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Task(JoinHandle<()>);
 
 impl Shelf {
     /// Empty: generation 0.
@@ -47,20 +59,13 @@ impl Shelf {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     pub(crate) fn current(&self) -> Arc<Material> {
         self.current.load_full()
     }
 
-    pub(crate) fn changed(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-
-    pub(crate) fn last_error(&self) -> Option<String> {
-        self.last_error.load().as_deref().cloned()
+    /// An error of this source.
+    pub(crate) fn error(&self, file: Option<PathBuf>, reason: impl Into<String>) -> SourceError {
+        SourceError { name: self.name.clone(), file, reason: reason.into() }
     }
 
     /// Makes this the newest material.
@@ -107,5 +112,35 @@ impl Shelf {
             }
         }
         self.last_error.store(Some(Arc::new(error.to_string())));
+    }
+}
+
+impl<S: Shelved> Source for S {
+    fn name(&self) -> &str {
+        &self.shelf().name
+    }
+
+    fn current(&self) -> Arc<Material> {
+        self.shelf().current()
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.shelf().generation.subscribe()
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.shelf().last_error.load().as_deref().cloned()
+    }
+}
+
+impl From<JoinHandle<()>> for Task {
+    fn from(task: JoinHandle<()>) -> Self {
+        Self(task)
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -1,11 +1,11 @@
 //! Certificates from Istio's certificate authority, by requests that we sign ourselves.
 
-use super::{Backoff, BoxedIo, CONNECT_TIMEOUT, causes, channel, said};
+use super::{Backoff, BoxedIo, CONNECT_TIMEOUT, channel, reason};
 use crate::{
-    ClientSettings, ClientTls, CryptoProvider, Identity, Material, MemorySource, PeerCheck, Roots, Source, SourceError,
-    SpiffeId, TrustRoots,
+    ClientSettings, ClientTls, CryptoProvider, Identity, MemorySource, PeerCheck, Roots, Source, SourceError, SpiffeId,
+    TrustRoots,
     grpc::{CertificateRequest, IstioCaClient, Kind, Struct, Value},
-    source::shelf::Shelf,
+    source::shelf::{Shelf, Shelved, Task},
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -16,14 +16,8 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{
-    net::TcpStream,
-    runtime::Handle,
-    sync::{Notify, watch},
-    task::JoinHandle,
-    time::timeout,
-};
-use tonic::{Code, Request, metadata::AsciiMetadataValue};
+use tokio::{net::TcpStream, runtime::Handle, sync::Notify, time::timeout};
+use tonic::{Request, metadata::AsciiMetadataValue};
 use zeroize::Zeroizing;
 
 /// Limit for one request, connection included.
@@ -91,7 +85,7 @@ pub struct IstioCaConfig {
 /// in use. The task ends when the source is dropped.
 pub struct IstioCaSource {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 #[derive(Debug)]
@@ -152,19 +146,13 @@ impl IstioCaSource {
     pub fn new(config: IstioCaConfig, runtime: &Handle) -> Result<Self, SourceError> {
         let host = config.check().map_err(|reason| SourceError { name: config.name.clone(), file: None, reason })?;
         let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone()), host, renew: Notify::new(), config });
-        let task = runtime.spawn(keep(shared.clone()));
-        Ok(Self { shared, task })
+        let task = runtime.spawn(keep(shared.clone())).into();
+        Ok(Self { shared, _task: task })
     }
 
     /// Has a new certificate made now, out of turn. Does not wait for it.
     pub fn renew(&self) {
         self.shared.renew.notify_one();
-    }
-}
-
-impl Drop for IstioCaSource {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -181,9 +169,7 @@ async fn keep(shared: Arc<Shared>) {
                 now + renewal(left, shared.config.renew_at, fastrand::f64())
             }
             Err(failure) => {
-                let error =
-                    SourceError { name: shared.config.name.clone(), file: failure.file, reason: failure.reason };
-                shared.shelf.failed(&error);
+                shared.shelf.failed(&shared.shelf.error(failure.file, failure.reason));
                 SystemTime::now() + backoff.next(fastrand::f64())
             }
         };
@@ -247,10 +233,7 @@ impl Shared {
         let connect = self.connector()?;
         let channel = channel(connect).await.map_err(|e| format!("{address} cannot be reached: {e}"))?;
         let answer = IstioCaClient::new(channel).create_certificate(request).await;
-        let answer = answer.map_err(|status| match status.code() {
-            Code::Unavailable => format!("{address} was lost: {}", causes(&status)),
-            _ => format!("{address}: {}", said(&status)),
-        })?;
+        let answer = answer.map_err(|status| reason(address, &status))?;
         self.take(&answer.into_inner().cert_chain, key)
             .map_err(|reason| format!("the answer of {address}: {reason}").into())
     }
@@ -341,21 +324,9 @@ impl Shared {
     }
 }
 
-impl Source for IstioCaSource {
-    fn name(&self) -> &str {
-        self.shared.shelf.name()
-    }
-
-    fn current(&self) -> Arc<Material> {
-        self.shared.shelf.current()
-    }
-
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.shared.shelf.changed()
-    }
-
-    fn last_error(&self) -> Option<String> {
-        self.shared.shelf.last_error()
+impl Shelved for IstioCaSource {
+    fn shelf(&self) -> &Shelf {
+        &self.shared.shelf
     }
 }
 

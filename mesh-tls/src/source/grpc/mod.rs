@@ -8,9 +8,9 @@ pub use endpoint::{EndpointError, WorkloadEndpoint};
 pub use istio_ca::{CaAuth, CaTls, IstioCaConfig, IstioCaSource};
 pub use workload::{JwtToken, SvidChoice, WorkloadApiConfig, WorkloadApiSource};
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, fmt, io, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::{Status, transport::Endpoint};
+use tonic::{Code, Status, transport::Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -80,8 +80,12 @@ fn causes(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-fn said(status: &Status) -> String {
-    format!("it answered {:?}: {}", status.code(), status.message())
+/// What a server's status comes to.
+fn reason(server: &(impl fmt::Display + ?Sized), status: &Status) -> String {
+    match status.code() {
+        Code::Unavailable => format!("{server} was lost: {}", causes(status)),
+        code => format!("{server}: it answered {code:?}: {}", status.message()),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! Certificates from a SPIFFE workload endpoint: an agent on this machine that knows who we are.
 
-use super::{Backoff, WorkloadEndpoint, causes, channel, said};
+use super::{Backoff, WorkloadEndpoint, channel, reason};
 use crate::{
-    CryptoProvider, Identity, Material, RevocationPolicy, Source, SourceError, SpiffeId, TrustBundle, TrustDomain,
-    TrustRoots,
+    CryptoProvider, Identity, RevocationPolicy, SourceError, SpiffeId, TrustBundle, TrustDomain, TrustRoots,
     bundle::split_der,
     grpc::{JwtSvidRequest, WorkloadApiClient, X509SvidResponse},
-    source::shelf::Shelf,
+    source::shelf::{Shelf, Shelved, Task},
 };
 use base64::Engine;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -17,7 +16,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use tokio::runtime::Handle;
 use tonic::{Code, Status, transport::Channel};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -55,7 +54,7 @@ pub struct WorkloadApiConfig {
 /// used is refused as a whole, and the last good material stays. The task ends when the source is dropped.
 pub struct WorkloadApiSource {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 #[derive(Debug)]
@@ -84,8 +83,8 @@ impl WorkloadApiSource {
     /// Starts following. Does not wait for the endpoint: [`ready`](crate::ready) does.
     pub fn new(config: WorkloadApiConfig, runtime: &Handle) -> Self {
         let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone()), config });
-        let task = runtime.spawn(follow(shared.clone()));
-        Self { shared, task }
+        let task = runtime.spawn(follow(shared.clone())).into();
+        Self { shared, _task: task }
     }
 
     /// A token for these audiences (JWT-SVID), of the identity with this id or of the default one. Asks the endpoint each
@@ -94,7 +93,7 @@ impl WorkloadApiSource {
     /// # Errors
     /// No audience is given, the endpoint cannot be reached or refuses, or the token is not well-formed.
     pub async fn jwt_svid(&self, audiences: &[&str], id: Option<&SpiffeId>) -> Result<JwtToken, SourceError> {
-        let error = |reason: String| self.shared.error(format!("JWT: {reason}"));
+        let error = |reason: String| self.shared.shelf.error(None, format!("JWT: {reason}"));
         if audiences.is_empty() {
             return Err(error("no audience is given".into()));
         }
@@ -103,7 +102,7 @@ impl WorkloadApiSource {
             spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
         };
         let mut client = self.client().await?;
-        let answer = client.fetch_jwt_svid(request).await.map_err(|status| error(said(&status)))?;
+        let answer = client.fetch_jwt_svid(request).await.map_err(|status| error(self.shared.why(&status)))?;
         let Some(svid) = answer.into_inner().svids.into_iter().next() else {
             return Err(error("the endpoint sent none".into()));
         };
@@ -118,13 +117,7 @@ impl WorkloadApiSource {
     /// # Errors
     /// The endpoint cannot be reached.
     pub async fn client(&self) -> Result<WorkloadApiClient<Channel>, SourceError> {
-        self.shared.client().await.map_err(|reason| self.shared.error(reason))
-    }
-}
-
-impl Drop for WorkloadApiSource {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.shared.client().await.map_err(|reason| self.shared.shelf.error(None, reason))
     }
 }
 
@@ -132,16 +125,12 @@ async fn follow(shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     loop {
         let reason = shared.follow(&mut backoff).await;
-        shared.shelf.failed(&shared.error(reason));
+        shared.shelf.failed(&shared.shelf.error(None, reason));
         tokio::time::sleep(backoff.next(fastrand::f64())).await;
     }
 }
 
 impl Shared {
-    fn error(&self, reason: String) -> SourceError {
-        SourceError { name: self.config.name.clone(), file: None, reason }
-    }
-
     async fn client(&self) -> Result<WorkloadApiClient<Channel>, String> {
         let endpoint = self.config.endpoint.clone();
         let channel = channel(move || endpoint.clone().open()).await;
@@ -165,7 +154,7 @@ impl Shared {
                         backoff.reset();
                         self.shelf.publish(Some(Arc::new(identity)), Some(Arc::new(roots)));
                     }
-                    Err(reason) => self.shelf.failed(&self.error(reason)),
+                    Err(reason) => self.shelf.failed(&self.shelf.error(None, reason)),
                 },
                 Ok(None) => return format!("{} ended the stream", self.config.endpoint),
                 Err(status) => return self.why(&status),
@@ -176,8 +165,7 @@ impl Shared {
     fn why(&self, status: &Status) -> String {
         match status.code() {
             Code::PermissionDenied => format!("{} has no identity for us: {}", self.config.endpoint, status.message()),
-            Code::Unavailable => format!("{} was lost: {}", self.config.endpoint, causes(status)),
-            _ => format!("{}: {}", self.config.endpoint, said(status)),
+            _ => reason(&self.config.endpoint, status),
         }
     }
 
@@ -267,21 +255,9 @@ impl JwtToken {
     }
 }
 
-impl Source for WorkloadApiSource {
-    fn name(&self) -> &str {
-        self.shared.shelf.name()
-    }
-
-    fn current(&self) -> Arc<Material> {
-        self.shared.shelf.current()
-    }
-
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.shared.shelf.changed()
-    }
-
-    fn last_error(&self) -> Option<String> {
-        self.shared.shelf.last_error()
+impl Shelved for WorkloadApiSource {
+    fn shelf(&self) -> &Shelf {
+        &self.shared.shelf
     }
 }
 
