@@ -123,7 +123,7 @@ impl Rule {
         self.principal(Kind::SpiffeId, of_uri(id))
     }
 
-    /// Callers of this namespace, by Istio's form of the id.
+    /// Callers of this namespace: a URI SAN is `spiffe://TRUST-DOMAIN/ns/NAMESPACE/...`, Istio's form of the id.
     #[must_use]
     pub fn namespace(self, namespace: &str) -> Self {
         self.principal(Kind::Namespace, of_namespace(namespace))
@@ -275,9 +275,26 @@ fn of_uri(id: &str) -> Principal {
     Principal::Certificate(Some(PeerName::Uri(pattern(id))))
 }
 
+/// Any URI SAN: a certificate that has several is no SPIFFE id, and its bearer is in each of the namespaces.
 fn of_namespace(namespace: &str) -> Principal {
-    let part = StringPattern::Contains(format!("/ns/{namespace}/"));
-    Principal::PeerPrincipal(StringMatcher { pattern: part, ignore_case: false })
+    let (front, middle) = match namespace.strip_prefix('*') {
+        _ if namespace == "*" => ("[^/]+", ""),
+        Some(rest) => ("[^/]*", rest),
+        None => ("", namespace),
+    };
+    let (middle, back) = match middle.strip_suffix('*') {
+        Some(rest) if front.is_empty() => (rest, "[^/]*"),
+        _ => (middle, ""),
+    };
+    let regex = format!("spiffe://[^/]+/ns/{front}{}{back}/.+", regex::escape(middle));
+    match SafeRegex::new(&regex) {
+        Ok(regex) => {
+            let matcher = StringMatcher { pattern: StringPattern::Regex(regex), ignore_case: false };
+            Principal::Certificate(Some(PeerName::Uri(matcher)))
+        }
+        // Longer than any SAN.
+        Err(_) => Principal::Not(Box::new(Principal::Any)),
+    }
 }
 
 fn header(name: &str, matcher: StringMatcher) -> HeaderMatcher {

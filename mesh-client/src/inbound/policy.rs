@@ -276,7 +276,7 @@ impl Exchange {
     }
 
     /// Tokens were verified.
-    pub(super) fn learnt(&mut self, claims: Option<JwtClaims>, _head: &request::Parts) {
+    pub(super) fn learnt(&mut self, claims: Option<JwtClaims>) {
         if let (Some(seen), Some(claims)) = (&mut self.0, claims) {
             seen.claims = Some(claims);
         }

@@ -57,7 +57,7 @@ impl Steps {
                 Link::Refuse(reason) => Some(refuse(reason)),
                 Link::Authenticate(authentication) => match authentication.check(head) {
                     Checked::Passed(claims) => {
-                        exchange.learnt(claims, head);
+                        exchange.learnt(claims);
                         None
                     }
                     Checked::Refused(reply) => Some(reply),
@@ -95,7 +95,7 @@ impl Steps {
             let answer = match self.0.get(from)? {
                 Link::Authenticate(authentication) => match authentication.fetched(head).await {
                     Ok(claims) => {
-                        exchange.learnt(claims, head);
+                        exchange.learnt(claims);
                         None
                     }
                     Err(reply) => Some(reply),

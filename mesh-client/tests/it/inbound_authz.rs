@@ -200,6 +200,28 @@ async fn tokens_are_verified_and_their_claims_decide() {
 }
 
 #[tokio::test]
+async fn tokens_of_several_providers_decide_together() {
+    let (users, devices) = (Tokens::new(), Tokens::new());
+    let user = JwtProvider::inline("https://users", users.jwks());
+    let device = JwtProvider::inline("https://devices", devices.jwks()).optional().configure(|provider| {
+        provider.from_params = vec!["device".into()];
+        provider.payload_in_metadata = "device".into();
+    });
+    let anna = Rbac::allow().rule("anna", Rule::new().token("https://users", "anna"));
+    let (server, _) = Authority::new().serve(|builder| builder.jwt(user).jwt(device).authorize(anna)).await;
+    let token = |by: &Tokens, issuer: &str, sub: &str| by.token(&serde_json::json!({"iss": issuer, "sub": sub}));
+    let anna = token(&users, "https://users", "anna");
+    let device = token(&devices, "https://devices", "phone");
+    let (status, body, _) = plain(server.addr, with_token(&format!("/?device={device}"), &anna)).await;
+    assert_eq!(status, 200, "the second token does not hide the first: {body}");
+    assert!(body.contains("subject=anna"), "{body}");
+    assert_eq!(plain(server.addr, with_token("/", &anna)).await.0, 200);
+    let forged = format!("/?device={device}&%64evice={}", token(&users, "https://devices", "phone"));
+    let (status, body, _) = plain(server.addr, with_token(&forged, &anna)).await;
+    assert_eq!((status, body.as_str()), (401, "Jwt verification fails"), "the handler may look at the last");
+}
+
+#[tokio::test]
 async fn limits_are_of_all_or_of_each_identity() {
     let hour = Duration::from_secs(3600);
     let (server, authority) =

@@ -6,8 +6,8 @@ use super::*;
 use crate::outbound::route::RequestHead;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use mesh_xds::resource::{
-    AuditLogging, CidrRange, HeaderMatcher, HeaderMatcherKind, MetadataMatcher, PeerName, Permission, Principal,
-    RbacPolicy, SafeRegex, StringMatcher, StringPattern, ValueMatcher,
+    AuditLogging, CidrRange, HeaderMatcher, HeaderMatcherKind, HttpFilterConfig, MetadataMatcher, PeerName, Permission,
+    Principal, RbacPolicy, SafeRegex, StringMatcher, StringPattern, ValueMatcher,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -114,6 +114,42 @@ fn header(name: &str, kind: HeaderMatcherKind) -> HeaderMatcher {
 
 fn header_is(name: &str, value: &str) -> HeaderMatcher {
     header(name, HeaderMatcherKind::String(StringMatcher::exact(value)))
+}
+
+#[test]
+fn a_namespace_is_a_whole_segment_of_any_uri() {
+    use crate::inbound::{Rbac, Rule as Said};
+    let asked = |rule: Said, uris: &[&str]| {
+        let HttpFilterConfig::Rbac(config) = Rbac::allow().rule("p", rule).filter("authz").config else { panic!() };
+        let uris = uris.iter().map(|uri| (*uri).to_owned()).collect();
+        let request = Request { uris, ..Request::from("") };
+        Authorization::compile(&"authz".into(), &config).unwrap().check(&request.asked()).is_ok()
+    };
+    let (web, shop) = ("spiffe://a/ns/web/sa/x", "spiffe://b/ns/shop/sa/x");
+    for (namespace, uris, is) in [
+        ("web", &[web][..], true),
+        ("web", &[shop], false),
+        ("web", &[shop, web], true),
+        ("web", &["https://a/ns/web/sa/x"], false),
+        ("web", &["spiffe://a/ns/web"], false),
+        ("web", &["spiffe://a/ns/web/"], false),
+        ("web", &["spiffe://a/x/ns/web/sa/x"], false),
+        ("web", &["spiffe://b/ns/shop/sa/ns/web/x"], false),
+        ("web", &["spiffe:///ns/web/sa/x"], false),
+        ("we", &[web], false),
+        ("w.b", &[web], false),
+        ("we*", &[web], true),
+        ("*eb", &[web], true),
+        ("*hop*", &[shop], false),
+        ("*", &[web], true),
+        ("*", &["spiffe://a/x/y"], false),
+        ("web/sa", &["spiffe://a/ns/web/sa/x"], true),
+    ] {
+        assert_eq!(asked(Said::new().namespace(namespace), uris), is, "{namespace} {uris:?}");
+        assert_eq!(asked(Said::new().not_namespace(namespace), uris), !is, "not {namespace} {uris:?}");
+    }
+    let endless = "w".repeat(1 << 20);
+    assert!(!asked(Said::new().namespace(&endless), &[web]) && asked(Said::new().not_namespace(&endless), &[web]));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Where in a request tokens are.
 
-use crate::outbound::route::{RequestHead, cookie, parameter, set_path};
+use crate::outbound::route::{RequestHead, cookies, set_path};
 use http::{HeaderName, header, request};
 use mesh_xds::resource::JwtProvider;
 use std::borrow::Cow;
@@ -44,32 +44,63 @@ impl Place {
         headers.chain(params).chain(cookies).collect()
     }
 
-    pub(super) fn find<'r>(&self, head: &RequestHead<'r>) -> Vec<Found<'r>> {
+    /// Adds the tokens that are here: all of them, as nobody knows which of several the handler will look at.
+    pub(super) fn find<'r>(&self, head: &RequestHead<'r>, found: &mut Vec<Found<'r>>) {
+        let mut add = |text: Cow<'r, str>, at: At| {
+            let one = Found { text, at };
+            if !found.contains(&one) {
+                found.push(one);
+            }
+        };
         match self {
             Self::Header(name, prefix) => {
                 // What is not text is a bad token, not a missing one.
                 let values = head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-                let at = At::Header(name.clone());
-                let token = |value: Cow<'r, str>| {
-                    let begin = value.find(&**prefix)? + prefix.len();
+                for value in values {
+                    let Some(begin) = value.find(&**prefix).map(|at| at + prefix.len()) else { continue };
                     let text = match value {
                         Cow::Borrowed(value) => value[begin..].trim().into(),
                         Cow::Owned(value) => value[begin..].trim().to_owned().into(),
                     };
-                    Some(Found { text, at: at.clone() })
-                };
-                values.filter_map(token).collect()
+                    add(text, At::Header(name.clone()));
+                }
             }
             Self::Parameter(name) => {
-                let value = head.query().and_then(|query| parameter(query, name));
-                value.map(|text| Found { text: text.into(), at: At::Parameter(name.clone()) }).into_iter().collect()
+                let pairs = head.query().into_iter().flat_map(|query| query.split('&')).map(pair);
+                for (_, value) in pairs.filter(|(key, _)| is_named(key, name)) {
+                    add(decoded(value), At::Parameter(name.clone()));
+                }
             }
             Self::Cookie(name) => {
-                let value = cookie(head.headers, name).map(String::from_utf8_lossy);
-                value.map(|text| Found { text, at: At::Cookie }).into_iter().collect()
+                cookies(head.headers, name).for_each(|value| add(String::from_utf8_lossy(value), At::Cookie));
             }
         }
     }
+}
+
+/// A parameter of a query: its name and its value, as they are written.
+fn pair(text: &str) -> (&str, &str) {
+    text.split_once('=').unwrap_or((text, ""))
+}
+
+/// Whether a handler may read this name of a parameter as `name`: it may know of escapes, and of `+` for a space, or not.
+fn is_named(key: &str, name: &str) -> bool {
+    key == name || decoded(key) == name || (key.contains('+') && decoded(&key.replace('+', " ")) == name)
+}
+
+/// Without percent-encoding. What is not UTF-8 then is no token, and has no name.
+fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return text.into();
+    }
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let escaped = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned().into()
 }
 
 impl At {
@@ -80,8 +111,7 @@ impl At {
             Self::Cookie => {}
             Self::Parameter(name) => {
                 let Some(query) = head.uri.query() else { return };
-                let keep = |pair: &&str| pair.split_once('=').map_or(*pair, |(key, _)| key) != &**name;
-                let rest: Vec<_> = query.split('&').filter(keep).collect();
+                let rest: Vec<_> = query.split('&').filter(|text| !is_named(pair(text).0, name)).collect();
                 let path = match rest.is_empty() {
                     true => head.uri.path().to_owned(),
                     false => format!("{}?{}", head.uri.path(), rest.join("&")),

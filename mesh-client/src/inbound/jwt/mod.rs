@@ -86,7 +86,7 @@ struct Good {
 pub struct JwtClaims(Arc<Learnt>);
 
 /// What tokens say.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Learnt {
     payloads: Vec<Value>,
     /// For RBAC: by the names of `payload_in_metadata` and `header_in_metadata`.
@@ -123,7 +123,7 @@ pub(super) struct Keys<'a> {
 }
 
 impl JwtClaims {
-    /// The payloads of the verified tokens.
+    /// The payloads of the verified tokens, those of earlier filters first.
     pub fn payloads(&self) -> &[Value] {
         &self.0.payloads
     }
@@ -240,7 +240,13 @@ impl Authentication {
         if met.is_empty() {
             return None;
         }
-        let (mut payloads, mut metadata) = (Vec::new(), Map::new());
+        // What an earlier filter learnt stays; where both tell it under one name, the later does (Envoy: MergeFrom).
+        let before = head.extensions.remove::<JwtClaims>();
+        let Learnt { mut payloads, metadata } = before.map(|before| Arc::unwrap_or_clone(before.0)).unwrap_or_default();
+        let mut metadata = match metadata {
+            Value::Object(metadata) => metadata,
+            _ => Map::new(),
+        };
         for Used { issuer, good, at } in met {
             let config = &issuer.config;
             if let Some(name) = &config.forward_payload_header {
@@ -417,8 +423,11 @@ impl Issuer {
         Self { config: config.clone(), keys, places: Place::all(config), kept }
     }
 
+    /// Each once.
     fn find<'r>(&self, head: &RequestHead<'r>) -> Vec<Found<'r>> {
-        self.places.iter().flat_map(|place| place.find(head)).collect()
+        let mut found = Vec::new();
+        self.places.iter().for_each(|place| place.find(head, &mut found));
+        found
     }
 
     fn verify<'r>(

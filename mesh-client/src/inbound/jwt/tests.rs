@@ -6,7 +6,7 @@ use super::*;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as B64, Engine as _};
 use bytes::Bytes;
 use http::Request;
-use mesh_xds::resource::{JwksSource, JwtClaimToHeader, JwtRule, JwtTokenCache, RouteMatch};
+use mesh_xds::resource::{JwksSource, JwtClaimToHeader, JwtHeader, JwtRule, JwtTokenCache, RouteMatch};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SigningKey as _};
 use serde_json::json;
 use std::{
@@ -278,6 +278,81 @@ fn what_a_token_says_is_told_on_and_cannot_be_forged() {
     assert_eq!(told.get("scope"), Some(&json!("r w")));
     let cookie = Request::get("http://shop/").header("cookie", format!("a=1; session={token}")).body(()).unwrap();
     assert!(passed(&authentication, &mut cookie.into_parts().0).is_some());
+}
+
+#[test]
+fn what_several_filters_learn_is_kept() {
+    let (first, second) = (Signer::new("a", "ES256"), Signer::new("b", "EdDSA"));
+    let filter = |signer: &Signer, issuer: &str, header: &'static str, name: &str| {
+        let provider = JwtProvider {
+            payload_in_metadata: name.into(),
+            from_headers: vec![JwtHeader { name: HeaderName::from_static(header), prefix: String::new() }],
+            ..JwtProvider::new(issuer, JwksSource::Inline(set(&[signer]).into()))
+        };
+        compile(&config(provider, needed()))
+    };
+    let request = || {
+        let token = |signer: &Signer, issuer: &str, sub: &str| signer.sign(&json!({"iss": issuer, "sub": sub}));
+        let request = Request::get("http://shop/").header("x-first", token(&first, "one", "anna"));
+        request.header("x-second", token(&second, "two", "bert")).body(()).unwrap().into_parts().0
+    };
+    let mut head = request();
+    passed(&filter(&first, "one", "x-first", "user"), &mut head).unwrap();
+    let told = passed(&filter(&second, "two", "x-second", "device"), &mut head).unwrap();
+    assert_eq!(
+        told.metadata(),
+        &json!({"user": {"iss": "one", "sub": "anna"}, "device": {"iss": "two", "sub": "bert"}})
+    );
+    let subjects =
+        |claims: &JwtClaims| claims.payloads().iter().map(|claims| claims["sub"].clone()).collect::<Vec<_>>();
+    assert_eq!(subjects(&told), ["anna", "bert"]);
+    assert_eq!(subjects(head.extensions.get().unwrap()), ["anna", "bert"], "so does the handler see them");
+    // Under one name the later filter's counts, as in Envoy; one that learns nothing takes nothing away.
+    let mut head = request();
+    passed(&filter(&first, "one", "x-first", "user"), &mut head).unwrap();
+    let told = passed(&filter(&second, "two", "x-second", "user"), &mut head).unwrap();
+    assert_eq!((told.metadata(), subjects(&told).len()), (&json!({"user": {"iss": "two", "sub": "bert"}}), 2));
+    let nothing = compile(&config(provider(JwksSource::Inline(set(&[&first]).into())), None));
+    assert!(passed(&nothing, &mut head).is_none());
+    assert_eq!(subjects(head.extensions.get().unwrap()).len(), 2);
+}
+
+#[test]
+fn each_of_several_parameters_and_cookies_of_a_name_has_to_be_good() {
+    let signer = Signer::new("k", "EdDSA");
+    let mut provider = provider(JwksSource::Inline(set(&[&signer]).into()));
+    provider.from_params = vec!["to ken".into()];
+    provider.from_cookies = vec!["session".into()];
+    let authentication = compile(&config(provider, needed()));
+    let (good, other) = (signer.sign(&claims()), signer.sign(&json!({"iss": "https://issuer", "sub": "bert"})));
+    let query = |query: &str| Request::get(format!("http://shop/cart?{query}")).body(()).unwrap().into_parts().0;
+    let name = ["to%20ken", "to+ken", "%74o%20%6ben"];
+    for name in name {
+        let mut head = query(&format!("a=%41&{name}={}&b", good.replace('.', "%2E")));
+        assert_eq!(passed(&authentication, &mut head).unwrap().subject(), Some("anna"), "{name}");
+        assert_eq!(head.uri, "http://shop/cart?a=%41&b", "{name}: taken out, and nothing else changed");
+        for (first, second) in [(good.as_str(), "x.y.z"), ("x.y.z", &good), (&good, "")] {
+            let mixed = query(&format!("to+ken={first}&{name}={second}"));
+            assert_eq!(refused(&authentication, mixed).0, 401, "{name}: {first} {second}");
+        }
+    }
+    let mut both = query(&format!("to+ken={good}&to%20ken={other}"));
+    assert_eq!(passed(&authentication, &mut both).unwrap().payloads().len(), 2);
+    assert_eq!(both.uri, "http://shop/cart");
+    let mut twice = query(&format!("to+ken={good}&to%20ken={good}"));
+    assert_eq!(passed(&authentication, &mut twice).unwrap().payloads().len(), 1, "one token");
+    assert_eq!(refused(&authentication, query("to%2ken=x&token=y")), (401, "Jwt is missing".into()));
+    let cookies = |lines: &[&str]| {
+        let mut head = bare();
+        for line in lines {
+            head.headers.append("cookie", HeaderValue::from_str(&line.replace('G', &good)).unwrap());
+        }
+        head
+    };
+    assert!(passed(&authentication, &mut cookies(&["a=1; session=G"])).is_some());
+    for bad in [&["session=G; session=x.y.z"][..], &["session=G", "session=\"x.y.z\""], &["session=x; session=G"]] {
+        assert_eq!(refused(&authentication, cookies(bad)).0, 401, "{bad:?}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub(crate) use edits::{Asked, Edits, Ops, set_authority, set_path};
 pub(crate) use hash::{Hasher, hash_of_header};
 pub(crate) use head::RequestHead;
 pub(crate) use matcher::{HeaderMatchers, Matcher};
-pub(crate) use params::{cookie, parameter, query_matches};
+pub(crate) use params::{cookie, cookies, parameter, query_matches};
 pub(crate) use render::{Facts, Text, iso8601};
 pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry, RouteTable, Scope, Trail};
 
