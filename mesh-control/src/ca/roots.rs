@@ -4,7 +4,10 @@
 //! one lifetime of certificates everybody has heard of it, and it signs; after one more no certificate of the old one is valid any
 //! longer, and it is forgotten. Each step is one rename, so that a process that ends in between goes on where it was.
 
-use super::{BACKDATE, Error, files};
+use super::{
+    BACKDATE, Error,
+    files::{self, Closed},
+};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{
@@ -58,20 +61,20 @@ impl Roots {
         if in_memory && key.exists() {
             return Err(Error::Kept(key));
         }
+        files::outermost_dir(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
         if in_memory || !(key.exists() || certificates.exists()) {
-            files::private_dir(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
             let roots = of(Root::create(trust_domain, &certificates)?);
             // The key first: a certificate without its key is of no use.
             roots.write_key(&key, &roots.signing)?;
             roots.write_certificates()?;
             return Ok(roots);
         }
-        let key_text = read(&key)?;
-        let bundle = pieces(&read(&certificates)?);
+        let key_text = read(&key, Closed::Wholly)?;
+        let bundle = pieces(&read(&certificates, Closed::ToWriters)?);
         let mut roots = of(Root::load(&key_text, &key, &bundle, &certificates)?);
         // A key whose certificate is not there yet: the rotation had not begun.
         if next.exists()
-            && let Ok(root) = Root::load(&read(&next)?, &next, &bundle, &certificates)
+            && let Ok(root) = Root::load(&read(&next, Closed::Wholly)?, &next, &bundle, &certificates)
         {
             roots.next = Some((Arc::new(root), Instant::now() + remaining(&next, overlap)));
         }
@@ -186,8 +189,8 @@ impl Root {
     }
 }
 
-fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })
+fn read(path: &Path, closed: Closed) -> Result<String, Error> {
+    files::read_own(path, closed).map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
 /// The certificates of a bundle, each in PEM.

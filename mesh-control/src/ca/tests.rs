@@ -70,6 +70,92 @@ fn everything_is_for_the_owner_only() {
     }
 }
 
+/// What an authority says of a folder of which a part has this mode.
+#[cfg(unix)]
+fn opened_with(dir: &Path, part: &str, mode: u32) -> Result<CertificateAuthority, String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let part = dir.join(part);
+    let before = std::fs::metadata(&part).unwrap().permissions();
+    std::fs::set_permissions(&part, std::fs::Permissions::from_mode(mode)).unwrap();
+    let opened = CertificateAuthority::open(dir, "cluster.local", DEFAULT_LIFETIME);
+    let found = std::fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+    assert!(opened.is_err() || found == 0o700, "{found:o}");
+    std::fs::set_permissions(&part, before).unwrap();
+    opened.map_err(|error| error.to_string())
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_and_keys_that_others_can_open_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca");
+    authority(&path);
+    for (part, mode, remedy) in [
+        ("", 0o755, "chmod 700"),
+        ("", 0o701, "chmod 700"),
+        ("ca-key.pem", 0o640, "chmod 600"),
+        ("jwt-key.pem", 0o604, "chmod 600"),
+        ("ca.pem", 0o664, "chmod go-w"),
+    ] {
+        let error = opened_with(&path, part, mode).unwrap_err();
+        let named = path.join(part);
+        let named = named.to_str().unwrap().trim_end_matches('/');
+        for said in [named, &format!("its mode is {mode:03o}"), remedy] {
+            assert!(error.contains(said), "{part} {mode:o}: {error}");
+        }
+    }
+    opened_with(&path, "ca.pem", 0o644).expect("certificates are no secret");
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    opened_with(&empty, "", 0o755).expect("nobody has put anything into it");
+    // Of no folder that is refused something is left behind, or taken for ours.
+    let names: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_of_somebody_else_is_refused() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca");
+    authority(&path);
+    let us = std::fs::metadata(&path).unwrap().uid();
+    let key = path.join("ca-key.pem");
+    // Only root can give files away.
+    if chown(&key, Some(us + 1), None).is_err() {
+        return;
+    }
+    let error = CertificateAuthority::open(&path, "cluster.local", DEFAULT_LIFETIME).unwrap_err().to_string();
+    assert!(error.contains("ca-key.pem") && error.contains(&format!("belongs to user {}", us + 1)), "{error}");
+    chown(&key, Some(us), None).unwrap();
+    chown(&path, Some(us + 1), None).unwrap();
+    let error = CertificateAuthority::open(&path, "cluster.local", DEFAULT_LIFETIME).unwrap_err().to_string();
+    assert!(error.contains("/ca:") && error.contains(&format!("belongs to user {}", us + 1)), "{error}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_socket_is_made_where_nobody_else_is_and_replaces_only_sockets() {
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    // The folder itself is open: what is within is not, at any moment.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("api.sock");
+    for _ in 0..2 {
+        let listener = files::bind_private(&path).unwrap();
+        let made = std::fs::symlink_metadata(&path).unwrap();
+        assert!(made.file_type().is_socket() && made.permissions().mode() & 0o777 == 0o600);
+        let (client, server) = tokio::join!(tokio::net::UnixStream::connect(&path), listener.accept());
+        assert!(client.is_ok() && server.is_ok());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "mine").unwrap();
+    assert_eq!(files::bind_private(&path).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+}
+
 #[test]
 fn certificate_says_who_for_how_long() {
     let dir = tempfile::tempdir().unwrap();
@@ -143,10 +229,11 @@ fn names_that_would_leave_the_folder_or_the_id_are_refused() {
 #[test]
 fn a_root_that_cannot_be_used_is_an_error_and_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("ca-key.pem"), "no key").unwrap();
-    std::fs::write(dir.path().join("ca.pem"), "no certificate").unwrap();
+    files::outermost_dir(dir.path()).unwrap();
+    files::write_private(&dir.path().join("ca-key.pem"), "no key").unwrap();
+    files::write_private(&dir.path().join("ca.pem"), "no certificate").unwrap();
     let error = CertificateAuthority::open(dir.path(), "cluster.local", DEFAULT_LIFETIME).unwrap_err();
-    assert!(error.to_string().contains("ca-key.pem"), "{error}");
+    assert!(matches!(&error, Error::Certificate { path, .. } if path.ends_with("ca-key.pem")), "{error}");
     assert_eq!(std::fs::read_to_string(dir.path().join("ca-key.pem")).unwrap(), "no key");
 }
 

@@ -42,7 +42,7 @@ impl Tokens {
             move |source| Error::File { path, source }
         };
         let key = if !in_memory && path.exists() {
-            let text = std::fs::read_to_string(&path).map_err(file(&path))?;
+            let text = files::read_own(&path, files::Closed::Wholly).map_err(file(&path))?;
             KeyPair::from_pem_and_sign_algo(&text, &rcgen::PKCS_ECDSA_P256_SHA256).map_err(bad)?
         } else {
             let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(bad)?;

@@ -188,14 +188,9 @@ mod sockets {
     use super::{
         CertificateAuthority, Error, SecretDiscoveryServiceServer, Secrets, Services, Workload, WorkloadApiServer,
     };
-    use crate::ca::serve::PAUSE;
+    use crate::ca::{files::bind_private, serve::PAUSE};
     use mesh_xds::server::{ResourceCache, ServerOptions, serve_connection_with};
-    use std::{
-        collections::BTreeSet,
-        fs, io,
-        os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-        path::{Path, PathBuf},
-    };
+    use std::{collections::BTreeSet, path::PathBuf};
     use tokio::{net::UnixListener, task::JoinSet};
 
     /// A socket for each identity of the authority.
@@ -241,7 +236,7 @@ mod sockets {
                 if !self.open.insert(path.clone()) {
                     continue;
                 }
-                let listener = bind(&path);
+                let listener = bind_private(&path);
                 let listener =
                     listener.map_err(|source| Error::Listen { place: path.display().to_string(), source })?;
                 let workload = Workload { ca: self.ca.clone(), namespace, account };
@@ -251,16 +246,6 @@ mod sockets {
             }
             Ok(())
         }
-    }
-
-    fn bind(path: &Path) -> io::Result<UnixListener> {
-        // What an earlier process left.
-        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-            fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
     }
 
     async fn serve(listener: UnixListener, cache: ResourceCache, services: Services) {
