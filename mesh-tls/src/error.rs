@@ -68,6 +68,13 @@ pub struct SourceError {
     pub reason: String,
 }
 
+impl SourceError {
+    /// One that is about no file, of a source of the caller's own.
+    pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { name: name.into(), file: None, reason: reason.into() }
+    }
+}
+
 /// Why a TLS connection was not made. The message is complete: it includes the cause, and there is no further source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

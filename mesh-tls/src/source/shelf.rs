@@ -42,7 +42,7 @@ impl Shelf {
         metrics::describe_gauge!(
             "mesh_tls_certificate_expiry_seconds",
             metrics::Unit::Seconds,
-            "Unix time at which the certificate of the source expires"
+            "Unix time at which the certificate of the source expires; less the time now it is the time to expiry"
         );
         metrics::describe_counter!(
             "mesh_tls_reload_errors_total",

@@ -231,7 +231,7 @@ impl Shared {
         }
         let address = &self.config.address;
         let connect = self.connector()?;
-        let channel = channel(connect).await.map_err(|e| format!("{address} cannot be reached: {e}"))?;
+        let channel = channel(connect, true).await.map_err(|e| format!("{address} cannot be reached: {e}"))?;
         let answer = IstioCaClient::new(channel).create_certificate(request).await;
         let answer = answer.map_err(|status| reason(address, &status))?;
         self.take(&answer.into_inner().cert_chain, key)

@@ -45,18 +45,22 @@ impl Backoff {
     }
 }
 
-/// HTTP/2 to one server, whose death is noticed. The address only shows in `:authority`; where the connection goes is the
-/// connector's.
-fn endpoint() -> Endpoint {
-    Endpoint::from_static("http://localhost")
-        .connect_timeout(CONNECT_TIMEOUT)
+/// HTTP/2 to one server, whose death is noticed: on another machine by `pings`. The system says when a process on this machine ends,
+/// and agents built on grpc-go send away who pings more often than every 5 min. The address only shows in `:authority`; where the
+/// connection goes is the connector's.
+fn endpoint(pings: bool) -> Endpoint {
+    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
+    if !pings {
+        return endpoint;
+    }
+    endpoint
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
 }
 
 /// Opens the connections of a channel with `connect`.
-async fn channel<F>(connect: impl Fn() -> F + Send + 'static) -> Result<tonic::transport::Channel, String>
+async fn channel<F>(connect: impl Fn() -> F + Send + 'static, pings: bool) -> Result<tonic::transport::Channel, String>
 where
     F: Future<Output = io::Result<BoxedIo>> + Send + 'static,
 {
@@ -64,7 +68,7 @@ where
         let opening = connect();
         async move { opening.await.map(hyper_util::rt::TokioIo::new) }
     });
-    endpoint().connect_with_connector(connector).await.map_err(|error| causes(&error))
+    endpoint(pings).connect_with_connector(connector).await.map_err(|error| causes(&error))
 }
 
 /// The last of an error's sources: those above say that a transport failed.

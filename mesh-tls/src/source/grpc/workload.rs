@@ -133,7 +133,8 @@ async fn follow(shared: Arc<Shared>) {
 impl Shared {
     async fn client(&self) -> Result<WorkloadApiClient<Channel>, String> {
         let endpoint = self.config.endpoint.clone();
-        let channel = channel(move || endpoint.clone().open()).await;
+        let pings = matches!(endpoint, WorkloadEndpoint::Tcp(_));
+        let channel = channel(move || endpoint.clone().open(), pings).await;
         Ok(WorkloadApiClient::new(channel.map_err(|e| format!("{} cannot be reached: {e}", self.config.endpoint))?))
     }
 
