@@ -35,7 +35,7 @@ pub use routes::routes;
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("routes", routes),
     ("cookies", cookies),
     ("trace", trace),
@@ -49,6 +49,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("sans", sans),
     ("spiffe", spiffe),
     ("bundles", bundles),
+    ("sniff", sniff),
 ];
 
 /// A set of keys, a line, and a token: nothing panics, and what was not signed is not believed.
@@ -60,6 +61,32 @@ pub fn jwt(data: &[u8]) {
     let Ok(token) = std::str::from_utf8(token) else { return };
     let verified = crate::inbound::fuzz::verify(keys, token.trim());
     assert!(!verified || keys.len() > 16, "a token is believed without a key");
+}
+
+/// The first bytes of a connection, as they arrive: TLS is never taken for plaintext or the other way round, what is decided stays
+/// decided, and names are such as filter chains compare with.
+///
+/// # Panics
+/// When that does not hold.
+pub fn sniff(data: &[u8]) {
+    let is_tls = data.starts_with(&[0x16, 0x03]);
+    for hello in [false, true] {
+        let mut before = None;
+        // Bytes come one by one at first, and then in pieces.
+        let ends = (1..data.len().min(64)).chain((64..data.len()).step_by(101)).chain([data.len()]);
+        for end in ends.filter(|end| *end > 0) {
+            let Some((tls, name, protocols)) = crate::inbound::fuzz::sniff(&data[..end], hello) else {
+                assert!(before.is_none(), "decided, and then not");
+                continue;
+            };
+            assert_eq!(tls, is_tls, "{end} bytes");
+            assert!(tls || (name.is_none() && protocols.len() == 1));
+            assert!(before.is_none_or(|before| before == tls));
+            assert!(name.is_none_or(|name| !name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase())));
+            before = Some(tls);
+        }
+        assert!(hello || data.len() < 2 || before.is_some(), "two bytes tell");
+    }
 }
 
 /// A value of `x-forwarded-client-cert`: what is read is written so that it is read again.

@@ -192,7 +192,12 @@ impl fmt::Debug for Inbound {
 
 /// For the fuzzers.
 pub(crate) mod fuzz {
-    use super::jwt::{KeySet, Token};
+    use super::{
+        chain_match::{Need, Spoken},
+        detect,
+        jwt::{KeySet, Token},
+    };
+    use mesh_xds::resource::TransportProtocol;
 
     /// Whether a token is signed by one of these keys.
     pub(crate) fn verify(keys: &[u8], token: &str) -> bool {
@@ -200,5 +205,13 @@ pub(crate) mod fuzz {
         let token = Token::parse(token);
         let (Ok(keys), Ok(token)) = (keys, token) else { return false };
         keys.verify(&token, &mesh_tls::default_provider()).is_ok()
+    }
+
+    /// What a connection that begins with these bytes is taken for: whether it is TLS, the server name, and the protocols. `None`: more
+    /// has to be seen.
+    pub(crate) fn sniff(bytes: &[u8], hello: bool) -> Option<(bool, Option<String>, Vec<String>)> {
+        let Spoken { transport, server_name, protocols } =
+            detect::read(bytes, if hello { Need::Hello } else { Need::Transport })?;
+        Some((transport == Some(TransportProtocol::Tls), server_name, protocols))
     }
 }

@@ -169,6 +169,64 @@ fn rsa_keys_are_verified_as_rfc_7515_has_them() {
 }
 
 #[test]
+fn rsa_signatures_of_both_kinds_and_every_digest_are_verified() {
+    // A key of 2048 bits; the tokens were signed with openssl, those of PS with a salt as long as the digest (RFC 7518 section 3.5).
+    let n = "0xyvZyNarTitHO2BDA5eR4ZDGs3VTmP5O0mJTAgDMiWRI8iKbnYO-KudvFnYrTTZRvCMFmYHVuZGi7g9eLeJwo8uVcXOt9dSG0jFzVsUI8r0jzIm8189XCV-k-gYN-C2Zd5E1Yh6OvN7zzPSD_tg9Z_6rwYbin1oAlTmxfsIDCCjL1acTUKPQBtVGwd6z63iKmfWHV07ZYK7fgtDD_0FcyHwmWfuFNSgYzsTp2RnFdfz0PmX6Z6pnYYf-7mhSJYMxZT6F5ENyvN9MZFc_KXEP2msOOaVA0VRzAVFUU2I-TsFTODkhDkJ2tWfXA7jZvdrd2-7YP79cTU8D34p3IbYBQ";
+    let signatures = [
+        (
+            "RS384",
+            "l32PJ77k2JtaRFF3SWzRtZjpjhsI2KUah8QT9OdDRy4hSAPVORndtFLiJdtapNntiWnfg0jWbWIvrCSzIXG_pgdLY5_AGmS3OcBTvxmVGFspTTnqpHvBQFRFSiOVlCnZSK459Eyxa9Jb9w8opW8d6jpvDOL6cHFyz7_8a-vlNG9d2W6kdcBfIjYUv9pPZliBBcU3YvB3hHAeczi2UpX0EXnST6-Xz3hVesGpQgwNAYqJ3WqpDqD9Wnumk50bkYfuTcnPrHgGOsG4FmKwVrYtxxWgjcgHQGnLniOrLPhc-A2d6fjN0dLwkbKas7MyaC9OHSr3u1E2-N60vsxiWh4W-A",
+        ),
+        (
+            "RS512",
+            "ovuGOmRhTOgxlWM-mbClQscupjiAyQtyWVEIFjr5AotgUHZCrAIGYTLIp3hF4ZK4BQf-oqwnO6TLE8nvrEQe0D8dBHzz_ub0bQPi3wEsOobZT9xzJCJytff2a3GiHC5ToVy8TScpyUxDUV_shgVEJAC9Jm03-N8taGnnp_MlEZxKieHHiI54Z_6R0Y2QjnqwbRnQgAfYQb8MbLCg-BPNN3RK9WcQVwImlpdSVhDcZaHpKKH7DwiSzjDBBPhCdsKYmnpdw8y6d21FdlYu0FUiXG1GM8-laRw_eBqRs8vad5Bk2gZqg9ZSRtu9vLMJDYtBOX5RICVHJvcbCSqW0BQT8A",
+        ),
+        (
+            "PS256",
+            "BDXSK-pfon7CqNAHeyXnGqiJh0cFyk1HMgyKXxhclWUxrA1Agj29_fDscsJcU4yw5IwGxbZQ6aDhxt3XkUCn9kLoO_bl3IPJtMtn0mJ8fC22NMeLpygGELmdkjzGDgvdARuSQ-kQZ7D1JDp3DcKmdGxOZd_Wa1nJKLLt4cSEgTpyCeplfC0UF9WSkqb4xka6bTg48b4yw_AsjEttTHZLF01hcNt_zU3H9N2P3AVmgiAB2PVh6w5nBRPJWjWbgZv7xrtNZQ7h7yc0hyBIZjgxqbx1cXIbm8_-GeHFWpnTt9tMlWMKnZawTgC0gwSf2dtsZRiBaxQHkjF2z2iI2swMtA",
+        ),
+        (
+            "PS384",
+            "KSOvoQa8q_f2vEKROGoONkzMyvr6o8yQqGcEUqLHxK0KWST4vfY_IB6IvpEzDUU-o1XLiw2Qt57Gw_3DK2cYceNjTFCwrzG-Q4f4Lu-AvTlTdX6KbayRHw-kEVHfqiZOVW77X2y-rtWMzX8H_YgtDjIKvMoCZVVS6ZAu6i1VrNQL5_P4MEqblwEIxE8WWbGY-xfnCgOdjwfljWjxtzrIQBj9445MJq48u2qr8dd7IZo-swGAEPz3tggbFuiPo8VDWUlynXQK2IQiduJjqc0jqJ01O2Jr2XNUtek-e4GKLRAa_NMs3ZjoATRXk1XSaNNg0iPgRUDOA_cdBX7FZRmi2w",
+        ),
+        (
+            "PS512",
+            "fKMoXpQCIiSmo-qmyBRSzwiNjiXFKpQ9jEi7uEDdj9uSRQvwh-3LbWL83AI9-j-eBXHEV3drsUe9xjq0PQdD6KMLQiNCH9uLEUcJAz8paTigtRNZBe9ZanP3qVs8VGprxmQ0ugAUaoLDv4j2gsloSykFRs6V_aIMR8gIlDC4yrwsmWCe24ETOUKSfFyq4dYpX-EGw9IxZVfWljBlGbg_G5ERDJpxnq5nh73VFMk1s_xVKBPtcyqGHwlKwBvGJNuCRk8OYmHlizl3Z4pve8p3vC0hRX3hATL6yyKH6RnGlhr8HotIhAFpqnH0yYdlI3vDwo4y327MbatR9LWcCqdkkg",
+        ),
+    ];
+    let set = |key: Value| KeySet::parse(json!({"keys": [key]}).to_string().as_bytes()).unwrap();
+    let keys = set(json!({"kty": "RSA", "n": n, "e": "AQAB"}));
+    let provider = mesh_tls::default_provider();
+    let token = |alg: &str, payload: &str, signature: &str| {
+        format!("{}.{}.{signature}", B64.encode(json!({"alg": alg}).to_string()), B64.encode(payload))
+    };
+    let verified = |keys: &KeySet, token: &str| keys.verify(&Token::parse(token).unwrap(), &provider);
+    let payload = r#"{"iss":"joe","exp":1300819380}"#;
+    for (alg, signature) in signatures {
+        assert_eq!(verified(&keys, &token(alg, payload, signature)), Ok(()), "{alg}");
+        let changed = payload.replace("joe", "jim");
+        assert_eq!(verified(&keys, &token(alg, &changed, signature)), Err(Failure::Verification), "{alg}");
+        for (other, _) in signatures.iter().filter(|(other, _)| *other != alg) {
+            assert_eq!(
+                verified(&keys, &token(other, payload, signature)),
+                Err(Failure::Verification),
+                "{alg} is not {other}"
+            );
+        }
+        // A key that says what it is for signs nothing else.
+        let only = set(json!({"kty": "RSA", "n": n, "e": "AQAB", "alg": alg}));
+        assert_eq!(verified(&only, &token(alg, payload, signature)), Ok(()));
+        let another = if alg == "PS256" { "RS512" } else { "PS256" };
+        let only = set(json!({"kty": "RSA", "n": n, "e": "AQAB", "alg": another}));
+        assert_eq!(
+            verified(&only, &token(alg, payload, signature)),
+            Err(Failure::NoKey),
+            "{alg} with a key of {another}"
+        );
+    }
+}
+
+#[test]
 fn bad_tokens_are_refused_with_their_reason() {
     let signer = Signer::new("k", "ES256");
     let mut provider = provider(JwksSource::Inline(set(&[&signer]).into()));
