@@ -109,7 +109,7 @@ pub(super) fn write_private(path: &Path, content: &str) -> io::Result<()> {
 /// Makes a file where one may be that an earlier process left.
 fn replace_private(path: &Path, content: &str) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => create_private(path, content),
     }
 }

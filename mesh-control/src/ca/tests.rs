@@ -152,7 +152,7 @@ async fn a_socket_is_made_where_nobody_else_is_and_replaces_only_sockets() {
     }
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "mine").unwrap();
-    assert_eq!(files::bind_private(&path).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(files::bind_private(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
 }
 
