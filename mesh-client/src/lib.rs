@@ -104,6 +104,12 @@ pub mod balance {
     pub use mesh_xds::resource::{LbPolicy, OutlierDetection};
 }
 
+/// Where certificates come from, beside the sources of `mesh_tls`.
+pub mod identity {
+    pub use crate::outbound::identity::{SdsConfig, SdsSource};
+    pub use mesh_xds::bootstrap::{BootstrapError, CallCreds, ChannelCreds, Node, ServerConfig, TlsCreds};
+}
+
 /// Retries, for any client: [`RetryLayer`](retry::RetryLayer).
 pub mod retry {
     pub use crate::outbound::retry::{

@@ -10,7 +10,7 @@ use crate::{
         cluster::Balancing,
         connect::{DRAIN_TIMEOUT, Dial, DialRef, TlsRenewal},
         filter::{FilterFactory, Parser},
-        identity::{Identities, Opener, ads_connector},
+        identity::{Fallback, Identities, Opener, ads_connector},
         narrate,
         pick::{LbPolicyFactory, OwnZone, Registry},
         resolve::{Facts, Resolver, State, Target, TargetError},
@@ -93,6 +93,7 @@ pub struct MeshBuilder {
     observers: Observers,
     crypto: Option<Arc<mesh_tls::CryptoProvider>>,
     certificates: HashMap<String, Arc<dyn mesh_tls::Source>>,
+    fallback: Option<mesh_tls::ClientSettings>,
     keepalive: Option<Keepalive>,
     user_timeout: Option<Duration>,
     drain_timeout: Duration,
@@ -114,6 +115,9 @@ pub enum BuildError {
     /// Not inside a tokio runtime.
     #[error("a mesh needs a tokio runtime to run its tasks on")]
     NoRuntime,
+    /// The settings of [`MeshBuilder::fallback_tls`] cannot be used.
+    #[error("the fallback credentials: {0}")]
+    Fallback(#[source] mesh_tls::TlsError),
     /// The credentials of the control plane's connection cannot be used.
     #[error("the control plane's credentials: {0}")]
     Credentials(#[source] BoxError),
@@ -530,6 +534,16 @@ impl MeshBuilder {
         self
     }
 
+    /// TLS with endpoints of clusters that say nothing of it: without a `transport_socket`, and without one of
+    /// `transport_socket_matches` for the endpoint (gRFC A29: what `XdsCredentials` falls back to), and of targets without a control
+    /// plane. Default: plaintext. What a cluster says wins, `raw_buffer` too. Without `sni` the server name is the endpoint's `hostname`,
+    /// where it has one; without `alpn` the protocol of the cluster is offered.
+    #[must_use]
+    pub fn fallback_tls(mut self, settings: mesh_tls::ClientSettings) -> Self {
+        self.fallback = Some(settings);
+        self
+    }
+
     /// PINGs on HTTP/2 connections to endpoints, so that a peer that went silent is noticed. Default: [`Keepalive::default`]; `None`
     /// turns them off.
     #[must_use]
@@ -621,6 +635,8 @@ impl MeshBuilder {
     pub async fn build(self) -> Result<Mesh, BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         let crypto = self.crypto.unwrap_or_else(mesh_tls::default_provider);
+        let fallback = self.fallback.map(|settings| Fallback::new(&settings, &crypto)).transpose();
+        let fallback = fallback.map_err(BuildError::Fallback)?;
         let registry = Registry::new(self.lb_policies);
         let bootstrap = self.bootstrap.map(|mut bootstrap| {
             let given = self.certificates.keys().map(|instance| (instance.clone(), CertificateProvider::Application));
@@ -637,10 +653,14 @@ impl MeshBuilder {
         let source = bootstrap.as_ref().map(|b| Source::of(&b.node)).unwrap_or_default();
         let providers = bootstrap.as_ref().map(|b| b.certificate_providers.clone()).unwrap_or_default();
         let opener = Opener { crypto, runtime: runtime.clone() };
-        let options = ClientOptions { extensions: self.extensions, resolver: self.dns.resolver.clone() };
+        let options = ClientOptions {
+            extensions: self.extensions,
+            resolver: self.dns.resolver.clone(),
+            ..ClientOptions::default()
+        };
         let connect = ads_connector(opener.clone(), self.dial.clone());
         let xds = bootstrap.map(|b| XdsClient::with_options(b, connect, options));
-        let identities = Identities::new(providers, self.certificates, opener, xds.clone());
+        let identities = Identities::new(providers, self.certificates, fallback, opener, xds.clone());
         let observed = self.observers.any() || self.settings.metrics.watch_calls();
         let propagation = self.settings.propagation.without_child_spans(self.observers.spans);
         let inner = Inner {
@@ -685,6 +705,7 @@ impl Default for MeshBuilder {
             observers: Observers::default(),
             crypto: None,
             certificates: HashMap::new(),
+            fallback: None,
             keepalive: Some(Keepalive::default()),
             user_timeout: None,
             drain_timeout: DRAIN_TIMEOUT,

@@ -1,7 +1,7 @@
 //! The xDS client: a handle that shares watched targets and stops its tasks when nobody uses it.
 
 use crate::{
-    ads::{Connect, Driver},
+    ads::{Connect, Driver, Service},
     bootstrap::{Bootstrap, BootstrapError},
     graph::{Graph, Job, Published, TargetKey},
     resource::Extensions,
@@ -33,6 +33,8 @@ pub struct ClientOptions {
     pub extensions: Extensions,
     /// Who resolves the names of DNS clusters; `None`: the system's configuration (`/etc/resolv.conf`). The hosts file is read either way.
     pub resolver: Option<ResolverConfig>,
+    /// What the servers are asked. Of those that have secrets only nothing but [`XdsClient::watch_secret`] gets an answer.
+    pub service: Service,
 }
 
 /// Lives as long as a client or a watch does.
@@ -48,6 +50,7 @@ pub(crate) struct Shared {
     connect: Arc<dyn Connect>,
     extensions: Extensions,
     resolvers: Arc<Resolvers>,
+    service: Service,
     graph: Mutex<Graph>,
     /// One per driver, by the server's index in the graph: "your subscriptions changed".
     drivers: Mutex<Vec<Arc<Notify>>>,
@@ -85,6 +88,7 @@ impl XdsClient {
             connect,
             extensions: options.extensions,
             resolvers: Arc::new(Resolvers::new(options.resolver)),
+            service: options.service,
             drivers: Mutex::default(),
             runtime: runtime::Handle::current(),
             stop: stopped,
@@ -143,6 +147,10 @@ impl Shared {
 
     pub(crate) fn connect(&self) -> &Arc<dyn Connect> {
         &self.connect
+    }
+
+    pub(crate) fn service(&self) -> Service {
+        self.service
     }
 
     pub(crate) fn extensions(&self) -> &Extensions {

@@ -3,17 +3,19 @@
 mod ads;
 mod names;
 mod sds;
+mod sds_source;
 
 pub(crate) use ads::ads_connector;
+pub use sds_source::{SdsConfig, SdsSource};
 
 use crate::{error::BoxError, transport::Protocol};
 use mesh_tls::{
     Acceptor, ClientAuth, ClientSettings, ClientTls, CryptoProvider, FileSource, FileSourceConfig, MemorySource,
-    PeerCheck, Roots, ServerSettings, Source,
+    PeerCheck, Roots, ServerSettings, Source, TlsError,
 };
 use mesh_xds::{
     XdsClient,
-    bootstrap::{CertificateProvider, FileWatcher},
+    bootstrap::{CertificateProvider, FileWatcher, Node, SdsServer, ServerConfig},
     resource::{
         CertificateProviderRef, Credential, DownstreamTls, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa,
         UpstreamTls,
@@ -39,8 +41,19 @@ pub(crate) struct Identities {
     instances: Mutex<HashMap<String, Arc<dyn Source>>>,
     /// Secrets and certificates of resources, while they are used.
     secrets: Mutex<HashMap<Secret, Weak<dyn Source>>>,
+    /// Of clusters that say nothing of TLS; `None`: plaintext.
+    fallback: Option<Fallback>,
     opener: Opener,
     xds: Option<XdsClient>,
+}
+
+/// TLS of clusters that say nothing (gRFC A29): one configuration for all of them.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    http1: ClientTls,
+    http2: ClientTls,
+    /// The server name is not set: it is the endpoint's.
+    by_endpoint: bool,
 }
 
 /// What a source is opened with.
@@ -54,6 +67,8 @@ pub(crate) struct Opener {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Secret {
     Sds(Arc<str>, Role),
+    /// Of a server that is not the control plane.
+    Of(Arc<ServerConfig>, Arc<str>, Role),
     Certificate(Arc<TlsCertificate>),
     Trust(Arc<TrustedCa>),
 }
@@ -92,10 +107,22 @@ impl Identities {
     pub(crate) fn new(
         providers: BTreeMap<String, CertificateProvider>,
         given: HashMap<String, Arc<dyn Source>>,
+        fallback: Option<Fallback>,
         opener: Opener,
         xds: Option<XdsClient>,
     ) -> Arc<Self> {
-        Arc::new(Self { providers, given, instances: Mutex::default(), secrets: Mutex::default(), opener, xds })
+        let (instances, secrets) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { providers, given, instances, secrets, fallback, opener, xds })
+    }
+
+    /// TLS of a cluster that says nothing, to speak this protocol, and whether the server name is the endpoint's.
+    pub(crate) fn fallback(&self, protocol: Protocol) -> Option<(ClientTls, bool)> {
+        let Fallback { http1, http2, by_endpoint } = self.fallback.as_ref()?;
+        let tls = match protocol {
+            Protocol::Http1 => http1,
+            Protocol::Http2 => http2,
+        };
+        Some((tls.clone(), *by_endpoint))
     }
 
     /// TLS as a cluster's `UpstreamTlsContext` says (gRFC A29), to speak this protocol. What is not there yet is waited for within the
@@ -154,6 +181,15 @@ impl Identities {
                     Ok(sds::follow(watch, T::ROLE, &self.opener))
                 })
             }
+            Credential::Sds(SdsRef { origin: SdsOrigin::Server(server), name }) => {
+                self.shared(Secret::Of(server.clone(), name.clone(), T::ROLE), || {
+                    let (certificate, roots) = match T::ROLE {
+                        Role::Certificate => (Some(name.to_string()), None),
+                        Role::Trust => (None, Some(name.to_string())),
+                    };
+                    self.sds(format!("secret {name} of {}", server.uri), (**server).clone(), certificate, roots)
+                })
+            }
             Credential::Inline(held) => {
                 let secret = T::secret(held);
                 self.shared(secret.clone(), || self.held(&secret))
@@ -182,7 +218,9 @@ impl Identities {
         let kind = match secret {
             Secret::Certificate(own) => SecretKind::Certificate(own.clone()),
             Secret::Trust(ca) => SecretKind::Trust(ca.clone()),
-            Secret::Sds(name, _) => return Err(format!("the secret `{name}` is not held by a resource").into()),
+            Secret::Sds(name, _) | Secret::Of(_, name, _) => {
+                return Err(format!("the secret `{name}` is not held by a resource").into());
+            }
         };
         if let Some(files) = sds::files(&kind) {
             return sds::open_files("the files of the TLS context", files, &self.opener);
@@ -200,8 +238,11 @@ impl Identities {
         if let Some(source) = instances.get(instance) {
             return Ok(source.clone());
         }
-        let watcher = match self.providers.get(instance) {
-            Some(CertificateProvider::FileWatcher(watcher)) => watcher,
+        let source = match self.providers.get(instance) {
+            Some(CertificateProvider::FileWatcher(watcher)) => self.opener.open(instance, watcher)?,
+            Some(CertificateProvider::Sds(SdsServer { server, certificate, roots })) => {
+                self.sds(instance.to_owned(), server.clone(), certificate.clone(), roots.clone())?
+            }
             Some(CertificateProvider::Unknown { plugin }) => {
                 return Err(
                     format!("certificate provider instance `{instance}` is of the unknown plugin `{plugin}`").into()
@@ -211,9 +252,38 @@ impl Identities {
                 return Err(format!("certificate provider instance `{instance}` is not in the bootstrap").into());
             }
         };
-        let source = self.opener.open(instance, watcher)?;
         instances.insert(instance.to_owned(), source.clone());
         Ok(source)
+    }
+}
+
+impl Identities {
+    /// Secrets of a server that has nothing else.
+    fn sds(
+        &self,
+        name: String,
+        server: ServerConfig,
+        certificate: Option<String>,
+        roots: Option<String>,
+    ) -> Result<Arc<dyn Source>, BoxError> {
+        let node = self.xds.as_ref().map_or_else(Node::default, |xds| xds.bootstrap().node.clone());
+        let config = SdsConfig { name, server, certificate, roots, node, provider: self.opener.crypto.clone() };
+        Ok(Arc::new(SdsSource::new(config, &self.opener.runtime)?))
+    }
+}
+
+impl Fallback {
+    /// Checks the settings.
+    pub(crate) fn new(settings: &ClientSettings, crypto: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let tls = |protocol| {
+            let mut settings = settings.clone();
+            if settings.alpn.is_empty() {
+                settings.alpn = names::alpn(&[], protocol);
+            }
+            ClientTls::new(settings, crypto.clone())
+        };
+        let (http1, http2) = (tls(Protocol::Http1)?, tls(Protocol::Http2)?);
+        Ok(Self { http1, http2, by_endpoint: settings.sni.is_none() })
     }
 }
 

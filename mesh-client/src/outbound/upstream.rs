@@ -151,6 +151,10 @@ fn connector(
     numbers: Numbers,
 ) -> Arc<Connector> {
     let socket = |socket: &TransportSocket| match socket {
+        TransportSocket::Fallback => match identities.fallback(protocol) {
+            Some((tls, auto_host_sni)) => Socket { security: Security::Tls(tls), auto_host_sni },
+            None => Socket { security: Security::Plaintext, auto_host_sni: false },
+        },
         TransportSocket::Plaintext => Socket { security: Security::Plaintext, auto_host_sni: false },
         TransportSocket::Tls(tls) => {
             let security = match identities.client_tls(tls, protocol) {

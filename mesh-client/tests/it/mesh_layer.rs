@@ -13,13 +13,13 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 
-const URI: &str = "http://reviews.default.svc.cluster.local:9080/reviews/1";
+pub(crate) const URI: &str = "http://reviews.default.svc.cluster.local:9080/reviews/1";
 const CLUSTER: &str = "outbound|9080||reviews.default.svc.cluster.local";
 
-type Body = Full<Bytes>;
+pub(crate) type Body = Full<Bytes>;
 
 /// The reviews' ServiceEntry, a route with these fields, and this traffic policy.
-fn reviews(endpoints: &[SocketAddr], route: &str, traffic: &str) -> String {
+pub(crate) fn reviews(endpoints: &[SocketAddr], route: &str, traffic: &str) -> String {
     let endpoint = |a: &SocketAddr| format!("  - {{address: {}, ports: {{http: {}}}}}\n", a.ip(), a.port());
     let endpoints: String = endpoints.iter().map(endpoint).collect();
     let host = "reviews.default.svc.cluster.local";
@@ -33,18 +33,18 @@ fn reviews(endpoints: &[SocketAddr], route: &str, traffic: &str) -> String {
 }
 
 /// A request through the layer; the inner client answers `inner: URI`.
-async fn send(mesh: &Mesh, request: Request<Body>) -> Result<Response<LayerBody<Body>>, BoxError> {
+pub(crate) async fn send(mesh: &Mesh, request: Request<Body>) -> Result<Response<LayerBody<Body>>, BoxError> {
     let inner = service_fn(|request: Request<Body>| async move {
         Ok::<_, Infallible>(Response::new(Body::from(format!("inner: {}", request.uri()))))
     });
     tokio::time::timeout(GUARD, mesh.layer().layer(inner).oneshot(request)).await.expect("hangs")
 }
 
-fn get(uri: &str) -> Request<Body> {
+pub(crate) fn get(uri: &str) -> Request<Body> {
     Request::get(uri).body(Body::default()).unwrap()
 }
 
-async fn text<R>(response: Response<LayerBody<R>>) -> String
+pub(crate) async fn text<R>(response: Response<LayerBody<R>>) -> String
 where
     R: http_body::Body<Data = Bytes>,
     R::Error: Into<BoxError>,

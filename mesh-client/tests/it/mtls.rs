@@ -20,7 +20,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/default/sa/greeter";
-const MUTUAL: &str = "{tls: {mode: ISTIO_MUTUAL}}";
+pub(crate) const MUTUAL: &str = "{tls: {mode: ISTIO_MUTUAL}}";
 
 /// A greeter with a certificate of the control plane's CA.
 pub(crate) async fn mutual_greeter(cp: &ControlPlane, mode: Mode) -> (Backend, mesh_tls::Acceptor) {

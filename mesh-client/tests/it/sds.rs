@@ -38,18 +38,18 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 
-fn over_ads() -> Option<ConfigSource> {
+pub(crate) fn over_ads() -> Option<ConfigSource> {
     let specifier = ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
     Some(ConfigSource { config_source_specifier: Some(specifier), ..ConfigSource::default() })
 }
 
 /// What Istio's agent serves to its proxy.
-fn from_the_agent() -> Option<ConfigSource> {
+pub(crate) fn from_the_agent() -> Option<ConfigSource> {
     let specifier = ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource::default());
     Some(ConfigSource { config_source_specifier: Some(specifier), ..ConfigSource::default() })
 }
 
-fn by_name(own: &str, roots: &str, source: impl Fn() -> Option<ConfigSource>) -> CommonTlsContext {
+pub(crate) fn by_name(own: &str, roots: &str, source: impl Fn() -> Option<ConfigSource>) -> CommonTlsContext {
     let named = |name: &str| SdsSecretConfig { name: name.to_owned(), sds_config: source() };
     CommonTlsContext {
         tls_certificate_sds_secret_configs: vec![named(own)],
@@ -58,9 +58,14 @@ fn by_name(own: &str, roots: &str, source: impl Fn() -> Option<ConfigSource>) ->
     }
 }
 
-fn socket(common: CommonTlsContext) -> TransportSocket {
+pub(crate) fn socket(common: CommonTlsContext) -> TransportSocket {
     let context = UpstreamTlsContext { common_tls_context: Some(common), ..UpstreamTlsContext::default() };
     TransportSocket { name: "tls".to_owned(), config_type: Some(ConfigType::TypedConfig(pack_any(context))) }
+}
+
+/// The content of a file, or its name.
+pub(crate) fn data(path: &Path, by_file: bool) -> Option<DataSource> {
+    if by_file { file(path) } else { text(path) }
 }
 
 fn text(path: &Path) -> Option<DataSource> {
@@ -88,13 +93,13 @@ fn serve_secrets(cp: &ControlPlane, files: &Path, part: impl Fn(&Path) -> Option
     serve_secret(cp, "roots", Type::ValidationContext(context));
 }
 
-fn serve_secret(cp: &ControlPlane, name: &str, secret: Type) {
+pub(crate) fn serve_secret(cp: &ControlPlane, name: &str, secret: Type) {
     let secret = Secret { name: name.to_owned(), r#type: Some(secret) };
     cp.cache().update(ResourceType::Secret, name, pack_any(secret));
 }
 
 /// Where the control plane's CA keeps the client's identity.
-fn client_files(dir: &tempfile::TempDir) -> std::path::PathBuf {
+pub(crate) fn client_files(dir: &tempfile::TempDir) -> std::path::PathBuf {
     dir.path().join("ca/ns/default/sa/client")
 }
 

@@ -1,9 +1,15 @@
 //! One ADS stream on its own HTTP/2 connection, with keepalive so that a silent peer is noticed.
 
-use super::transport::{BoxedIo, Connect};
+use super::{
+    Service,
+    transport::{BoxedIo, Connect},
+};
 use crate::bootstrap::{CallCreds, ChannelCreds, ServerAddress, ServerConfig, Timing};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DiscoveryRequest, DiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+use envoy_types::pb::envoy::service::{
+    discovery::v3::{
+        DiscoveryRequest, DiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use hyper_util::rt::TokioIo;
@@ -28,14 +34,20 @@ pub(super) async fn dial(
     connect: Arc<dyn Connect>,
     server: ServerConfig,
     timing: Timing,
+    service: Service,
 ) -> Result<Connection, String> {
-    match timeout(timing.connect_timeout, open(connect, server, &timing)).await {
+    match timeout(timing.connect_timeout, open(connect, server, &timing, service)).await {
         Ok(result) => result,
         Err(_) => Err(format!("no connection within {:?}", timing.connect_timeout)),
     }
 }
 
-async fn open(connect: Arc<dyn Connect>, server: ServerConfig, timing: &Timing) -> Result<Connection, String> {
+async fn open(
+    connect: Arc<dyn Connect>,
+    server: ServerConfig,
+    timing: &Timing,
+    service: Service,
+) -> Result<Connection, String> {
     let io = connect.connect(&server).await.map_err(|error| describe(&error))?;
     let token = bearer_token(&server).await?;
     let secure = server.channel_creds != ChannelCreds::Insecure;
@@ -47,13 +59,17 @@ async fn open(connect: Arc<dyn Connect>, server: ServerConfig, timing: &Timing) 
     let endpoint = Endpoint::from_shared(format!("http://{authority}")).map_err(|error| describe(&error))?;
     let scheme = if secure { "https" } else { "http" };
     let origin = format!("{scheme}://{authority}").parse().map_err(|error: http::uri::InvalidUri| describe(&error))?;
-    let endpoint = endpoint
+    let mut endpoint = endpoint
         .origin(origin)
-        .http2_keep_alive_interval(timing.keepalive_interval)
-        .keep_alive_timeout(timing.keepalive_timeout)
-        .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
+    // The system says when a process on this machine ends; and agents built on grpc-go send away who pings more often than every 5 min.
+    if let ServerAddress::Tcp { .. } = server.address {
+        endpoint = endpoint
+            .http2_keep_alive_interval(timing.keepalive_interval)
+            .keep_alive_timeout(timing.keepalive_timeout)
+            .keep_alive_while_idle(true);
+    }
     let mut io = Some(io);
     let connector = tower::service_fn(move |_| {
         let io = io.take();
@@ -64,13 +80,21 @@ async fn open(connect: Arc<dyn Connect>, server: ServerConfig, timing: &Timing) 
         }
     });
     let channel = endpoint.connect_with_connector(connector).await.map_err(|error| describe(&error))?;
-    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let (requests, outgoing) = mpsc::unbounded_channel();
     let mut request = tonic::Request::new(UnboundedReceiverStream::new(outgoing));
     if let Some(token) = token {
         request.metadata_mut().insert("authorization", token);
     }
-    let call = async move { client.stream_aggregated_resources(request).await.map(tonic::Response::into_inner) };
+    let call = async move {
+        let opened = match service {
+            Service::Aggregated => {
+                let client = AggregatedDiscoveryServiceClient::new(channel);
+                client.max_decoding_message_size(usize::MAX).stream_aggregated_resources(request).await
+            }
+            Service::Secrets => SecretDiscoveryServiceClient::new(channel).stream_secrets(request).await,
+        };
+        opened.map(tonic::Response::into_inner)
+    };
     Ok(Connection { requests, responses: futures::stream::once(call).try_flatten().boxed() })
 }
 

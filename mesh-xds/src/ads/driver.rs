@@ -93,7 +93,7 @@ impl Driver {
         match action {
             Action::Connect => {
                 let timing = self.shared.bootstrap().timing.clone();
-                let dial = dial(self.shared.connect().clone(), self.config.clone(), timing);
+                let dial = dial(self.shared.connect().clone(), self.config.clone(), timing, self.shared.service());
                 self.link = Link::Connecting(Box::pin(dial));
             }
             Action::Disconnect => {
@@ -165,6 +165,7 @@ impl Driver {
             names.into_iter().map(find).collect()
         });
         let mut decoder = Decoder::new(&self.shared.bootstrap().certificate_providers)
+            .with_services(&self.shared.bootstrap().allowed_grpc_services)
             .with_extensions(self.shared.extensions())
             .trusted(self.config.features.trusted_xds_server);
         let decoded = sotw::decode(kind, response, wanted, &mut decoder);

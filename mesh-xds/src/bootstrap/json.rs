@@ -2,7 +2,7 @@
 
 use super::{
     Authority, Bootstrap, BootstrapError, CallCreds, CertificateProvider, ChannelCreds, ENV_CONFIG, ENV_FILE,
-    FileWatcher, GrpcService, Node, ServerAddress, ServerConfig, ServerFeatures, Source, Timing, TlsCreds,
+    FileWatcher, GrpcService, Node, SdsServer, ServerAddress, ServerConfig, ServerFeatures, Source, Timing, TlsCreds,
     builder::check_authority_template,
 };
 use crate::resource::LocalityId;
@@ -346,15 +346,45 @@ fn certificate_providers(root: &Object, notes: &mut Notes) -> Result<BTreeMap<St
         let plugin = string(&path, value, "plugin_name")?
             .filter(|plugin| !plugin.is_empty())
             .ok_or_else(|| (join(&path, "plugin_name"), "is missing".to_owned()))?;
-        let provider = if plugin == "file_watcher" {
-            CertificateProvider::FileWatcher(file_watcher(&path, value, notes)?)
-        } else {
-            notes.0.push(format!("{path}: unknown plugin \"{plugin}\", resources that use it will be rejected"));
-            CertificateProvider::Unknown { plugin }
+        let provider = match plugin.as_str() {
+            "file_watcher" => CertificateProvider::FileWatcher(file_watcher(&path, value, notes)?),
+            "sds" => CertificateProvider::Sds(sds(&path, value, notes)?),
+            _ => {
+                notes.0.push(format!("{path}: unknown plugin \"{plugin}\", resources that use it will be rejected"));
+                CertificateProvider::Unknown { plugin }
+            }
         };
         providers.insert(name.clone(), provider);
     }
     Ok(providers)
+}
+
+fn sds(path: &str, value: &Object, notes: &mut Notes) -> Result<SdsServer, Fault> {
+    let path = join(path, "config");
+    let config = match field(value, "config") {
+        Some(config) => object(&path, config)?,
+        None => return Err((path, "is missing".to_owned())),
+    };
+    notes.unknown(&path, config, &["server_uri", "channel_creds", "call_creds", "certificate_name", "root_name"]);
+    let uri_path = join(&path, "server_uri");
+    let uri = string(&path, config, "server_uri")?.ok_or_else(|| (uri_path.clone(), "is missing".to_owned()))?;
+    let address = ServerAddress::parse(&uri).map_err(|reason| (uri_path, reason))?;
+    let channel_creds = match field(config, "channel_creds") {
+        Some(_) => channel_creds(&path, config, notes)?,
+        None => ChannelCreds::Insecure,
+    };
+    let call_creds = call_creds(&path, config, notes)?;
+    let name = |key, default: &str| {
+        let name = string(&path, config, key)?.unwrap_or_else(|| default.to_owned());
+        Ok::<_, Fault>(Some(name).filter(|name| !name.is_empty()))
+    };
+    let (certificate, roots) = (name("certificate_name", "default")?, name("root_name", "ROOTCA")?);
+    if certificate.is_none() && roots.is_none() {
+        return Err((path, "names no certificate_name and no root_name".to_owned()));
+    }
+    let features = ServerFeatures::default();
+    let server = ServerConfig { uri: uri.into(), address, channel_creds, call_creds, features };
+    Ok(SdsServer { server, certificate, roots })
 }
 
 fn file_watcher(path: &str, value: &Object, notes: &mut Notes) -> Result<FileWatcher, Fault> {

@@ -121,6 +121,8 @@ pub struct Node {
 pub enum CertificateProvider {
     /// `file_watcher`.
     FileWatcher(FileWatcher),
+    /// `sds`: ours, no other gRPC library has it.
+    Sds(SdsServer),
     /// One that the application holds itself, and gives to who uses the bootstrap. Never in the JSON.
     Application,
     /// A plugin this library does not have. Resources that name it are rejected.
@@ -143,6 +145,17 @@ pub struct FileWatcher {
     pub spiffe_trust_bundle_map_file: Option<PathBuf>,
     /// How often the files are read again; default 600 s.
     pub refresh_interval: Duration,
+}
+
+/// Config of the `sds` certificate provider: an SDS server, as SPIRE's agent and Istio's are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SdsServer {
+    /// `server_uri` and `channel_creds`, written as in `xds_servers`; without the latter plaintext.
+    pub server: ServerConfig,
+    /// `certificate_name`: the secret that is our certificate; default `default`. `None` (in JSON: empty): none.
+    pub certificate: Option<String>,
+    /// `root_name`: the secret that says whom to trust; default `ROOTCA`. `None` (in JSON: empty): none.
+    pub roots: Option<String>,
 }
 
 /// One entry of `authorities`.

@@ -102,6 +102,28 @@ fn what_is_ignored_is_noted_with_its_path() {
 }
 
 #[test]
+fn an_sds_server_is_a_certificate_provider() {
+    let provider = |config: &str| {
+        let json = format!(
+            r#"{{"xds_servers": [{{"server_uri": "a:1", "channel_creds": [{{"type": "insecure"}}]}}],
+                "certificate_providers": {{"a": {{"plugin_name": "sds", "config": {config}}}}}}}"#
+        );
+        Bootstrap::from_json(&json).unwrap().certificate_providers["a"].clone()
+    };
+    let server = ServerConfig::insecure("unix:/run/agent.sock").unwrap();
+    let (certificate, roots) = (Some("default".to_owned()), Some("ROOTCA".to_owned()));
+    assert_eq!(
+        provider(r#"{"server_uri": "unix:/run/agent.sock"}"#),
+        CertificateProvider::Sds(SdsServer { server, certificate, roots })
+    );
+    let tls =
+        r#"{"server_uri": "agent:9", "channel_creds": [{"type": "tls"}], "certificate_name": "", "root_name": "r"}"#;
+    let CertificateProvider::Sds(found) = provider(tls) else { panic!() };
+    assert!(matches!(found.server.channel_creds, ChannelCreds::Tls(_)));
+    assert_eq!((found.certificate, found.roots.as_deref()), (None, Some("r")));
+}
+
+#[test]
 fn the_least_bootstrap_has_every_default() {
     let json = r#"{"xds_servers": [{"server_uri": "localhost:1", "channel_creds": [{"type": "insecure"}]}]}"#;
     let bootstrap = Bootstrap::from_json(json).unwrap();
@@ -188,6 +210,24 @@ fn wrong_fields_are_named_by_path() {
             with(r#""authorities": {"a": {"xds_servers": [{"server_uri": "a:1"}]}}"#),
             "authorities[\"a\"].xds_servers[0].channel_creds",
             "missing",
+        ),
+        (
+            with(r#""certificate_providers": {"a": {"plugin_name": "sds", "config": {}}}"#),
+            "certificate_providers[\"a\"].config.server_uri",
+            "missing",
+        ),
+        (
+            with(r#""certificate_providers": {"a": {"plugin_name": "sds", "config": {"server_uri": "ftp://a"}}}"#),
+            "certificate_providers[\"a\"].config.server_uri",
+            "unsupported scheme",
+        ),
+        (
+            with(
+                r#""certificate_providers": {"a": {"plugin_name": "sds", "config":
+                    {"server_uri": "unix:/a", "certificate_name": "", "root_name": ""}}}"#,
+            ),
+            "certificate_providers[\"a\"].config",
+            "names no certificate_name",
         ),
         (with(r#""allowed_grpc_services": {"t": {}}"#), "allowed_grpc_services[\"t\"].channel_creds", "missing"),
     ];

@@ -178,7 +178,7 @@ impl Cluster {
             outlier_detection: None,
             health_check: None,
             ignore_health_on_host_removal: false,
-            transport_socket: TransportSocket::Plaintext,
+            transport_socket: TransportSocket::Fallback,
             transport_socket_matches: Vec::new(),
             http_protocol: None,
             idle_timeout: Duration::from_secs(3600),

@@ -1,6 +1,7 @@
 //! TLS of clusters and of server listeners: `UpstreamTlsContext` and `DownstreamTlsContext`.
 
 use super::{MetadataValue, StringMatcher, TlsCertificate, TrustedCa};
+use crate::bootstrap::ServerConfig;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The metadata of endpoints that `transport_socket_matches` looks at.
@@ -9,8 +10,10 @@ const SOCKET_MATCH: &str = "envoy.transport_socket_match";
 /// Transport to the endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum TransportSocket {
-    /// TCP.
+    /// Nothing is said: the fallback credentials of the client (gRFC A29), which are plaintext unless it was told otherwise.
     #[default]
+    Fallback,
+    /// TCP.
     Plaintext,
     /// `UpstreamTlsContext` (gRFC A29).
     Tls(Arc<UpstreamTls>),
@@ -83,13 +86,15 @@ pub struct SdsRef {
 }
 
 /// Who has a `Secret`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SdsOrigin {
     /// The control plane, over the same ADS stream.
     Ads,
     /// The workload itself: what Istio's agent serves to Envoy under the names `default` and `ROOTCA`. Here they are the identity
     /// that the application gave to the mesh, or else the certificate provider instance `default` of the bootstrap.
     Workload,
+    /// A server of its own: `google_grpc`, where the bootstrap's `allowed_grpc_services` have its target (gRFC A102).
+    Server(Arc<ServerConfig>),
 }
 
 /// A certificate provider instance of the bootstrap.

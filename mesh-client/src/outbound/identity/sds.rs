@@ -11,7 +11,7 @@ use mesh_xds::{
     resource::{DataSource, SecretKind},
     snapshot::SecretState,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// How often files that a secret names are looked at again. Envoy is told by the system when they change.
@@ -33,18 +33,24 @@ pub(super) struct Files {
     crl: Option<PathBuf>,
 }
 
-/// A source that a task fills, for as long as it is used.
+/// A source that tasks fill, for as long as it is used.
 #[derive(Debug)]
-struct Followed {
+pub(super) struct Followed {
     held: Arc<MemorySource>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// Follows a secret of the control plane.
 pub(super) fn follow(watch: SecretWatch, role: Role, opener: &Opener) -> Arc<dyn Source> {
-    let held = Arc::new(MemorySource::empty(format!("secret {}", watch.name())));
-    let task = opener.runtime.spawn(keep(watch, role, held.clone(), opener.clone()));
-    Arc::new(Followed { held, task })
+    Arc::new(Followed::new(format!("secret {}", watch.name()), [(watch, role)], opener))
+}
+
+impl Followed {
+    pub(super) fn new(name: String, watches: impl IntoIterator<Item = (SecretWatch, Role)>, opener: &Opener) -> Self {
+        let held = Arc::new(MemorySource::empty(name));
+        let follow = |(watch, role)| opener.runtime.spawn(keep(watch, role, held.clone(), opener.clone()));
+        Self { tasks: watches.into_iter().map(follow).collect(), held }
+    }
 }
 
 /// What is there stays until there is something newer: a secret that is removed or broken takes nothing away.
@@ -114,7 +120,12 @@ async fn copy(files: &dyn Source, held: &MemorySource) {
     loop {
         let material = files.current();
         if material.generation > 0 {
-            held.set(material.identity.clone(), material.roots.clone());
+            if let Some(identity) = &material.identity {
+                held.set_identity(identity.clone());
+            }
+            if let Some(roots) = &material.roots {
+                held.set_roots(roots.clone());
+            }
         } else if let Some(reason) = files.last_error() {
             held.fail(reason);
         }
@@ -158,10 +169,16 @@ pub(super) fn open_files(name: &str, files: Files, opener: &Opener) -> Result<Ar
 
 /// Reads a secret whose parts are text; a part that is a file is read once.
 pub(super) fn read(kind: &SecretKind, crypto: &CryptoProvider) -> Result<Parsed, BoxError> {
-    let bytes = |source: &DataSource| match source {
-        DataSource::Bytes(bytes) => Ok(bytes.to_vec()),
-        DataSource::File(path) => std::fs::read(path).map_err(|error| format!("{}: {error}", path.display())),
-    };
+    // Text is not copied: it may be a key.
+    fn bytes(source: &DataSource) -> Result<Cow<'_, [u8]>, String> {
+        match source {
+            DataSource::Bytes(bytes) => Ok(bytes.as_ref().into()),
+            DataSource::File(path) => {
+                let read = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+                read.map(Cow::Owned)
+            }
+        }
+    }
     Ok(match kind {
         SecretKind::Certificate(own) => {
             Parsed::Own(Identity::from_pem(&bytes(&own.chain)?, &bytes(&own.key)?, crypto)?)
@@ -205,6 +222,6 @@ impl Source for Followed {
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }

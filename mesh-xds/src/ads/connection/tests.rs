@@ -37,7 +37,8 @@ fn server() -> ServerConfig {
 async fn a_silent_peer_is_noticed_by_keepalive() {
     let (connect, _silent) = pair();
     let timing = Timing::default();
-    let mut connection = dial(connect, server(), timing.clone()).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut connection =
+        dial(connect, server(), timing.clone(), Service::Aggregated).await.unwrap_or_else(|error| panic!("{error}"));
     connection.send(DiscoveryRequest::default());
     let start = Instant::now();
     let ended = connection.next().await.expect_err("nobody answers");
@@ -48,7 +49,7 @@ async fn a_silent_peer_is_noticed_by_keepalive() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_does_not_come_is_given_up() {
     let connect = Arc::new(Once(Mutex::new(None)));
-    let ended = dial(connect, server(), Timing::default()).await.err().expect("times out");
+    let ended = dial(connect, server(), Timing::default(), Service::Aggregated).await.err().expect("times out");
     assert_eq!(ended, "no connection within 20s");
 }
 

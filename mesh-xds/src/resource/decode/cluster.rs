@@ -41,7 +41,7 @@ impl Decoder<'_> {
         }
         let transport_socket = match proto.transport_socket.take() {
             Some(socket) => self.at("transport_socket", |cx| cx.transport_socket(socket))?,
-            None => resource::TransportSocket::Plaintext,
+            None => resource::TransportSocket::Fallback,
         };
         let matches = std::mem::take(&mut proto.transport_socket_matches);
         let transport_socket_matches = self.each("transport_socket_matches", matches, Self::socket_match)?;

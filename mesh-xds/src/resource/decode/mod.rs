@@ -28,7 +28,11 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use crate::{bootstrap::CertificateProvider, lint::Note, resource::Extensions};
+use crate::{
+    bootstrap::{CertificateProvider, GrpcService},
+    lint::Note,
+    resource::Extensions,
+};
 use envoy_types::pb::{
     envoy::config::core::v3::{ConfigSource, config_source::ConfigSourceSpecifier},
     google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
@@ -54,6 +58,7 @@ pub(crate) type Valid<T> = Result<T, Invalid>;
 #[derive(Debug)]
 pub struct Decoder<'a> {
     providers: &'a BTreeMap<String, CertificateProvider>,
+    services: Option<&'a BTreeMap<String, GrpcService>>,
     extensions: Option<&'a Extensions>,
     /// The control plane has the feature `trusted_xds_server`.
     trusted: bool,
@@ -73,7 +78,15 @@ enum Segment {
 impl<'a> Decoder<'a> {
     /// A decoder that knows these certificate provider instances.
     pub fn new(providers: &'a BTreeMap<String, CertificateProvider>) -> Self {
-        Self { providers, extensions: None, trusted: false, server: false, path: Vec::new(), notes: Vec::new() }
+        let (path, notes) = (Vec::new(), Vec::new());
+        Self { providers, services: None, extensions: None, trusted: false, server: false, path, notes }
+    }
+
+    /// One that knows which services resources may name by their targets too (gRFC A102).
+    #[must_use]
+    pub fn with_services(mut self, services: &'a BTreeMap<String, GrpcService>) -> Self {
+        self.services = Some(services);
+        self
     }
 
     /// One that knows these extensions too.

@@ -1,10 +1,12 @@
 //! SDS validation: `Secret`, what names one, and where the bytes of certificates come from.
 
 use super::{Decoder, Invalid, Valid};
+use crate::bootstrap::{GrpcService, ServerConfig};
 use crate::resource::{Credential, DataSource, SdsOrigin, SdsRef, Secret, SecretKind, TlsCertificate, TrustedCa};
 use envoy_types::pb::envoy::{
     config::core::v3::{
-        ConfigSource, DataSource as ProtoSource, config_source::ConfigSourceSpecifier, data_source::Specifier,
+        ApiConfigSource, ConfigSource, DataSource as ProtoSource, config_source::ConfigSourceSpecifier,
+        data_source::Specifier, grpc_service::TargetSpecifier,
     },
     extensions::transport_sockets::tls::v3::{
         SdsSecretConfig, Secret as Proto, TlsCertificate as ProtoCertificate, secret::Type,
@@ -83,16 +85,37 @@ impl Decoder<'_> {
             return Err(self.invalid_at("name", "must not be empty"));
         }
         let specifier = source.and_then(|source| source.config_source_specifier.as_ref());
-        let origin = match specifier {
-            Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SdsOrigin::Ads,
+        let server = match specifier {
+            Some(ConfigSourceSpecifier::ApiConfigSource(api)) => self.sds_server(api),
+            _ => None,
+        };
+        let origin = match (specifier, server) {
+            (Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)), _) => SdsOrigin::Ads,
+            (_, Some(server)) => SdsOrigin::Server(Arc::new(server)),
             // The other servers are Envoy's: what Istio's agent gives it there has names of its own.
             _ if matches!(name.as_str(), "default" | "ROOTCA") => SdsOrigin::Workload,
             _ => {
-                let reason = format!("must be ads or self for \"{name}\": other servers have only default and ROOTCA");
+                let reason = format!(
+                    "must be ads, self, or google_grpc with a target of the bootstrap's allowed_grpc_services for \"{name}\": \
+                     other servers have only default and ROOTCA"
+                );
                 return Err(self.invalid_at("sds_config", reason));
             }
         };
         Ok(SdsRef { name: name.into(), origin })
+    }
+
+    /// A server that the bootstrap allows, with the credentials that it says (gRFC A102): never those of the resource.
+    fn sds_server(&self, api: &ApiConfigSource) -> Option<ServerConfig> {
+        let targets = api.grpc_services.iter().filter_map(|service| match &service.target_specifier {
+            Some(TargetSpecifier::GoogleGrpc(google)) => Some(google.target_uri.as_str()),
+            _ => None,
+        });
+        let services = self.services?;
+        targets.into_iter().find_map(|target| {
+            let GrpcService { channel_creds, call_creds } = services.get(target)?.clone();
+            Some(ServerConfig { channel_creds, call_creds, ..ServerConfig::insecure(target).ok()? })
+        })
     }
 
     pub(super) fn tls_certificate(&mut self, proto: ProtoCertificate) -> Valid<TlsCertificate> {

@@ -345,9 +345,9 @@ impl Decoder<'_> {
         proto: CertificateProviderPluginInstance,
     ) -> Valid<CertificateProviderRef> {
         match self.providers.get(&proto.instance_name) {
-            Some(CertificateProvider::FileWatcher(_) | CertificateProvider::Application) => {
-                Ok(CertificateProviderRef { instance: proto.instance_name, certificate: proto.certificate_name })
-            }
+            Some(
+                CertificateProvider::FileWatcher(_) | CertificateProvider::Sds(_) | CertificateProvider::Application,
+            ) => Ok(CertificateProviderRef { instance: proto.instance_name, certificate: proto.certificate_name }),
             Some(CertificateProvider::Unknown { plugin }) => Err(self.invalid_at(
                 field,
                 format!("instance \"{}\" of the bootstrap has the unknown plugin \"{plugin}\"", proto.instance_name),

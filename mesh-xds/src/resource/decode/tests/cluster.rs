@@ -390,7 +390,7 @@ fn identity() -> CommonTlsContext {
 fn upstream(proto: &Proto) -> UpstreamTls {
     match accepted(proto).0.transport_socket {
         TransportSocket::Tls(tls) => UpstreamTls::clone(&tls),
-        TransportSocket::Plaintext => panic!("plaintext"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -1,9 +1,14 @@
 //! SDS: what secrets may be, and how they are named.
 
 use super::*;
+use crate::bootstrap::{ChannelCreds, GrpcService, ServerConfig};
 use crate::resource::{DataSource, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa};
 use envoy_types::pb::envoy::{
-    config::core::v3::{ApiConfigSource, DataSource as ProtoSource, data_source::Specifier},
+    config::core::v3::{
+        ApiConfigSource, DataSource as ProtoSource, GrpcService as ProtoService,
+        data_source::Specifier,
+        grpc_service::{GoogleGrpc, TargetSpecifier},
+    },
     extensions::transport_sockets::tls::v3::{
         CertificateValidationContext, GenericSecret, SdsSecretConfig, Secret as Proto,
         TlsCertificate as ProtoCertificate, TlsSessionTicketKeys, secret::Type,
@@ -132,6 +137,27 @@ fn a_secret_is_the_control_planes_or_the_workloads_or_a_file() {
         assert_eq!(named(name, None).unwrap(), sds(name, SdsOrigin::Workload));
     }
     assert_eq!(named("x", elsewhere()).unwrap_err().path, "sds_config");
+    let services = BTreeMap::from([(
+        "unix:/agent".to_owned(),
+        GrpcService { channel_creds: ChannelCreds::Insecure, call_creds: Vec::new() },
+    )]);
+    let at = |target: &str| {
+        let google = GoogleGrpc { target_uri: target.into(), ..GoogleGrpc::default() };
+        let service =
+            ProtoService { target_specifier: Some(TargetSpecifier::GoogleGrpc(google)), ..ProtoService::default() };
+        let api = ApiConfigSource { grpc_services: vec![service], ..ApiConfigSource::default() };
+        let specifier = ConfigSourceSpecifier::ApiConfigSource(api);
+        Some(ConfigSource { config_source_specifier: Some(specifier), ..ConfigSource::default() })
+    };
+    let at = |name: &str, target: &str| {
+        let config = SdsSecretConfig { name: name.into(), sds_config: at(target) };
+        Decoder::new(&providers).with_services(&services).own_secret(config)
+    };
+    let agent = || SdsOrigin::Server(ServerConfig::insecure("unix:/agent").unwrap().into());
+    assert_eq!(at("x", "unix:/agent").unwrap(), sds("x", agent()));
+    assert_eq!(at("default", "unix:/agent").unwrap(), sds("default", agent()));
+    assert_eq!(at("default", "unix:/other").unwrap(), sds("default", SdsOrigin::Workload));
+    assert!(at("x", "unix:/other").unwrap_err().reason.contains("allowed_grpc_services"));
     let files = TlsCertificate { chain: DataSource::File("/a".into()), key: DataSource::File("/b".into()) };
     assert_eq!(named("file-cert:/a~/b", elsewhere()).unwrap(), Credential::Inline(files.into()));
     assert_eq!(named("file-cert:/a", elsewhere()).unwrap_err().path, "name");

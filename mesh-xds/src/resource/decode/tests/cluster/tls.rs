@@ -11,6 +11,7 @@ fn tls_comes_from_provider_instances() {
     assert_eq!(tls.san_matchers[0].matcher.pattern, StringPattern::Exact("spiffe://a/b".into()));
     let raw = with(|c| c.transport_socket = Some(socket(any(&RawBuffer {}))));
     assert_eq!(accepted(&raw).0.transport_socket, TransportSocket::Plaintext);
+    assert_eq!(accepted(&with(|_| {})).0.transport_socket, TransportSocket::Fallback);
 }
 
 #[test]
