@@ -1,7 +1,7 @@
 //! From the listening socket to a connection whose peer is known.
 
 use super::{
-    ConnectionInfo, Shared,
+    ConnectionInfo, InboundLayer, Shared,
     chain_match::{Facts, Need, Spoken},
     config::Security,
     connection::Tls,
@@ -215,6 +215,12 @@ impl InboundStream {
     /// Who is at the other end.
     pub fn info(&self) -> &ConnectionInfo {
         &self.info
+    }
+
+    /// The policy of this connection as a layer, for servers that do not put its [`info`](Self::info) into the extensions of requests, such as
+    /// hyper's, over which axum serves.
+    pub fn layer(&self) -> InboundLayer {
+        InboundLayer::of_connection(self.info.clone())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of a connection.
 
 use super::{Chain, Limits, chain_match::Facts, farewell::Farewell, seen::Seen};
+use http::request;
 use mesh_tls::PeerIdentity;
 use mesh_xds::resource::TransportProtocol;
 use std::{fmt, net::SocketAddr, sync::Arc};
@@ -77,13 +78,19 @@ impl ConnectionInfo {
         self.0.tls.as_ref()?.alpn.as_deref()
     }
 
-    /// Puts itself and the client's identity into the extensions of a request.
-    pub(super) fn tell(&self, extensions: &mut http::Extensions) {
+    /// Puts itself and the client's identity into the extensions of a request, and what tonic's own requests say of the addresses.
+    pub(super) fn tell(&self, head: &mut request::Parts) {
+        let extensions = &mut head.extensions;
         extensions.insert(self.clone());
         match self.peer() {
             Some(peer) => _ = extensions.insert(peer.clone()),
             // Whatever is there is not of this connection.
             None => _ = extensions.remove::<PeerIdentity>(),
+        }
+        #[cfg(feature = "tonic-server")]
+        if crate::outbound::timeout::is_grpc(&head.headers) {
+            let (local_addr, remote_addr) = (Some(self.local_addr()), Some(self.remote_addr()));
+            extensions.insert(tonic::transport::server::TcpConnectInfo { local_addr, remote_addr });
         }
     }
 

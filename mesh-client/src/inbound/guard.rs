@@ -1,8 +1,16 @@
 //! The policy of a connection in front of a service: the same whatever transport is below.
 
-use super::{ConnectionInfo, Deciding, Decision, Exchange, Verdict, farewell::Busy};
+use super::{
+    ConnectionInfo, Deciding, Decision, Exchange, Verdict,
+    farewell::Busy,
+    whole::{self, Reading},
+};
 use crate::{
-    outbound::{filter::Reply, timeout::is_grpc},
+    BoxError,
+    outbound::{
+        filter::{Buffered, Filtered, Reply},
+        timeout::is_grpc,
+    },
     telemetry::trace::ScopeFuture,
 };
 use bytes::Bytes;
@@ -22,7 +30,13 @@ use tower_service::Service;
 /// A request is asked by the policy of the connection that it came over, which is in its extensions ([`ConnectionInfo`]). One that has
 /// none did not come through the mesh, and is answered with 500 (gRPC: INTERNAL).
 #[derive(Clone, Debug, Default)]
-pub struct InboundLayer(());
+pub struct InboundLayer(Option<ConnectionInfo>);
+
+impl InboundLayer {
+    pub(super) fn of_connection(connection: ConnectionInfo) -> Self {
+        Self(Some(connection))
+    }
+}
 
 /// A service behind the policy.
 #[derive(Clone, Debug)]
@@ -30,12 +44,14 @@ pub struct Guard<S> {
     inner: S,
     /// Of one connection; else the requests say of which they are.
     connection: Option<ConnectionInfo>,
+    /// Somebody else's server speaks on it.
+    foreign: bool,
 }
 
 impl<S> Guard<S> {
     /// For the requests of one connection.
     pub(super) fn of_connection(inner: S, connection: ConnectionInfo) -> Self {
-        Self { inner, connection: Some(connection) }
+        Self { inner, connection: Some(connection), foreign: false }
     }
 }
 
@@ -60,6 +76,13 @@ where
     Deciding {
         deciding: Deciding,
         body: Option<B>,
+        service: Option<S>,
+    },
+    /// The request goes on when its body was read.
+    Buffering {
+        reading: Reading<B>,
+        head: Option<request::Parts>,
+        exchange: Option<Exchange>,
         service: S,
     },
     /// The service was called.
@@ -68,22 +91,12 @@ where
         future: ScopeFuture<S::Future>,
         exchange: Option<Exchange>,
     },
-    Answered {
-        reply: Option<(Reply, Exchange)>,
-        local: Local,
-    },
-}
-
-/// What an answer of our own depends on.
-#[derive(Clone, Copy, Debug)]
-struct Local {
-    grpc: bool,
-    head: bool,
+    Answered(Option<(Response<Bytes>, Exchange)>),
 }
 
 /// The body of a response that went through a policy.
 #[pin_project]
-pub struct ResponseBody<B> {
+pub struct ResponseBody<B: Body> {
     #[pin]
     content: Content<B>,
     exchange: Option<Exchange>,
@@ -91,28 +104,30 @@ pub struct ResponseBody<B> {
 }
 
 #[pin_project(project = ContentProjection)]
-enum Content<B> {
+enum Content<B: Body> {
     Service(#[pin] B),
+    /// Of the service too.
+    Watched(Pin<Box<Filtered<B>>>),
     Local(Bytes),
 }
 
-impl Local {
-    fn of(head: &request::Parts) -> Self {
-        Self { grpc: is_grpc(&head.headers), head: head.method == Method::HEAD }
-    }
+/// The answer for a request with this head.
+fn respond(reply: Reply, head: &request::Parts) -> Response<Bytes> {
+    reply.respond(is_grpc(&head.headers), head.method != Method::HEAD)
 }
 
 impl<S> Layer<S> for InboundLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, connection: None }
+        Guard { inner, connection: self.0.clone(), foreign: true }
     }
 }
 
 impl<S, B, R> Service<Request<B>> for Guard<S>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone,
+    B: Send + 'static,
     R: Body<Data = Bytes>,
 {
     type Response = Response<ResponseBody<R>>;
@@ -125,24 +140,15 @@ where
 
     fn call(&mut self, request: Request<B>) -> GuardFuture<S, B> {
         let (mut head, body) = request.into_parts();
-        let known = match &self.connection {
-            Some(connection) => {
-                connection.tell(&mut head.extensions);
-                Some(connection.clone())
-            }
-            None => head
-                .extensions
-                .get::<ConnectionInfo>()
-                .cloned()
-                .inspect(|connection| connection.tell(&mut head.extensions)),
-        };
+        let known = self.connection.clone().or_else(|| head.extensions.get::<ConnectionInfo>().cloned());
         let Some(connection) = known else {
             tracing::error!("a request that did not come through the mesh's own connections");
             let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "not a connection of the mesh").grpc_status(13);
             return GuardFuture::answered(reply, &head);
         };
+        connection.tell(&mut head);
         // Where others speak on the connection, that it leaves is known here alone.
-        let busy = match self.connection.is_none().then(|| connection.begin()) {
+        let busy = match self.foreign.then(|| connection.begin()) {
             Some(None) => {
                 let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the connection is going away");
                 return GuardFuture::answered(reply.header(CONNECTION, HeaderValue::from_static("close")), &head);
@@ -154,18 +160,19 @@ where
             Some(policy) => policy.admit(&connection, &mut head),
         };
         let stage = match verdict {
-            Verdict::Now(Decision::Pass(exchange)) => {
+            Verdict::Now(Decision::Pass(exchange)) if exchange.buffer().is_none() => {
                 let future = ScopeFuture::of(exchange.trace(), || self.inner.call(Request::from_parts(head, body)));
                 Stage::Calling { future, exchange: Some(exchange) }
             }
-            Verdict::Now(Decision::Answer(reply, exchange)) => {
-                Stage::Answered { reply: Some((reply, exchange)), local: Local::of(&head) }
-            }
+            Verdict::Now(decision) => Stage::decided(decision, head, body, || {
+                let fresh = self.inner.clone();
+                std::mem::replace(&mut self.inner, fresh)
+            }),
             Verdict::Later(deciding) => {
                 // The one that is ready is called; the clone becomes ready for the next.
                 let fresh = self.inner.clone();
                 let service = std::mem::replace(&mut self.inner, fresh);
-                Stage::Deciding { deciding, body: Some(body), service }
+                Stage::Deciding { deciding, body: Some(body), service: Some(service) }
             }
         };
         GuardFuture { stage, busy }
@@ -175,13 +182,58 @@ where
 impl<S: Service<Request<B>>, B> GuardFuture<S, B> {
     /// Nobody is asked.
     fn answered(reply: Reply, head: &request::Parts) -> Self {
-        Self { stage: Stage::Answered { reply: Some((reply, Exchange::none())), local: Local::of(head) }, busy: None }
+        Self { stage: Stage::Answered(Some((respond(reply, head), Exchange::none()))), busy: None }
+    }
+}
+
+impl<S, B> Stage<S, B>
+where
+    S: Service<Request<B>>,
+    B: Send + 'static,
+{
+    /// `service` is ready.
+    fn decided(decision: Decision, head: request::Parts, body: B, service: impl FnOnce() -> S) -> Self {
+        match decision {
+            Decision::Pass(exchange) => match exchange.buffer() {
+                None => Self::called(&mut service(), head, body, exchange),
+                Some(limit) => match whole::read(body, &head.headers, limit) {
+                    Ok(reading) => {
+                        let (head, exchange) = (Some(head), Some(exchange));
+                        Self::Buffering { reading, head, exchange, service: service() }
+                    }
+                    Err(_) if Buffered::announced(&head.headers) > limit => Self::too_large(&head, exchange),
+                    Err(body) => Self::called(&mut service(), head, body, exchange),
+                },
+            },
+            Decision::Answer(reply, exchange) => Self::Answered(Some((respond(reply, &head), exchange))),
+            Decision::Respond(response, exchange) => Self::Answered(Some((response, exchange))),
+        }
+    }
+
+    fn called(service: &mut S, head: request::Parts, body: B, exchange: Exchange) -> Self {
+        let future = ScopeFuture::of(exchange.trace(), || service.call(Request::from_parts(head, body)));
+        Self::Calling { future, exchange: Some(exchange) }
+    }
+
+    fn too_large(head: &request::Parts, mut exchange: Exchange) -> Self {
+        let reply = Buffered::too_large();
+        exchange.refused(&reply);
+        Self::Answered(Some((respond(reply, head), exchange)))
+    }
+
+    /// A body that broke off is nobody's.
+    fn broken(error: &BoxError, head: &request::Parts, mut exchange: Exchange) -> Self {
+        tracing::debug!(%error, "a request that did not come whole");
+        let reply = Reply::new(StatusCode::BAD_REQUEST, "the request did not come whole").grpc_status(13);
+        exchange.refused(&reply);
+        Self::Answered(Some((respond(reply, head), exchange)))
     }
 }
 
 impl<S, B, R> Future for GuardFuture<S, B>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    B: Send + 'static,
     R: Body<Data = Bytes>,
 {
     type Output = Result<Response<ResponseBody<R>>, S::Error>;
@@ -193,30 +245,35 @@ where
             let next = match stage.as_mut().project() {
                 StageProjection::Deciding { deciding, body, service } => {
                     let (head, decision) = ready!(deciding.as_mut().poll(cx));
-                    let body = body.take().expect("a decision comes once");
-                    match decision {
-                        Decision::Pass(exchange) => {
-                            let request = Request::from_parts(head, body);
-                            let future = ScopeFuture::of(exchange.trace(), || service.call(request));
-                            Stage::Calling { future, exchange: Some(exchange) }
-                        }
-                        Decision::Answer(reply, exchange) => {
-                            Stage::Answered { reply: Some((reply, exchange)), local: Local::of(&head) }
-                        }
+                    let (body, service) = body.take().zip(service.take()).expect("a decision comes once");
+                    Stage::decided(decision, head, body, || service)
+                }
+                StageProjection::Buffering { reading, head, exchange, service } => {
+                    let read = ready!(reading.as_mut().poll(cx));
+                    let (head, exchange) = head.take().zip(exchange.take()).expect("a body is read once");
+                    match read {
+                        Ok(Some(body)) => Stage::called(service, head, body, exchange),
+                        Ok(None) => Stage::too_large(&head, exchange),
+                        Err(error) => Stage::broken(&error, &head, exchange),
                     }
                 }
                 StageProjection::Calling { future, exchange } => {
                     let (mut head, body) = ready!(future.poll(cx))?.into_parts();
                     let mut exchange = exchange.take();
-                    if let Some(exchange) = &mut exchange {
+                    let watching = exchange.as_mut().and_then(|exchange| {
                         exchange.response(&mut head);
-                    }
-                    let body = ResponseBody { content: Content::Service(body), exchange, busy: this.busy.take() };
+                        exchange.watching()
+                    });
+                    let content = match watching {
+                        None => Content::Service(body),
+                        Some(watching) => Content::Watched(Box::pin(Filtered::new(body, watching, None, |_| None))),
+                    };
+                    let body = ResponseBody { content, exchange, busy: this.busy.take() };
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
-                StageProjection::Answered { reply, local } => {
-                    let (reply, mut exchange) = reply.take().expect("polled again after it was ready");
-                    let (mut head, body) = reply.respond(local.grpc, !local.head).into_parts();
+                StageProjection::Answered(answer) => {
+                    let (response, mut exchange) = answer.take().expect("polled again after it was ready");
+                    let (mut head, body) = response.into_parts();
                     exchange.response(&mut head);
                     let busy = this.busy.take();
                     let body = ResponseBody { content: Content::Local(body), exchange: Some(exchange), busy };
@@ -243,6 +300,10 @@ where
                 // Who sees that it is the last may not ask again.
                 (frame, this.exchange.is_some() && body.is_end_stream())
             }
+            ContentProjection::Watched(body) => {
+                let frame = ready!(body.as_mut().poll_frame(cx));
+                (frame, body.is_end_stream())
+            }
             ContentProjection::Local(body) => {
                 let body = std::mem::take(body);
                 ((!body.is_empty()).then(|| Ok(Frame::data(body))), true)
@@ -266,6 +327,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Service(body) => body.is_end_stream(),
+            Content::Watched(body) => body.is_end_stream(),
             Content::Local(body) => body.is_empty(),
         }
     }
@@ -273,6 +335,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Service(body) => body.size_hint(),
+            Content::Watched(body) => body.size_hint(),
             Content::Local(body) => SizeHint::with_exact(body.len() as u64),
         }
     }
@@ -287,7 +350,7 @@ where
     }
 }
 
-impl<B> fmt::Debug for ResponseBody<B> {
+impl<B: Body> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody").finish_non_exhaustive()
     }

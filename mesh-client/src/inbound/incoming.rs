@@ -17,7 +17,8 @@ use tokio::{
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
 /// tonic's own server. Ends with the socket, and with [`Inbound::shutdown`].
 ///
-/// The policy is in [`Inbound::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
+/// The policy is in [`Inbound::layer`], for servers that put the [`ConnectionInfo`](super::ConnectionInfo) into the extensions of requests, as tonic's does, or else in
+/// [`InboundStream::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
 /// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more; those it gave live on.
 ///
 /// A connection that has to end (its filter chain is gone, it is idle or too old, [`Inbound::renew_connections`], `shutdown`) ends well whatever

@@ -31,6 +31,7 @@ mod steps;
 mod subject;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod xfcc;
 
 pub use accept::InboundStream;

@@ -9,9 +9,11 @@ use super::{
 };
 use crate::{
     outbound::{
-        filter::{Ended, FilterResponse, Filters, Outcome as FilterOutcome, Reply, Surroundings, Watch, Watching},
+        filter::{
+            Ended, FilterResponse, Filters, Found, Outcome as FilterOutcome, Reply, Surroundings, Watch, Watching,
+        },
         retry::grpc_status,
-        route::RequestHead,
+        route::{Asked, Facts, RequestHead, ServerRoute},
         timeout::is_grpc,
     },
     telemetry::{
@@ -22,11 +24,11 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use http::{Request, StatusCode, request, response};
+use http::{Request, Response, StatusCode, Version, request, response};
 use http_body::Frame;
 use mesh_tls::CryptoProvider;
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig, RouteConfiguration};
-use std::{fmt, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{fmt, net::SocketAddr, pin::Pin, sync::Arc, time::SystemTime};
 use tokio::time::Instant;
 
 /// What every request of a filter chain is asked, compiled.
@@ -93,6 +95,8 @@ pub(crate) enum Decision {
     Pass(Exchange),
     /// It is answered here; `Exchange` sees that answer.
     Answer(Reply, Exchange),
+    /// The same, by its route.
+    Respond(Response<Bytes>, Exchange),
 }
 
 /// One request and its answer, as far as somebody watches them. Dropped when the answer's body ended, or nobody wants it any more.
@@ -113,6 +117,9 @@ struct Seen {
     trace: Option<TraceContext>,
     claims: Option<JwtClaims>,
     watching: Option<Box<Watching>>,
+    editing: Option<Box<Editing>>,
+    /// The request's body is read whole first, up to so many bytes.
+    buffer: Option<u64>,
     log: Option<Box<Logged>>,
 }
 
@@ -178,7 +185,7 @@ impl Policy {
             return Verdict::Now(Decision::answer(reply, exchange));
         };
         match entry.steps.run(0, &entry.name, connection, head, &mut exchange) {
-            Ran::Passed => Verdict::Now(entry.served(exchange)),
+            Ran::Passed => Verdict::Now(entry.served(exchange, head)),
             Ran::Answered(reply) => Verdict::Now(Decision::answer(reply, exchange)),
             Ran::Waits(from) => {
                 let taken = std::mem::replace(head, Request::new(()).into_parts().0);
@@ -214,6 +221,8 @@ impl Policy {
             trace,
             claims: None,
             watching: None,
+            editing: None,
+            buffer: None,
             log,
         }))
     }
@@ -228,23 +237,65 @@ async fn later(
 ) -> (request::Parts, Decision) {
     let decision = match entry.steps.wait(from, &entry.name, &connection, &mut head, &mut exchange).await {
         Some(reply) => Decision::answer(reply, exchange),
-        None => entry.served(exchange),
+        None => entry.served(exchange, &mut head),
     };
     (head, decision)
 }
 
 impl Entry {
     /// What becomes of a request that its filters let pass.
-    fn served(&self, mut exchange: Exchange) -> Decision {
-        match &self.unavailable {
-            None => Decision::Pass(exchange),
-            Some(reason) => {
-                tracing::debug!(target: "mesh::inbound", route = &*self.name, %reason, "not served");
-                exchange.flag(Flag::NO_ROUTE);
-                let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the route is not served here").grpc_status(14);
-                Decision::answer(reply, exchange)
+    fn served(self: &Arc<Self>, mut exchange: Exchange, head: &mut request::Parts) -> Decision {
+        if let Some(reason) = &self.unavailable {
+            tracing::debug!(target: "mesh::inbound", route = &*self.name, %reason, "not served");
+            exchange.flag(Flag::NO_ROUTE);
+            let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the route is not served here").grpc_status(14);
+            return Decision::answer(reply, exchange);
+        }
+        match &self.action {
+            ServerRoute::Served(None) => Decision::Pass(exchange),
+            ServerRoute::Served(Some(edits)) => {
+                let (version, start) = (head.version, SystemTime::now());
+                match edits.request(head, &self.facts(version, start)) {
+                    Ok(asked) => {
+                        exchange.edit(Editing { entry: self.clone(), asked, version, start });
+                        Decision::Pass(exchange)
+                    }
+                    Err(error) => {
+                        tracing::warn!(target: "mesh::inbound", route = &*self.name, %error, "not served");
+                        let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "the route cannot be served");
+                        Decision::answer(reply.grpc_status(13), exchange)
+                    }
+                }
+            }
+            ServerRoute::Answered(answer) => {
+                let asked = RequestHead::new(&head.method, &head.uri, &head.headers);
+                let response = answer.respond(&self.facts(head.version, SystemTime::now()), &asked, exchange.is_grpc());
+                exchange.answers_here();
+                Decision::Respond(response, exchange)
             }
         }
+    }
+
+    /// For the texts of its edits.
+    fn facts(&self, version: Version, start: SystemTime) -> Facts<'_> {
+        Facts { request: None, response: None, version, endpoint: None, cluster: "", route: &self.name, start }
+    }
+}
+
+/// What is changed of a response.
+struct Editing {
+    entry: Arc<Entry>,
+    /// The request, where that is made of it.
+    asked: Option<Asked>,
+    version: Version,
+    start: SystemTime,
+}
+
+impl Editing {
+    fn apply(&self, head: &mut response::Parts) {
+        let ServerRoute::Served(Some(edits)) = &self.entry.action else { return };
+        let facts = self.entry.facts(self.version, self.start);
+        edits.response(head.status, &mut head.headers, self.asked.as_ref(), &facts);
     }
 }
 
@@ -267,6 +318,44 @@ impl Exchange {
 
     pub(super) fn is_grpc(&self) -> bool {
         self.0.as_ref().is_some_and(|seen| seen.grpc)
+    }
+
+    /// What a filter says of the request besides its verdict.
+    pub(super) fn found(&mut self, found: &Found) {
+        if let Some(seen) = &mut self.0 {
+            seen.flags |= found.flags;
+            seen.buffer = found.buffer.into_iter().chain(seen.buffer).min();
+        }
+    }
+
+    /// How many bytes of the request's body are read first, if it is to be whole.
+    pub(super) fn buffer(&self) -> Option<u64> {
+        self.0.as_ref()?.buffer
+    }
+
+    /// The request is not served after all.
+    pub(super) fn refused(&mut self, reply: &Reply) {
+        if let Some(seen) = &mut self.0 {
+            seen.editing = None;
+        }
+        self.answered(reply);
+    }
+
+    fn edit(&mut self, editing: Editing) {
+        if let Some(seen) = &mut self.0 {
+            seen.editing = Some(Box::new(editing));
+        }
+    }
+
+    fn answers_here(&mut self) {
+        if let Some(seen) = &mut self.0 {
+            seen.local = true;
+        }
+    }
+
+    /// Who watches the body of the answer.
+    pub(super) fn watching(&mut self) -> Option<Watching> {
+        self.0.as_mut()?.watching.take().map(|watching| *watching)
     }
 
     pub(super) fn flag(&mut self, flag: Flag) {
@@ -312,6 +401,9 @@ impl Exchange {
     /// The head of the answer, before the client has it.
     pub(crate) fn response(&mut self, head: &mut response::Parts) {
         let Some(seen) = &mut self.0 else { return };
+        if let Some(editing) = &seen.editing {
+            editing.apply(head);
+        }
         if let Some(watching) = &mut seen.watching {
             watching.response(&mut FilterResponse { head, endpoint: None, cluster: "", local: seen.local });
         }
@@ -402,7 +494,6 @@ impl Logged {
 /// Says what of a client's filters has no meaning in a server.
 fn meaningless(filter: &HttpFilter) {
     let reason = match &filter.config {
-        HttpFilterConfig::Buffer(_) => "requests are not buffered here",
         HttpFilterConfig::StatefulSession(_) => "a server chooses no endpoint",
         HttpFilterConfig::GlobalRateLimit(_) => "servers do not ask a rate limit service",
         _ => return,

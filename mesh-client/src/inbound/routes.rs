@@ -8,7 +8,7 @@ use super::{
 };
 use crate::outbound::{
     filter::{Limits, Making as FilterMaking},
-    route::{Matcher, Profile, RequestHead},
+    route::{Matcher, Profile, RequestHead, Scope, ServerRoute, of_server},
 };
 use mesh_xds::resource::{
     Action, ClusterSpecifier, FilterOverride, HttpFilter, HttpFilterConfig, JwtOfRoute, Route, RouteConfiguration,
@@ -32,6 +32,8 @@ type Host = Box<[(Matcher, Arc<Entry>)]>;
 pub(super) struct Entry {
     pub(super) name: Arc<str>,
     pub(super) steps: Steps,
+    /// What is answered instead, or changed.
+    pub(super) action: ServerRoute,
     /// Why its requests are not served.
     pub(super) unavailable: Option<Arc<str>>,
 }
@@ -42,20 +44,37 @@ impl Routes {
         let Some(routes) = routes else {
             let steps =
                 Steps(making.filters.iter().filter_map(|filter| link(filter, making, Place::default())).collect());
-            return Self::All(Arc::new(Entry { name: "".into(), steps, unavailable: None }));
+            let action = ServerRoute::Served(None);
+            return Self::All(Arc::new(Entry { name: "".into(), steps, action, unavailable: None }));
         };
         let host = |host: &VirtualHost| -> Box<[_]> {
-            let route = |(index, route): (usize, &Route)| {
+            let actions = of_server(
+                host,
+                Scope {
+                    routes,
+                    listener: making.listener,
+                    // Those of a server are its own steps.
+                    filters: &[],
+                    profile: Profile::Envoy,
+                    max_stream_duration: None,
+                    stream_idle_timeout: None,
+                    general: false,
+                    around: None,
+                    shared: &making.shared.filters,
+                },
+            );
+            let route = |((index, route), action): ((usize, &Route), ServerRoute)| {
                 let place = Place { routes: Some(routes), host: Some(host), route: Some(route), index };
                 let links = making.filters.iter().filter_map(|filter| link(filter, making, place));
                 let entry = Entry {
                     name: route.name.clone(),
                     steps: Steps(links.collect()),
+                    action,
                     unavailable: unavailable(&route.action),
                 };
                 (Matcher::compile(&route.matches, Profile::Envoy), Arc::new(entry))
             };
-            host.routes.iter().enumerate().map(route).collect()
+            host.routes.iter().enumerate().zip(actions).map(route).collect()
         };
         Self::Of(routes.clone(), routes.virtual_hosts.iter().map(host).collect())
     }
@@ -73,17 +92,14 @@ impl Routes {
     }
 }
 
-/// gRFC A36: a server answers requests by itself. Istio's sidecars forward to the application, which is us.
+/// gRFC A36: a server serves requests by itself. What a route answers is answered, as by Envoy. Istio's sidecars forward to the application, which is us.
 fn unavailable(action: &Action) -> Option<Arc<str>> {
     match action {
-        Action::NonForwarding => None,
+        Action::NonForwarding | Action::Redirect(_) | Action::Direct(_) => None,
         Action::Forward(forward) => match &forward.cluster {
             ClusterSpecifier::Cluster(name) if name.starts_with("inbound|") => None,
             _ => Some("the route forwards to a cluster, but a server serves by itself (gRFC A36)".into()),
         },
-        Action::Redirect(_) | Action::Direct(_) => {
-            Some("the route answers, but a server serves by itself (gRFC A36)".into())
-        }
         Action::Unsupported(reason) => Some(reason.clone()),
     }
 }
@@ -160,6 +176,7 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
                 HttpFilterConfig::LocalRateLimit(_)
                     | HttpFilterConfig::HeaderMutation(_)
                     | HttpFilterConfig::AdmissionControl(_)
+                    | HttpFilterConfig::Buffer(_)
             );
             let made = making.shared.filters.filter(
                 filter,

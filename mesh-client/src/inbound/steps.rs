@@ -70,8 +70,8 @@ impl Steps {
                         Step::Now(verdict) => verdict,
                         Step::Later(_) => return Ran::Waits(position),
                     };
-                    let flags = request.found.flags;
-                    exchange.flag(flags);
+                    let found = request.found;
+                    exchange.found(&found);
                     passed(verdict, exchange)
                 }
             };
@@ -106,8 +106,8 @@ impl Steps {
                         Step::Now(verdict) => verdict,
                         Step::Later(verdict) => verdict.await,
                     };
-                    let flags = request.found.flags;
-                    exchange.flag(flags);
+                    let found = request.found;
+                    exchange.found(&found);
                     passed(verdict, exchange)
                 }
                 Link::Authorize(authorization) => authorize(authorization, connection, head, exchange),

@@ -93,6 +93,7 @@ async fn asked(policy: &Policy, mut head: request::Parts) -> Option<(u16, u32)> 
     match decision {
         Decision::Pass(_) => None,
         Decision::Answer(reply, _) => of(reply),
+        Decision::Respond(response, _) => Some((response.status().as_u16(), 0)),
     }
 }
 

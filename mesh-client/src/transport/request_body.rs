@@ -11,8 +11,10 @@ use http::{
     request,
 };
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use std::{
+    convert::Infallible,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -34,6 +36,8 @@ enum Inner {
     Ended,
     H1(Incoming),
     H2(H2),
+    /// It was read before.
+    Whole(BoxBody<Bytes, Infallible>),
 }
 
 struct H2 {
@@ -50,6 +54,11 @@ struct H2 {
 impl RequestBody {
     pub(super) fn empty() -> Self {
         Self(Inner::Ended)
+    }
+
+    /// One that was read before.
+    pub(crate) fn whole(body: impl Body<Data = Bytes, Error = Infallible> + Send + Sync + 'static) -> Self {
+        Self(if body.is_end_stream() { Inner::Ended } else { Inner::Whole(BoxBody::new(body)) })
     }
 
     pub(super) fn h1(body: Incoming) -> Self {
@@ -112,6 +121,9 @@ impl Body for RequestBody {
                 ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| h1::from_hyper(error, None)))
             }
             Inner::H2(body) => ready!(body.poll_frame(cx)),
+            Inner::Whole(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|never| match never {}))
+            }
         };
         if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
             self.0 = Inner::Ended;
@@ -124,6 +136,7 @@ impl Body for RequestBody {
             Inner::Ended => true,
             Inner::H1(body) => body.is_end_stream(),
             Inner::H2(body) => body.stream.is_read(),
+            Inner::Whole(body) => body.is_end_stream(),
         }
     }
 
@@ -132,6 +145,7 @@ impl Body for RequestBody {
             Inner::Ended => SizeHint::with_exact(0),
             Inner::H1(body) => body.size_hint(),
             Inner::H2(body) => body.length.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Inner::Whole(body) => body.size_hint(),
         }
     }
 }
@@ -142,6 +156,7 @@ impl fmt::Debug for RequestBody {
             Inner::Ended => "ended",
             Inner::H1(_) => "http/1.1",
             Inner::H2(_) => "http/2",
+            Inner::Whole(_) => "whole",
         };
         f.debug_tuple("RequestBody").field(&state).finish()
     }

@@ -12,7 +12,10 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_client::{ConnectionInfo, Inbound, inbound::Limits};
+use mesh_client::{
+    ConnectionInfo, Inbound,
+    inbound::{Limits, Rbac, Rule},
+};
 use std::{
     net::SocketAddr,
     sync::{
@@ -36,9 +39,9 @@ fn name(name: &str) -> HelloRequest {
     HelloRequest { name: name.into(), count: 0 }
 }
 
-type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
+pub(crate) type Sender<B> = hyper::client::conn::http2::SendRequest<B>;
 
-async fn http2<B>(addr: SocketAddr) -> Sender<B>
+pub(crate) async fn http2<B>(addr: SocketAddr) -> Sender<B>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<mesh_client::BoxError>,
@@ -50,11 +53,11 @@ where
     sender
 }
 
-fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(crate) fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::post(format!("http://x.test{path}")).body(Full::new(body.into())).unwrap()
 }
 
-async fn text(response: Response<hyper::body::Incoming>) -> String {
+pub(crate) async fn text(response: Response<hyper::body::Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
@@ -359,6 +362,32 @@ async fn the_service_is_named_in_a_struct_and_shut_down_by_a_signal() {
     client.say_hello(name("x")).await.unwrap();
     signal.send(()).unwrap();
     timeout(GUARD, served).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_axum_router_is_served_by_hypers_own_server_behind_the_policy_of_each_connection() {
+    use axum::{Extension, Router, routing};
+    use hyper_util::{server::conn::auto::Builder, service::TowerToHyperService};
+    use tower::Layer;
+    let deny = Rbac::deny().rule("secret", Rule::new().path("/secret"));
+    let inbound = Inbound::builder().authorize(deny).bind("127.0.0.1:0").await.unwrap();
+    let from = async |Extension(info): Extension<ConnectionInfo>| info.remote_addr().to_string();
+    let router = Router::new().route("/from", routing::get(from)).route("/secret", routing::get(async || "told"));
+    let (mut incoming, addr) = (inbound.incoming(), inbound.local_addr());
+    tokio::spawn(async move {
+        while let Some(Ok(stream)) = incoming.next().await {
+            let service = TowerToHyperService::new(stream.layer().layer(router.clone()));
+            tokio::spawn(async move {
+                let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    let mut client = http2::<Empty<Bytes>>(addr).await;
+    let get = |path: &str| Request::get(format!("http://x.test{path}")).body(Empty::new()).unwrap();
+    let answer = client.send_request(get("/from")).await.unwrap();
+    assert!(text(answer).await.starts_with("127.0.0.1:"));
+    assert_eq!(client.send_request(get("/secret")).await.unwrap().status(), StatusCode::FORBIDDEN);
+    timeout(GUARD, inbound.shutdown()).await.expect("an idle client goes");
 }
 
 #[tokio::test]

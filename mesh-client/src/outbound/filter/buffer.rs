@@ -35,9 +35,7 @@ impl Buffered {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<BoxError>,
     {
-        let announced =
-            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if announced.unwrap_or(0).max(body.size_hint().lower()) > limit {
+        if Self::announced(headers).max(body.size_hint().lower()) > limit {
             return Ok(None);
         }
         let mut whole = Self { frames: VecDeque::new(), length: 0 };
@@ -52,6 +50,12 @@ impl Buffered {
             whole.frames.push_back(frame);
         }
         Ok(Some(whole))
+    }
+
+    /// How long the body is by its head; 0 where that does not say.
+    pub(crate) fn announced(headers: &HeaderMap) -> u64 {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        length.unwrap_or(0)
     }
 
     /// The answer to a body that is too large.

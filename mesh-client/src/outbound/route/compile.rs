@@ -38,6 +38,35 @@ pub(super) struct Compiler<'a> {
     ops: HashMap<*const HeaderOps, Arc<Ops>>,
 }
 
+/// What the routes of a virtual host of a server answer, or change of requests that the server serves. One for each route.
+pub(crate) fn of_server(vhost: &VirtualHost, scope: Scope<'_>) -> Vec<ServerRoute> {
+    let mut compiler = Compiler::new(vhost, scope);
+    let served = Forwarding::to(ClusterSpecifier::Cluster("".into()));
+    let route = |route: &Route| {
+        let action = match &route.action {
+            Action::NonForwarding => compiler.forward(route, &served, &mut |_| ()),
+            _ => compiler.action(0, route, &mut |_| ()),
+        };
+        match action {
+            RouteAction::Answer(answer) => ServerRoute::Answered(answer),
+            RouteAction::Forward(Forward { clusters: Clusters::Single(choice), .. }) => {
+                ServerRoute::Served(choice.edits)
+            }
+            RouteAction::Forward(_) | RouteAction::Unsupported(_) => ServerRoute::Served(None),
+        }
+    };
+    vhost.routes.iter().map(route).collect()
+}
+
+/// A route of a server.
+#[derive(Debug)]
+pub(crate) enum ServerRoute {
+    /// It answers by itself.
+    Answered(Box<Answer>),
+    /// The server does, and this is changed of request and response.
+    Served(Option<Box<Edits>>),
+}
+
 /// What a cluster of a route is, beside its name.
 #[derive(Clone, Copy)]
 struct Part<'a> {
@@ -59,19 +88,21 @@ impl<'a> Compiler<'a> {
         resolve: &mut dyn FnMut(&Arc<str>) -> C,
     ) -> RouteAction<C> {
         self.index = index;
-        let what = match &route.action {
-            Action::Unsupported(reason) => return RouteAction::Unsupported(reason.clone()),
-            Action::NonForwarding => return RouteAction::Unsupported("non_forwarding_action is for servers".into()),
-            Action::Forward(forward) => return self.forward(route, forward, resolve),
-            Action::Redirect(redirect) => What::Redirect(redirect.clone(), matched_length(&route.matches.path)),
-            Action::Direct(direct) => What::Direct(direct.clone()),
-        };
+        match &route.action {
+            Action::Unsupported(reason) => RouteAction::Unsupported(reason.clone()),
+            Action::NonForwarding => RouteAction::Unsupported("non_forwarding_action is for servers".into()),
+            Action::Forward(forward) => self.forward(route, forward, resolve),
+            Action::Redirect(redirect) => {
+                let what = What::Redirect(redirect.clone(), matched_length(&route.matches.path));
+                RouteAction::Answer(self.answer(route, what))
+            }
+            Action::Direct(direct) => RouteAction::Answer(self.answer(route, What::Direct(direct.clone()))),
+        }
+    }
+
+    fn answer(&mut self, route: &Route, what: What) -> Box<Answer> {
         let filters = self.filters_of_answer(route);
-        RouteAction::Answer(Box::new(Answer {
-            what,
-            edits: self.levels(route, None, |edits| &edits.response),
-            filters,
-        }))
+        Box::new(Answer { what, edits: self.levels(route, None, |edits| &edits.response), filters })
     }
 
     /// Rate limits are of the route's action, which such a route does not have.

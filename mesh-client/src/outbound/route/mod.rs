@@ -13,6 +13,7 @@ mod render;
 mod table;
 
 pub(crate) use answer::{Answer, percent_encoded};
+pub(crate) use compile::{ServerRoute, of_server};
 pub(crate) use edits::{Asked, Edits, Ops, set_authority, set_path};
 pub(crate) use hash::{Hasher, hash_of_header};
 pub(crate) use head::RequestHead;

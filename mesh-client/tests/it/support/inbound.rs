@@ -42,6 +42,7 @@ impl Greeter for Polite {
         let info = request.extensions().get::<ConnectionInfo>().expect("every request has it").clone();
         let peer = request.extensions().get::<PeerIdentity>();
         assert_eq!(peer.map(ToString::to_string), info.peer().map(ToString::to_string));
+        assert_eq!(request.remote_addr(), Some(info.remote_addr()), "where tonic looks for it");
         let traceparent = request.metadata().get("traceparent").map_or("", |value| value.to_str().unwrap()).to_owned();
         let HelloRequest { name, .. } = request.into_inner();
         if name == "nobody" {
