@@ -24,6 +24,8 @@ struct Authority(Arc<Inner>);
 
 struct Inner {
     ca: Ca,
+    /// The one that takes the place of `ca`.
+    next: Ca,
     token: &'static str,
     /// Whom it takes the caller for.
     names: &'static str,
@@ -36,6 +38,7 @@ struct Inner {
 enum Spoil {
     Nothing,
     NoRoot,
+    TwoRoots,
     ForeignKey,
     Down,
 }
@@ -53,6 +56,7 @@ impl Authority {
     fn new(names: &'static str) -> Self {
         Self(Arc::new(Inner {
             ca: Ca::new("istio"),
+            next: Ca::new("next"),
             token: "good",
             names,
             lifetime: Mutex::new(Duration::from_secs(3600)),
@@ -94,7 +98,7 @@ impl IstioCa for Authority {
         &self,
         request: Request<CertificateRequest>,
     ) -> Result<Response<CertificateResponse>, Status> {
-        let Inner { ca, token, names, lifetime, spoil, seen } = &*self.0;
+        let Inner { ca, next, token, names, lifetime, spoil, seen } = &*self.0;
         let spoil = *spoil.lock().unwrap();
         let peer = request.extensions().get::<ConnectInfo<TcpConnectInfo>>().and_then(|info| info.peer.clone());
         let bearer = format!("Bearer {token}");
@@ -129,8 +133,10 @@ impl IstioCa for Authority {
         csr.params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
         csr.params.not_after = (SystemTime::now() + *lifetime.lock().unwrap()).into();
         let mut chain = vec![ca.sign(csr)];
-        if spoil != Spoil::NoRoot {
-            chain.push(ca.pem());
+        match spoil {
+            Spoil::NoRoot => {}
+            Spoil::TwoRoots => chain.push(ca.pem() + &next.pem()),
+            _ => chain.push(ca.pem()),
         }
         Ok(Response::new(CertificateResponse { cert_chain: chain }))
     }
@@ -211,6 +217,24 @@ async fn certificates_are_renewed_in_time_and_a_failing_authority_costs_nothing_
     *authority.0.spoil.lock().unwrap() = Spoil::Nothing;
     generation(&source, before + 1).await;
     assert_eq!(source.last_error(), None);
+}
+
+#[tokio::test]
+async fn all_roots_are_trusted_while_the_authority_replaces_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "good").unwrap();
+    let authority = Authority::new(ALICE);
+    *authority.0.spoil.lock().unwrap() = Spoil::TwoRoots;
+    let source = start(by_token(authority.plaintext().await, CaTls::Plaintext, &token));
+    ready(&*source).await;
+    let server = mtls_server(&source);
+    for signer in [&authority.0.ca, &authority.0.next] {
+        let bob = mtls_client(&crate::support::source(&signer.svid(BOB), authority.0.ca.roots()));
+        let (near, far) = handshake(&bob, &server, None).await;
+        assert_eq!(near.unwrap().1.to_string(), ALICE);
+        assert_eq!(far.unwrap().peer().unwrap().to_string(), BOB);
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::{
     source::shelf::{Shelf, Shelved, Task},
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -79,8 +79,8 @@ pub struct IstioCaConfig {
 
 /// Has certificates signed by `istio.v1.auth.IstioCertificateService`: istiod, or mesh-control's.
 ///
-/// Every certificate has a new key (ECDSA P-256), which is made in this process and never leaves it. The last certificate
-/// of the authority's answer is the root that peers are verified with. A renewal that fails is tried again, after one
+/// Every certificate has a new key (ECDSA P-256), which is made in this process and never leaves it. The last element
+/// of the authority's answer has the roots that peers are verified with: several of them while its root is replaced. A renewal that fails is tried again, after one
 /// second at first and half a minute at most, with a warning and a count each time, while the old certificate stays
 /// in use. The task ends when the source is dropped.
 pub struct IstioCaSource {
@@ -305,9 +305,7 @@ impl Shared {
     }
 
     fn take(&self, chain: &[String], key: PrivateKeyDer<'static>) -> Result<(Identity, TrustRoots), String> {
-        let pem = chain.join("\n");
-        let mut chain = crate::material::certificates(pem.as_bytes()).map_err(|e| format!("it {e}"))?;
-        let root = chain.pop().filter(|_| !chain.is_empty()).ok_or("it has no root after our certificate")?;
+        let (chain, roots) = split(chain)?;
         let identity = Identity::from_der(chain, key, &self.config.provider).map_err(|e| e.to_string())?;
         if identity.not_after() <= SystemTime::now() {
             return Err(format!("the certificate of {} is expired already", identity.name()));
@@ -319,9 +317,24 @@ impl Shared {
             }
             _ => {}
         }
-        let roots = TrustRoots::from_der(&[root]).map_err(|e| format!("the root: {e}"))?;
+        let roots = TrustRoots::from_der(&roots).map_err(|e| format!("the root: {e}"))?;
         Ok((identity, roots))
     }
+}
+
+/// Our certificate with those that vouch for it, and the roots: the last element, which holds several of them while the authority's root is
+/// replaced. An answer in one piece ends with its only root.
+fn split(chain: &[String]) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>), String> {
+    let read = |pem: &str| crate::material::certificates(pem.as_bytes()).map_err(|e| format!("it {e}"));
+    let (own, roots) = match chain {
+        [own @ .., roots] if !own.is_empty() => (read(&own.join("\n"))?, read(roots)?),
+        _ => {
+            let mut own = read(&chain.join("\n"))?;
+            let roots = own.pop().into_iter().collect();
+            (own, roots)
+        }
+    };
+    if own.is_empty() { Err("it has no root after our certificate".into()) } else { Ok((own, roots)) }
 }
 
 impl Shelved for IstioCaSource {
