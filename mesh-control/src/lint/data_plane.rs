@@ -1,7 +1,7 @@
 //! What mesh-client makes of the translation: its own validation, with the places of the documents.
 
 use crate::{
-    model::Model,
+    model::{Authorization, Clause, Model, Rule},
     problem::{At, Report},
     translate::{self, Options, Target},
 };
@@ -14,6 +14,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
+
+/// What stands before the parts of server listeners that documents speak of.
+const FILTERS: [&str; 2] = ["-rule[0]\"].", "providers[\"origins-0\"]."];
 
 /// Warns of every part that mesh-client would ignore or refuse.
 pub(super) fn check(model: &Model, report: &Report) {
@@ -34,6 +37,7 @@ pub(super) fn check(model: &Model, report: &Report) {
     for target in translate::targets(model) {
         check.target(&target, model, &options);
     }
+    check.servers(model);
 }
 
 struct Check<'a> {
@@ -66,6 +70,36 @@ impl Check<'_> {
             self.said.extend(base.iter().map(|said| (place.clone(), said.clone())));
             self.resource(ResourceType::Cluster, &cluster, |path| (place, path));
         }
+    }
+
+    /// What servers are told: of each condition and each issuer by itself, for then its place is known.
+    fn servers(&mut self, model: &Model) {
+        for policy in &model.security.authorizations {
+            let rule = |from: &[&Clause], to: &[&Clause], when: &[&Clause]| {
+                let clauses = |all: &[&Clause]| all.iter().copied().cloned().collect::<Vec<_>>();
+                let any_of = |all: &[&Clause]| if all.is_empty() { Vec::new() } else { vec![clauses(all)] };
+                Rule { from: any_of(from), to: any_of(to), when: clauses(when) }
+            };
+            for Rule { from, to, when } in &policy.rules {
+                let from = from.iter().flatten().map(|clause| (clause, rule(&[clause], &[], &[])));
+                let to = to.iter().flatten().map(|clause| (clause, rule(&[], &[clause], &[])));
+                let when = when.iter().map(|clause| (clause, rule(&[], &[], &[clause])));
+                for (clause, rule) in from.chain(to).chain(when) {
+                    let alone = Authorization { rules: vec![rule], ..policy.clone() };
+                    self.server(&translate::listener_of(&[], &[&alone]), &clause.at);
+                }
+            }
+        }
+        for rule in model.security.requests.iter().flat_map(|policy| &policy.rules) {
+            self.server(&translate::listener_of(&[rule], &[]), &rule.issuer.at);
+        }
+    }
+
+    fn server(&mut self, listener: &Any, at: &At) {
+        self.resource(ResourceType::Listener, listener, |path| {
+            let rest = FILTERS.iter().find_map(|before| Some(path.split_once(before)?.1));
+            (at, rest.unwrap_or(path))
+        });
     }
 
     /// Says of a resource what `place` finds a place for. Returns all of it.

@@ -14,7 +14,7 @@ mod route;
 mod telemetry;
 mod tls;
 
-pub(crate) use inbound::PREFIX as SERVER_LISTENER_PREFIX;
+pub(crate) use inbound::{PREFIX as SERVER_LISTENER_PREFIX, listener_of};
 pub(crate) use tls::PROVIDER;
 
 use crate::{

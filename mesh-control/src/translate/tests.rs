@@ -94,6 +94,43 @@ fn without_defaults(text: &str) -> String {
     text.lines().filter(|line| !is_default(line)).fold(String::new(), |all, line| all + line + "\n")
 }
 
+/// Rewrites the text of a message so that what fits stands on one line, and what holds one thing alone stands on the line of that.
+fn folded(text: &str) -> String {
+    const WIDTH: usize = 120;
+    /// What stands between `lines[0]` and the line that closes it; all of them lines of their own.
+    fn fold(lines: &[&str]) -> Vec<String> {
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        let mut out = Vec::new();
+        let mut rest = lines;
+        while let [head, after @ ..] = rest {
+            let opens = head.ends_with(['{', '[', '(']);
+            let Some(end) = after.iter().position(|line| indent(line) == indent(head)).filter(|_| opens) else {
+                out.push(head.trim().to_owned());
+                rest = after;
+                continue;
+            };
+            let (mut inner, head, close) = (fold(&after[..end]), head.trim(), after[end].trim());
+            let single = inner.iter().skip(1).all(|line| line.starts_with([' ', '}', ']', ')']));
+            let joined = inner.join(" ");
+            if head.len() + joined.len() + close.len() <= WIDTH {
+                out.push(format!("{head}{}{close}", joined.trim_end_matches(',')));
+            } else if single {
+                let last = inner.len() - 1;
+                inner[last] = format!("{}{close}", inner[last].trim_end_matches(','));
+                inner[0] = format!("{head}{}", inner[0]);
+                out.extend(inner);
+            } else {
+                out.push(head.to_owned());
+                out.extend(inner.into_iter().map(|line| format!("  {line}")));
+                out.push(close.to_owned());
+            }
+            rest = &after[end + 1..];
+        }
+        out
+    }
+    fold(&text.lines().collect::<Vec<_>>()).join("\n")
+}
+
 fn translated(yaml: &str) -> ResourceSet {
     let loaded = load(&[Source::inline(yaml)]).unwrap_or_else(|rejected| panic!("{rejected}"));
     translate(&loaded.model, &Options::default())

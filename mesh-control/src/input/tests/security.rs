@@ -296,3 +296,32 @@ fn a_policy_about_tokens_wants_to_know_some() {
         ],
     );
 }
+
+#[test]
+fn what_a_server_would_refuse_is_said_at_its_place() {
+    let text = authorization(
+        "rules:
+- to: [{operation: {methods: [GET]}}]
+  when:
+  - {key: 'request.headers[x-ok]', values: [a]}
+  - {key: 'request.headers[grpc-timeout]', values: [a]}
+",
+    );
+    let found = findings(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("b.yaml:8:5: warning: mesh-client: permissions[0]."), "{found:?}");
+    let reason = "\"grpc-timeout\" cannot be matched (gRFC A41): the Listener is refused";
+    assert!(found[0].ends_with(reason), "{found:?}");
+
+    let text = policy(
+        "RequestAuthentication",
+        "jwtRules:
+- {issuer: a, jwks: '{\"keys\": []}'}
+- {issuer: b, jwks: '{\"keys\": []}', fromHeaders: [{name: 'x token'}]}
+",
+    );
+    let found = findings(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("b.yaml:7:"), "{found:?}");
+    assert!(found[0].ends_with("\"x token\" is not the name of a header: the Listener is refused"), "{found:?}");
+}

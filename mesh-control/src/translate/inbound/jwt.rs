@@ -3,7 +3,7 @@
 
 use super::authz::PAYLOAD;
 use crate::{
-    model::{JwtKeys, JwtRule, RequestAuthentication},
+    model::{JwtKeys, JwtRule},
     translate::cluster_name,
 };
 use envoy_types::{
@@ -35,7 +35,7 @@ const KEYS_LAST: Duration = Duration { seconds: 300, nanos: 0 };
 const FETCH_TIMEOUT: Duration = Duration { seconds: 5, nanos: 0 };
 
 /// `None` where no issuer is known.
-pub(super) fn filter_of(rules: &[&JwtRule]) -> Option<Any> {
+fn filter_of(rules: &[&JwtRule]) -> Option<Any> {
     if rules.is_empty() {
         return None;
     }
@@ -71,8 +71,8 @@ pub(super) fn filter_of(rules: &[&JwtRule]) -> Option<Any> {
     Some(config)
 }
 
-pub(super) fn filter(policies: &[&RequestAuthentication]) -> Option<HttpFilter> {
-    let mut rules: Vec<&JwtRule> = policies.iter().flat_map(|policy| &policy.rules).collect();
+pub(super) fn filter(rules: &[&JwtRule]) -> Option<HttpFilter> {
+    let mut rules = rules.to_vec();
     rules.sort_by(|a, b| a.issuer.value.cmp(&b.issuer.value));
     Some(super::filter("envoy.filters.http.jwt_authn", filter_of(&rules)?))
 }

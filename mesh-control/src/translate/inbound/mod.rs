@@ -8,7 +8,7 @@ mod authz;
 mod jwt;
 
 use super::{Options, Target, targets, tls};
-use crate::model::{IpBlock, Model, MtlsMode, Resolution, Scoped, Workload};
+use crate::model::{Authorization, IpBlock, JwtRule, Model, MtlsMode, Resolution, Scoped, Workload};
 use envoy_types::{
     pb::{
         envoy::{
@@ -162,10 +162,20 @@ fn entrance(model: &Model, server: &Server, options: &Options) -> Entrance {
     let mode = security.mtls_mode(namespace, labels, address.port(), root).unwrap_or(options.mtls);
     let tokens: Vec<_> = security.requests.iter().filter(|p| p.selects(namespace, labels, root)).collect();
     let policies: Vec<_> = security.authorizations.iter().filter(|p| p.selects(namespace, labels, root)).collect();
-    let mut filters = Vec::new();
-    filters.extend(jwt::filter(&tokens));
-    filters.extend(authz::filters(&policies));
-    Entrance { mode, filters }
+    let rules: Vec<_> = tokens.iter().flat_map(|policy| &policy.rules).collect();
+    Entrance { mode, filters: filters(&rules, &policies) }
+}
+
+/// What is asked of tokens stands before what is asked of who may do what.
+fn filters(tokens: &[&JwtRule], policies: &[&Authorization]) -> Vec<HttpFilter> {
+    jwt::filter(tokens).into_iter().chain(authz::filters(policies)).collect()
+}
+
+/// The listener of a server to which nothing else applies, for the lint.
+pub(crate) fn listener_of(tokens: &[&JwtRule], policies: &[&Authorization]) -> Any {
+    let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
+    let entrance = Entrance { mode: MtlsMode::Strict, filters: filters(tokens, policies) };
+    pack_any(listener(&format!("{PREFIX}{address}"), address, &entrance))
 }
 
 fn listener(name: &str, address: SocketAddr, entrance: &Entrance) -> Listener {

@@ -87,7 +87,7 @@ fn every_condition_of_an_authorization_policy() {
     - {key: destination.port, notValues: ["1"]}
     - {key: connection.sni, values: ['*.c']}"#;
     let yaml = with(&[authorization("deny", spec), peers("{mtls: {mode: DISABLE}}")]);
-    insta::assert_snapshot!(one(&yaml, ResourceType::Listener, V1));
+    insta::assert_snapshot!(folded(&one(&yaml, ResourceType::Listener, V1)));
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn every_condition_on_tokens() {
     forwardOriginalToken: true"#;
     let plain = peers("{mtls: {mode: DISABLE}}");
     let yaml = with(&[authorization("allow", spec), policy("RequestAuthentication", "tokens", tokens), plain]);
-    insta::assert_snapshot!(one(&yaml, ResourceType::Listener, V1));
+    insta::assert_snapshot!(folded(&one(&yaml, ResourceType::Listener, V1)));
 }
 
 #[test]
