@@ -2,7 +2,9 @@
 // go-spiffe, as a client and server of mTLS with identities of a Workload API.
 //
 //	grpcgo call [-n N] TARGET            calls and prints what came back, as one JSON object
-//	grpcgo serve -addr ADDR              serves as the control plane says; prints each change of its mode
+//	grpcgo call -for D TARGET            calls for so long, each time over a new connection
+//	grpcgo serve -addr ADDR              serves as the control plane says; prints each change of its mode, and the
+//	                                     serial number of each certificate that it sees for the first time
 //	grpcgo spiffe-call -socket S ADDR    calls over mTLS
 //	grpcgo spiffe-serve -socket S        serves over mTLS; prints its address
 //
@@ -19,6 +21,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
@@ -45,6 +48,7 @@ func main() {
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	calls := flags.Int("n", 1, "how many calls")
+	lasting := flags.Duration("for", 0, "how long to call, each time over a new connection")
 	addr := flags.String("addr", "127.0.0.1:0", "where to listen")
 	socket := flags.String("socket", "", "the Workload API, as in unix:///run/spiffe.sock")
 	if err := flags.Parse(os.Args[2:]); err != nil {
@@ -54,7 +58,7 @@ func main() {
 	var err error
 	switch os.Args[1] {
 	case "call":
-		err = callXDS(flags.Arg(0), *calls)
+		err = callXDS(flags.Arg(0), *calls, *lasting)
 	case "serve":
 		err = serveXDS(*addr)
 	case "spiffe-call":
@@ -69,12 +73,12 @@ func main() {
 	}
 }
 
-func callXDS(target string, calls int) error {
+func callXDS(target string, calls int, lasting time.Duration) error {
 	creds, err := xdscreds.NewClientCredentials(xdscreds.ClientOptions{FallbackCreds: insecure.NewCredentials()})
 	if err != nil {
 		return err
 	}
-	return call(target, creds, calls)
+	return call(target, creds, calls, lasting)
 }
 
 func callSPIFFE(socket, addr string, calls int) error {
@@ -84,37 +88,62 @@ func callSPIFFE(socket, addr string, calls int) error {
 	}
 	defer source.Close()
 	config := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeAny())
-	return call("passthrough:///"+addr, credentials.NewTLS(config), calls)
+	return call("passthrough:///"+addr, credentials.NewTLS(config), calls, 0)
 }
 
-// call makes calls one after another.
-func call(target string, creds credentials.TransportCredentials, calls int) error {
-	channel, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
+// pause is between calls that each have a connection of their own.
+const pause = 20 * time.Millisecond
+
+// call makes calls one after another: so many over one channel, or for so long
+// over a channel for each. The first channel stays open, and with it what xDS
+// and the files of certificates said.
+func call(target string, creds credentials.TransportCredentials, calls int, lasting time.Duration) error {
+	open := func() (*grpc.ClientConn, error) {
+		return grpc.NewClient(target, grpc.WithTransportCredentials(creds))
+	}
+	channel, err := open()
 	if err != nil {
 		return err
 	}
 	defer channel.Close()
 
 	backends, codes, details := map[string]int{}, map[string]int{}, map[string]int{}
-	callers, servers := map[string]int{}, map[string]int{}
-	for range calls {
+	callers, servers, certificates := map[string]int{}, map[string]int{}, map[string]int{}
+	one := func(channel *grpc.ClientConn) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
 		var server peer.Peer
 		reply := message{}
 		err := channel.Invoke(ctx, method, &message{name: "grpc-go"}, &reply, grpc.ForceCodecV2(codec{}), grpc.Peer(&server))
-		cancel()
 		codes[name(err)]++
 		if err != nil {
 			details[status.Convert(err).Message()]++
-			continue
+			return
 		}
 		backends[reply.backend]++
 		callers[reply.peer]++
-		servers[identity(&server)]++
+		uri, serial := identity(&server)
+		servers[uri]++
+		certificates[serial]++
+	}
+	if lasting == 0 {
+		for range calls {
+			one(channel)
+		}
+	} else {
+		one(channel)
+	}
+	for end := time.Now().Add(lasting); time.Now().Before(end); time.Sleep(pause) {
+		fresh, err := open()
+		if err != nil {
+			return err
+		}
+		one(fresh)
+		fresh.Close()
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{
 		"version": grpc.Version, "backends": backends, "codes": codes, "details": details,
-		"callers": callers, "servers": servers,
+		"callers": callers, "servers": servers, "certificates": certificates,
 	})
 }
 
@@ -166,6 +195,9 @@ func identities(socket string) (*workloadapi.X509Source, error) {
 	return workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(socket)))
 }
 
+// seen has the serial numbers of the certificates of callers.
+var seen sync.Map
+
 var service = grpc.ServiceDesc{
 	ServiceName: "helloworld.Greeter",
 	HandlerType: (*any)(nil),
@@ -177,22 +209,29 @@ var service = grpc.ServiceDesc{
 				return nil, err
 			}
 			caller, _ := peer.FromContext(ctx)
-			return &message{name: "Hello " + request.name, backend: "grpc-go", peer: identity(caller)}, nil
+			uri, serial := identity(caller)
+			if _, known := seen.LoadOrStore(serial, true); !known {
+				fmt.Println("certificate", serial)
+			}
+			return &message{name: "Hello " + request.name, backend: "grpc-go", peer: uri}, nil
 		},
 	}},
 }
 
-// identity is the URI in the verified certificate of the other side, empty without one.
-func identity(other *peer.Peer) string {
+// identity is the URI in the verified certificate of the other side, and the
+// serial number of that; both are empty without one.
+func identity(other *peer.Peer) (uri, serial string) {
 	if other == nil {
-		return ""
+		return "", ""
 	}
 	if info, ok := other.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
-		if uris := info.State.PeerCertificates[0].URIs; len(uris) == 1 {
-			return uris[0].String()
+		certificate := info.State.PeerCertificates[0]
+		if len(certificate.URIs) == 1 {
+			uri = certificate.URIs[0].String()
 		}
+		serial = certificate.SerialNumber.String()
 	}
-	return ""
+	return uri, serial
 }
 
 // name is the status by its name in the protocol, as C-core prints it.

@@ -24,6 +24,16 @@ pub async fn call(target: &str, bootstrap: &str, calls: u32) -> Result<Outcome> 
     run(with_xds(&mut command, bootstrap)).await
 }
 
+/// Makes greeter calls to `target` for so long, each over a new connection, and so by a new handshake.
+///
+/// # Errors
+/// As [`call`].
+pub async fn call_anew(target: &str, bootstrap: &str, lasting: Duration) -> Result<Outcome> {
+    let mut command = Command::new(peer("grpcgo")?);
+    command.args(["call", "-for", &format!("{}ms", lasting.as_millis()), target]);
+    run(with_xds(&mut command, bootstrap)).await
+}
+
 /// Makes `calls` greeter calls to `addr` over mTLS, with the identity that the Workload API at `socket` gives.
 ///
 /// # Errors
@@ -66,6 +76,14 @@ impl Server {
         let mut process = Process::start("the grpc-go server", tempfile::tempdir()?, command)?;
         let addr = process.announced(|line| line.parse().ok()).await?;
         Ok(Self { process, addr })
+    }
+
+    /// How many certificates of callers it has seen.
+    ///
+    /// # Errors
+    /// Its output cannot be read.
+    pub fn certificates(&self) -> Result<usize> {
+        Ok(self.process.output()?.lines().filter(|line| line.starts_with("certificate ")).count())
     }
 
     /// Where it listens.

@@ -33,6 +33,9 @@ pub struct Outcome {
     /// Answered calls by the identity of the server that the client saw, of clients that tell.
     #[serde(default)]
     pub servers: BTreeMap<String, u64>,
+    /// Answered calls by the serial number of the server's certificate, of clients that tell.
+    #[serde(default)]
+    pub certificates: BTreeMap<String, u64>,
 }
 
 impl Outcome {

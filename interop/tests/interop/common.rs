@@ -1,16 +1,23 @@
 //! Backends and calls that the tests share.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use examples::backend::{Backend, Options};
-use examples::greeter::HelloRequest;
 use examples::greeter::greeter_client::GreeterClient;
+use examples::greeter::greeter_server::{Greeter, GreeterServer};
+use examples::greeter::{HelloReply, HelloRequest};
+use futures::stream::Empty;
 use interop::Outcome;
+use mesh_client::{ConnectionInfo, Inbound, Mesh};
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::StdError;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
 
 /// Three greeters: `v1-a`, `v1-b` and `v2-a`.
 #[derive(Debug)]
@@ -66,7 +73,7 @@ where
     let mut client = GreeterClient::new(channel);
     let mut outcome = Outcome::default();
     for _ in 0..requests {
-        let mut request = tonic::Request::new(HelloRequest { name: "mesh".to_owned(), count: 0 });
+        let mut request = Request::new(HelloRequest { name: "mesh".to_owned(), count: 0 });
         for &(name, value) in headers {
             let name = AsciiMetadataKey::from_static(name);
             request.metadata_mut().insert(name, AsciiMetadataValue::from_static(value));
@@ -85,6 +92,49 @@ where
         }
     }
     outcome
+}
+
+/// Calls by our client, with no identity, in plain text.
+pub(crate) async fn call_plainly(addr: SocketAddr) -> Outcome {
+    let mesh = Mesh::builder().build().await.unwrap();
+    call(mesh.fixed_channel(&[addr]).unwrap(), 1, &[]).await
+}
+
+/// The certificates that callers showed, each once, in DER.
+pub(crate) type Seen = Arc<Mutex<BTreeSet<Vec<u8>>>>;
+
+/// Tells callers who they are.
+struct Mirror(Seen);
+
+#[tonic::async_trait]
+impl Greeter for Mirror {
+    type SayHellosStream = Empty<Result<HelloReply, Status>>;
+    type ChatStream = Empty<Result<HelloReply, Status>>;
+
+    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let connection = request.extensions().get::<ConnectionInfo>().expect("it came over our own connections");
+        if let Some(peer) = connection.peer() {
+            self.0.lock().unwrap().insert(peer.certificate().to_vec());
+        }
+        let peer = connection.peer().and_then(|peer| peer.spiffe_id()).map(ToString::to_string).unwrap_or_default();
+        Ok(Response::new(HelloReply { backend: "mesh".to_owned(), peer, ..HelloReply::default() }))
+    }
+
+    async fn say_hellos(&self, _: Request<HelloRequest>) -> Result<Response<Self::SayHellosStream>, Status> {
+        Err(Status::unimplemented("SayHello is enough here"))
+    }
+
+    async fn chat(&self, _: Request<Streaming<HelloRequest>>) -> Result<Response<Self::ChatStream>, Status> {
+        Err(Status::unimplemented("SayHello is enough here"))
+    }
+}
+
+/// Serves a greeter that tells callers who they are, until the runtime ends. Returns what it sees of them.
+pub(crate) fn serve(inbound: &Inbound) -> Seen {
+    let (inbound, seen) = (inbound.clone(), Seen::default());
+    let greeter = GreeterServer::new(Mirror(seen.clone()));
+    tokio::spawn(async move { inbound.serve(Routes::new(greeter)).await });
+    seen
 }
 
 /// The status by its name in the protocol, as C-core prints it.

@@ -5,6 +5,8 @@
 mod common;
 mod http2;
 mod identity;
+mod istio_authority;
+mod istio_identity;
 mod istiod;
 mod mesh_control;
 mod mtls;

@@ -1,21 +1,17 @@
 //! Mutual TLS and authorization by our control plane, with servers and clients of others.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use examples::greeter::greeter_server::{Greeter, GreeterServer};
-use examples::greeter::{HelloReply, HelloRequest};
-use futures::stream::Empty;
 use interop::{Outcome, ccore, free_addr, grpcgo, report};
-use mesh_client::{ConnectionInfo, Inbound, Mesh};
+use mesh_client::{Inbound, Mesh, TlsRenewal};
 use mesh_control::ControlPlane;
 use mesh_control::model::MtlsMode;
 use mesh_tls::{ClientSettings, ServerSettings, Source, WorkloadApiConfig, WorkloadApiSource, WorkloadEndpoint};
-use tonic::service::Routes;
-use tonic::{Request, Response, Status, Streaming};
 
-use crate::common::{call, listed};
+use crate::common::{call, call_plainly, listed, serve};
 
 const TARGET: &str = "xds:///greeter.default.svc.cluster.local:50051";
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -51,10 +47,16 @@ spec:
 
 /// A control plane with a certificate authority of its own, in whose mesh every call is mutual TLS.
 async fn strict(addr: SocketAddr) -> (ControlPlane, tempfile::TempDir) {
+    strict_with(addr, Duration::from_secs(3600)).await
+}
+
+/// The same, with certificates that last so long.
+async fn strict_with(addr: SocketAddr, lifetime: Duration) -> (ControlPlane, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let control = ControlPlane::builder()
         .yaml(yaml(addr))
         .ca(dir.path())
+        .certificate_lifetime(lifetime)
         .mtls(MtlsMode::Strict)
         .identity("default", "client")
         .identity("default", "stranger")
@@ -71,12 +73,6 @@ async fn call_as(control: &ControlPlane, account: &str) -> Outcome {
     let channel = mesh.channel(TARGET).unwrap();
     channel.ready(READY).await.unwrap();
     call(channel, 20, &[]).await
-}
-
-/// Calls by our client, with no identity, in plain text.
-async fn call_plainly(addr: SocketAddr) -> Outcome {
-    let mesh = Mesh::builder().build().await.unwrap();
-    call(mesh.fixed_channel(&[addr]).unwrap(), 1, &[]).await
 }
 
 /// Who may call the server at `addr` may, and nobody else.
@@ -116,34 +112,6 @@ async fn a_ccore_server_obeys_our_control_plane() {
     server.running().unwrap();
 }
 
-/// Tells callers who they are.
-struct Mirror;
-
-#[tonic::async_trait]
-impl Greeter for Mirror {
-    type SayHellosStream = Empty<Result<HelloReply, Status>>;
-    type ChatStream = Empty<Result<HelloReply, Status>>;
-
-    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let connection = request.extensions().get::<ConnectionInfo>().expect("it came over our own connections");
-        let peer = connection.peer().and_then(|peer| peer.spiffe_id()).map(ToString::to_string).unwrap_or_default();
-        Ok(Response::new(HelloReply { backend: "mesh".to_owned(), peer, ..HelloReply::default() }))
-    }
-
-    async fn say_hellos(&self, _: Request<HelloRequest>) -> Result<Response<Self::SayHellosStream>, Status> {
-        Err(Status::unimplemented("SayHello is enough here"))
-    }
-
-    async fn chat(&self, _: Request<Streaming<HelloRequest>>) -> Result<Response<Self::ChatStream>, Status> {
-        Err(Status::unimplemented("SayHello is enough here"))
-    }
-}
-
-fn serve(inbound: &Inbound) {
-    let inbound = inbound.clone();
-    tokio::spawn(async move { inbound.serve(Routes::new(GreeterServer::new(Mirror))).await });
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs real peers: interop/run installs them and runs this"]
 async fn our_server_lets_in_whom_it_should_of_ccore_and_grpc_go() {
@@ -170,6 +138,73 @@ async fn our_server_lets_in_whom_it_should_of_ccore_and_grpc_go() {
             }
         }
     }
+}
+
+/// Certificates are replaced at half of this.
+const LIFETIME: Duration = Duration::from_secs(6);
+/// Two lifetimes, in which a root is replaced, and a little.
+const REPLACED: Duration = Duration::from_secs(14);
+/// As many certificates are seen in that time at least.
+const CERTIFICATES: usize = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs real peers: interop/run installs them and runs this"]
+async fn a_grpc_go_client_and_our_server_follow_files_that_are_replaced() {
+    let addr = free_addr(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+    let (control, _dir) = strict_with(addr, LIFETIME).await;
+    let bootstrap = control.bootstrap_for("default", "greeter");
+    let mesh = Mesh::builder().bootstrap_json(&bootstrap).unwrap().build().await.unwrap();
+    let inbound = mesh.inbound(addr).await.unwrap();
+    let seen = serve(&inbound);
+    tokio::time::timeout(READY, inbound.ready()).await.expect("the control plane knows the server");
+
+    control.ca().unwrap().rotate_root().unwrap();
+    let called = grpcgo::call_anew(TARGET, &control.bootstrap_for("default", "client"), REPLACED).await.unwrap();
+    assert_eq!(called.ended_with("OK"), called.total(), "{called:?}");
+    assert_eq!(called.callers.get(CLIENT), Some(&called.total()), "{called:?}");
+    let (theirs, ours) = (seen.lock().unwrap().len(), called.certificates.len());
+    assert!(theirs >= CERTIFICATES && ours >= CERTIFICATES, "{theirs} and {ours} certificates: {called:?}");
+    report::row("grpc-go -> mesh server", "files and the root replaced", &replaced(called.total(), theirs, ours));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs real peers: interop/run installs them and runs this"]
+async fn our_client_and_a_grpc_go_server_follow_files_that_are_replaced() {
+    let addr = free_addr(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+    let (control, _dir) = strict_with(addr, LIFETIME).await;
+    let mut server = grpcgo::Server::start(addr, &control.bootstrap_for("default", "greeter")).await.unwrap();
+    let bootstrap = control.bootstrap_for("default", "client");
+    let renewal = TlsRenewal::Within(Duration::from_millis(200));
+    let mesh = Mesh::builder().bootstrap_json(&bootstrap).unwrap().tls_renewal(renewal).build().await.unwrap();
+    let channel = mesh.channel(TARGET).unwrap();
+    channel.ready(READY).await.unwrap();
+
+    // What our client sees of the server, by handshakes beside its own.
+    let ca = control.ca().unwrap();
+    let tls = ClientSettings { alpn: vec![b"h2".to_vec()], ..ClientSettings::mtls(identity(&control, "client")) };
+    let tls = mesh_tls::ClientTls::new(tls, mesh_tls::default_provider()).unwrap();
+    tokio::time::timeout(READY, tls.ready()).await.unwrap();
+
+    ca.rotate_root().unwrap();
+    let (mut calls, mut certificates) = (0, BTreeSet::new());
+    let end = tokio::time::Instant::now() + REPLACED;
+    while tokio::time::Instant::now() < end {
+        let called = call(channel.clone(), 10, &[]).await;
+        assert_eq!(called.ended_with("OK"), 10, "after {calls} calls: {called:?}");
+        assert_eq!(called.callers.get(CLIENT), Some(&10), "{called:?}");
+        calls += called.total();
+        let tcp = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let (_, peer) = tls.connect(tcp, None).await.unwrap();
+        certificates.insert(peer.certificate().to_vec());
+    }
+    server.running().unwrap();
+    let (theirs, ours) = (certificates.len(), server.certificates().unwrap());
+    assert!(theirs >= CERTIFICATES && ours >= CERTIFICATES, "{theirs} and {ours} certificates");
+    report::row("mesh -> grpc-go server", "files and the root replaced", &replaced(calls, theirs, ours));
+}
+
+fn replaced(calls: u64, theirs: usize, ours: usize) -> String {
+    format!("{calls} calls, 0 failed; {theirs} certificates of grpc-go's, {ours} of ours")
 }
 
 /// The identity that our Workload API gives to this account.
