@@ -309,7 +309,7 @@ fn what_a_server_would_refuse_is_said_at_its_place() {
     );
     let found = findings(&text);
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].starts_with("b.yaml:8:5: warning: mesh-client: permissions[0]."), "{found:?}");
+    assert!(found[0].starts_with("b.yaml:9:46: warning: mesh-client: principals[0]."), "{found:?}");
     let reason = "\"grpc-timeout\" cannot be matched (gRFC A41): the Listener is refused";
     assert!(found[0].ends_with(reason), "{found:?}");
 
