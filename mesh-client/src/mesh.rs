@@ -249,14 +249,14 @@ impl Mesh {
     pub fn inbound_builder(&self) -> Result<InboundBuilder, inbound::BuildError> {
         let xds = self.inner.xds.clone().ok_or(inbound::BuildError::NoControlPlane)?;
         let (identities, runtime) = (self.inner.identities.clone(), self.inner.runtime.clone());
-        let labels = self.inner.settings.source.clone();
+        let (crypto, labels) = (identities.crypto().clone(), self.inner.settings.source.clone());
         let access_log = self.inner.settings.observers.as_ref().and_then(|observers| observers.access_log.clone());
         let mesh = self.clone();
         let fetch = Arc::new(move |remote: &RemoteJwks| {
             let channel = mesh.channel(&inbound::jwks_target(remote)?).ok()?;
             Some(Arc::new(Fetched { channel, uri: remote.uri.clone() }) as Arc<dyn FetchKeys>)
         });
-        Ok(InboundBuilder::of_mesh(Origin { xds, identities, runtime, labels, access_log, fetch }))
+        Ok(InboundBuilder::of_mesh(Origin { xds, identities, runtime, crypto, labels, access_log, fetch }))
     }
 
     fn open(&self, target: Target, profile: Profile) -> Result<MeshChannel, TargetError> {
@@ -517,7 +517,7 @@ impl MeshBuilder {
         self
     }
 
-    /// The crypto provider of TLS connections. Default: [`mesh_tls::default_provider`].
+    /// The crypto provider of TLS connections, and of what servers of the mesh verify tokens with. Default: [`mesh_tls::default_provider`].
     #[must_use]
     pub fn crypto_provider(mut self, provider: Arc<mesh_tls::CryptoProvider>) -> Self {
         self.crypto = Some(provider);

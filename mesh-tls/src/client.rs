@@ -157,7 +157,7 @@ impl ClientTls {
         let (result, refusal) = with_refusal(connect).await;
         let own = built.own.clone();
         let stream = result.map_err(|error| TlsError::from_handshake(error, refusal, Side::Server, own.as_deref()))?;
-        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let peer = stream.get_ref().1.peer_certificates();
         let Some(peer) = peer.and_then(PeerIdentity::from_verified) else {
             return Err(TlsError::Handshake { side: Side::Server, error: rustls::Error::NoCertificatesPresented });
         };

@@ -69,6 +69,11 @@ impl Identity {
         self.spiffe_id.as_ref()
     }
 
+    /// URI SANs of the leaf.
+    pub(crate) fn uri_sans(&self) -> &[String] {
+        &self.leaf.uri_sans
+    }
+
     /// When the leaf certificate expires.
     pub fn not_after(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.leaf.not_after.max(0).unsigned_abs())

@@ -11,18 +11,20 @@ pub struct PeerIdentity(Arc<Inner>);
 struct Inner {
     spiffe_id: Option<SpiffeId>,
     leaf: Leaf,
-    certificate: CertificateDer<'static>,
+    /// As it was shown, the leaf first; never empty.
+    chain: Box<[CertificateDer<'static>]>,
 }
 
 impl PeerIdentity {
-    /// From a leaf certificate that was verified before.
-    pub(crate) fn from_verified(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let leaf = Leaf::parse(certificate).ok()?;
+    /// From a chain, the leaf first, that was verified before.
+    pub(crate) fn from_verified(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let leaf = Leaf::parse(chain.first()?).ok()?;
         let spiffe_id = match leaf.uri_sans.as_slice() {
             [uri] => uri.parse().ok(),
             _ => None,
         };
-        Some(Self(Arc::new(Inner { spiffe_id, leaf, certificate: certificate.clone().into_owned() })))
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Some(Self(Arc::new(Inner { spiffe_id, leaf, chain })))
     }
 
     /// The SPIFFE id, when the certificate has exactly one URI SAN and it is one.
@@ -57,7 +59,12 @@ impl PeerIdentity {
 
     /// The leaf certificate in DER.
     pub fn certificate(&self) -> &[u8] {
-        &self.0.certificate
+        &self.0.chain[0]
+    }
+
+    /// The certificates that the peer showed, in DER, the leaf first. What is behind it was of use to verify it, or not.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0.chain
     }
 }
 

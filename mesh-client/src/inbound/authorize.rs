@@ -1,6 +1,7 @@
 //! Policies from code: who is let in, which tokens are needed, how much is taken.
 
 use super::jwt::FetchKeys;
+use http::HeaderName;
 use mesh_xds::resource::{
     AuditLogging, CidrRange, FractionalPercent, HeaderMatcher, HeaderMatcherKind, HeaderOps, HttpFilter,
     HttpFilterConfig, JwksSource, JwtConfig, JwtProvider as ProviderConfig, JwtRequirement, JwtRule, JwtTokenCache,
@@ -8,7 +9,7 @@ use mesh_xds::resource::{
     RateLimit as LimitConfig, RateLimitAction, RbacAction, RbacConfig, RbacPolicy, RbacRules, RemoteJwks, RouteMatch,
     SafeRegex, StringMatcher, StringPattern, TokenBucket, ValueMatcher, VirtualHostLimits,
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 /// Who may do what: [`InboundBuilder::authorize`](super::InboundBuilder::authorize).
 ///
@@ -27,6 +28,9 @@ use std::{fmt, sync::Arc, time::Duration};
 pub struct Rbac {
     rules: RbacRules,
     shadow: bool,
+    /// Of its rules.
+    wrong: Option<String>,
+    tokens: bool,
 }
 
 /// One rule of an [`Rbac`]: what is said by different methods has to hold all; of what is said several times by one method, one
@@ -46,6 +50,8 @@ pub struct Rbac {
 pub struct Rule {
     permissions: Vec<(Kind, Permission)>,
     principals: Vec<(Kind, Principal)>,
+    /// Why it can never mean what it says.
+    wrong: Option<String>,
 }
 
 /// What is said in one way.
@@ -78,13 +84,18 @@ impl Rbac {
     }
 
     fn of(action: RbacAction) -> Self {
-        Self { rules: RbacRules { action, ..RbacRules::default() }, shadow: false }
+        Self { rules: RbacRules { action, ..RbacRules::default() }, shadow: false, wrong: None, tokens: false }
     }
 
     /// One more rule. The name is for logs, metrics and audit.
     #[must_use]
     pub fn rule(mut self, name: impl Into<Arc<str>>, rule: Rule) -> Self {
-        self.rules.policies.push(rule.policy(name.into()));
+        let name = name.into();
+        if let Some(wrong) = &rule.wrong {
+            self.wrong.get_or_insert_with(|| format!("rule `{name}`: {wrong}"));
+        }
+        self.tokens |= rule.principals.iter().any(|(kind, _)| matches!(kind, Kind::Token | Kind::Claim(_)));
+        self.rules.policies.push(rule.policy(name));
         self
     }
 
@@ -100,6 +111,12 @@ impl Rbac {
     pub fn audit(mut self, audit: AuditLogging) -> Self {
         self.rules.audit = Some(audit);
         self
+    }
+
+    /// Why it can never mean what it says. `authenticated`: tokens are verified before it is asked.
+    pub(super) fn wrong(&self, authenticated: bool) -> Option<String> {
+        let blind = || "asks about tokens, and no `jwt` is given before it: it would never match".to_owned();
+        self.wrong.clone().or_else(|| (self.tokens && !authenticated).then(blind))
     }
 
     pub(super) fn filter(self, name: impl Into<Arc<str>>) -> HttpFilter {
@@ -178,7 +195,11 @@ impl Rule {
         self.principal(Kind::Claim(name.to_owned()), Principal::OneOf(either))
     }
 
-    /// Requests for this path, without its query.
+    /// Requests for this path, without its query: byte by byte as it came. `/admin*` is not `/%61dmin`, `//admin` or `/x/../admin`, which what
+    /// serves files or normalises paths takes for the same: before such a service, [`InboundBuilder::normalize_paths`] makes one of them, or
+    /// say what is allowed instead of what is not.
+    ///
+    /// [`InboundBuilder::normalize_paths`]: super::InboundBuilder::normalize_paths
     #[must_use]
     pub fn path(self, path: &str) -> Self {
         self.permission(Kind::Path, Permission::UrlPath(pattern(path)))
@@ -211,10 +232,14 @@ impl Rule {
         self.permission(Kind::Host, Permission::Header(header(":authority", matcher)))
     }
 
-    /// Requests with this header.
+    /// Requests with this header, whose values are joined with `,`. A name that no header can have is an error of
+    /// [`bind`](super::InboundBuilder::bind).
     #[must_use]
-    pub fn header(self, name: &str, value: &str) -> Self {
+    pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = name.to_ascii_lowercase();
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            self.wrong.get_or_insert_with(|| format!("`{name}` is not the name of a header"));
+        }
         let permission = Permission::Header(header(&name, pattern(value)));
         self.permission(Kind::Header(name), permission)
     }
@@ -315,7 +340,7 @@ fn claim(name: &str, matcher: StringMatcher, list: bool) -> Principal {
     })
 }
 
-/// An issuer of tokens: [`InboundBuilder::jwt`](super::InboundBuilder::jwt).
+/// An issuer of tokens: [`InboundBuilder::jwt`](super::InboundBuilder::jwt), alone or in a [`JwtAuthentication`].
 #[derive(Clone)]
 pub struct JwtProvider {
     config: ProviderConfig,
@@ -383,22 +408,66 @@ impl JwtProvider {
         self
     }
 
-    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> (HttpFilter, Option<OwnKeys>) {
-        let cluster = match &self.config.jwks {
-            JwksSource::Remote(remote) => Some(remote.cluster.clone()),
-            _ => None,
+    /// Who fetches its keys.
+    fn own_keys(&self) -> Option<OwnKeys> {
+        let JwksSource::Remote(remote) = &self.config.jwks else { return None };
+        Some((remote.cluster.clone(), self.fetch.clone()?))
+    }
+}
+
+/// Which tokens requests need: [`InboundBuilder::jwt`](super::InboundBuilder::jwt).
+///
+/// ```no_run
+/// # fn of(staff: mesh_client::inbound::JwtProvider, customers: mesh_client::inbound::JwtProvider) {
+/// use mesh_client::inbound::{Inbound, JwtAuthentication};
+///
+/// let builder = Inbound::builder().jwt(JwtAuthentication::any_of([staff, customers]).optional());
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct JwtAuthentication {
+    providers: Vec<JwtProvider>,
+    optional: bool,
+}
+
+impl JwtAuthentication {
+    /// A token of one of these issuers. Each [`jwt`](super::InboundBuilder::jwt) is asked for itself: two of them want a token of each.
+    ///
+    /// Without any nobody is let in.
+    pub fn any_of(providers: impl IntoIterator<Item = JwtProvider>) -> Self {
+        let providers: Vec<_> = providers.into_iter().collect();
+        let optional = providers.iter().any(|provider| provider.optional);
+        Self { providers, optional }
+    }
+
+    /// Requests without a token are let in; a bad one is refused all the same.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    pub(super) fn filter(self, name: impl Into<Arc<str>>) -> (HttpFilter, Vec<OwnKeys>) {
+        let fetches = self.providers.iter().filter_map(JwtProvider::own_keys).collect();
+        let named = |(index, provider): (usize, JwtProvider)| -> (Arc<str>, _) {
+            (format!("{} #{index}", provider.config.issuer).into(), Arc::new(provider.config))
         };
-        let provider: Arc<str> = "provider".into();
-        let one = JwtRequirement::Provider { name: provider.clone(), audiences: None };
-        let requirement =
-            if self.optional { JwtRequirement::OneOf(vec![one, JwtRequirement::AllowMissing]) } else { one };
-        let config = JwtConfig {
-            providers: [(provider, Arc::new(self.config))].into(),
-            rules: vec![JwtRule { matches: RouteMatch::default(), requirement: Some(requirement) }],
-            ..JwtConfig::default()
-        };
-        let filter = HttpFilter { name: name.into(), config: HttpFilterConfig::Jwt(Arc::new(config)), disabled: false };
-        (filter, cluster.zip(self.fetch))
+        let providers: BTreeMap<_, _> = self.providers.into_iter().enumerate().map(named).collect();
+        let one = |name: &Arc<str>| JwtRequirement::Provider { name: name.clone(), audiences: None };
+        let mut any: Vec<_> = providers.keys().map(one).collect();
+        if self.optional {
+            any.push(JwtRequirement::AllowMissing);
+        }
+        let requirement = Some(JwtRequirement::OneOf(any));
+        let rules = vec![JwtRule { matches: RouteMatch::default(), requirement }];
+        let config = HttpFilterConfig::Jwt(Arc::new(JwtConfig { providers, rules, ..JwtConfig::default() }));
+        (HttpFilter { name: name.into(), config, disabled: false }, fetches)
+    }
+}
+
+impl From<JwtProvider> for JwtAuthentication {
+    fn from(provider: JwtProvider) -> Self {
+        Self::any_of([provider])
     }
 }
 
@@ -415,7 +484,7 @@ impl fmt::Debug for JwtProvider {
 }
 
 /// How many requests are taken: [`InboundBuilder::rate_limit`](super::InboundBuilder::rate_limit). What is above is answered with 429
-/// (gRPC: RESOURCE_EXHAUSTED).
+/// (gRPC: RESOURCE_EXHAUSTED). No requests at all, or in no time, is an error of [`bind`](super::InboundBuilder::bind).
 #[derive(Clone, Debug)]
 pub struct RateLimit {
     bucket: TokenBucket,
@@ -426,12 +495,7 @@ pub struct RateLimit {
 impl RateLimit {
     /// Of all callers together: so many in each `period`, and as many at once.
     pub fn total(requests: u32, period: Duration) -> Self {
-        let tokens = requests.max(1);
-        let bucket = TokenBucket {
-            max_tokens: tokens,
-            tokens_per_fill: tokens,
-            fill_interval: period.max(Duration::from_millis(1)),
-        };
+        let bucket = TokenBucket { max_tokens: requests, tokens_per_fill: requests, fill_interval: period };
         Self { bucket, per: None, callers: 10_000 }
     }
 
@@ -448,8 +512,15 @@ impl RateLimit {
     /// So many at once.
     #[must_use]
     pub fn burst(mut self, requests: u32) -> Self {
-        self.bucket.max_tokens = requests.max(1);
+        self.bucket.max_tokens = requests;
         self
+    }
+
+    /// Why it is no limit.
+    pub(super) fn wrong(&self) -> Option<String> {
+        let TokenBucket { max_tokens, tokens_per_fill, fill_interval } = self.bucket;
+        let none = max_tokens == 0 || tokens_per_fill == 0 || fill_interval < Duration::from_millis(1);
+        none.then(|| format!("{tokens_per_fill} requests in {fill_interval:?}, {max_tokens} at once, is no limit"))
     }
 
     pub(super) fn filter(self, name: impl Into<Arc<str>>) -> HttpFilter {

@@ -1,7 +1,7 @@
 //! An inbound side from code.
 
 use super::{
-    Chain, Config, FetchKeys, Inbound, JwtProvider, Kept, Limits, Origin, RateLimit, Rbac, Security, Serving,
+    Chain, Config, FetchKeys, Inbound, JwtAuthentication, Kept, Limits, Origin, RateLimit, Rbac, Security, Serving,
     file::{File, Own, REFRESH},
     follow::{Asked, OnServing, follow},
 };
@@ -13,10 +13,10 @@ use crate::{
         watch::AccessLogger,
     },
 };
-use mesh_tls::{Acceptor, ServerSettings, TlsError, default_provider};
+use mesh_tls::{Acceptor, CryptoProvider, ServerSettings, TlsError, default_provider};
 use mesh_xds::{
     bootstrap::BootstrapError,
-    resource::{ClientCertDetails, ForwardClientCert, HttpFilter},
+    resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig},
 };
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::{TcpListener, ToSocketAddrs};
@@ -36,6 +36,10 @@ pub struct InboundBuilder {
     access_log: Option<AccessLogger>,
     /// And how often it is looked at.
     file: Option<(PathBuf, Duration)>,
+    crypto: Option<Arc<CryptoProvider>>,
+    normalize: bool,
+    /// The first policy that can never mean what it says.
+    wrong: Option<String>,
 }
 
 enum Tls {
@@ -53,6 +57,10 @@ pub enum BuildError {
     /// The TLS settings cannot be used.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
+    /// A policy from code cannot be honoured, or can never mean what it says: keys of tokens that cannot be read, a rule about tokens before
+    /// there are any, a name that no header has, a limit of nothing.
+    #[error("policy: {0}")]
+    Policy(Arc<str>),
     /// The bootstrap does not say how the listener of a server is called.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
@@ -149,17 +157,19 @@ impl InboundBuilder {
     #[must_use]
     pub fn authorize(mut self, rbac: Rbac) -> Self {
         let name = format!("authorize-{}", self.filters.len());
+        let authenticated = self.filters.iter().any(|filter| matches!(filter.config, HttpFilterConfig::Jwt(_)));
+        self.mistake(&name, rbac.wrong(authenticated));
         self.filters.push(rbac.filter(name));
         self
     }
 
-    /// Requests need a token of this issuer. What it says is known to the rules that are given after it, and to handlers
-    /// ([`JwtClaims`](super::JwtClaims)).
+    /// Requests need a token of this issuer, or of one of several ([`JwtAuthentication::any_of`]). What it says is known to the rules that are
+    /// given after it, and to handlers ([`JwtClaims`](super::JwtClaims)).
     #[must_use]
-    pub fn jwt(mut self, provider: JwtProvider) -> Self {
-        let (filter, fetch) = provider.filter(format!("jwt-{}", self.filters.len()));
+    pub fn jwt(mut self, tokens: impl Into<JwtAuthentication>) -> Self {
+        let (filter, fetches) = tokens.into().filter(format!("jwt-{}", self.filters.len()));
         self.filters.push(filter);
-        self.fetches.extend(fetch);
+        self.fetches.extend(fetches);
         self
     }
 
@@ -167,6 +177,7 @@ impl InboundBuilder {
     #[must_use]
     pub fn rate_limit(mut self, limit: RateLimit) -> Self {
         let name = format!("rate-limit-{}", self.filters.len());
+        self.mistake(&name, limit.wrong());
         self.filters.push(limit.filter(name));
         self
     }
@@ -176,6 +187,35 @@ impl InboundBuilder {
     pub fn filter(mut self, filter: HttpFilter) -> Self {
         self.filters.push(filter);
         self
+    }
+
+    /// The crypto provider of its TLS connections and of what verifies tokens. Default: that of the mesh
+    /// ([`MeshBuilder::crypto_provider`](crate::MeshBuilder::crypto_provider)), else [`mesh_tls::default_provider`]. An
+    /// [`acceptor`](Self::acceptor) keeps its own.
+    #[must_use]
+    pub fn crypto_provider(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.crypto = Some(provider);
+        self
+    }
+
+    /// Paths are normalised before anything looks at them, the application included (RFC 3986 section 6.2.2): `%61` becomes `a` and `%2e` a dot,
+    /// what stays encoded is in capitals, `/x/../y` becomes `/y`, `//` one slash, and a backslash a slash. Paths with an encoded slash or backslash, which
+    /// services read in different ways, are answered with 400.
+    #[must_use]
+    pub fn normalize_paths(mut self) -> Self {
+        self.normalize = true;
+        self
+    }
+
+    fn mistake(&mut self, filter: &str, wrong: Option<String>) {
+        if let (None, Some(wrong)) = (&self.wrong, wrong) {
+            self.wrong = Some(format!("{filter}: {wrong}"));
+        }
+    }
+
+    fn provider(&self) -> Arc<CryptoProvider> {
+        let of_mesh = || self.origin.as_ref().map(|origin| origin.crypto.clone());
+        self.crypto.clone().or_else(of_mesh).unwrap_or_else(default_provider)
     }
 
     /// The service that this is, such as `greeter.default.svc.cluster.local`: `destination_service` of the metrics.
@@ -204,13 +244,13 @@ impl InboundBuilder {
         let labels = self.origin.as_ref().map_or_else(Labels::default, |origin| origin.labels.clone());
         let own = own_labels(labels.as_destination(), self.service.as_deref());
         let log = self.access_log.clone().or_else(|| self.origin.as_ref()?.access_log.clone());
-        Kept::new(ServerMetrics::new(own), default_provider()).access_log(log)
+        Kept::new(ServerMetrics::new(own), self.provider()).access_log(log).normalize(self.normalize)
     }
 
     /// Listens on `address`.
     ///
     /// # Errors
-    /// The address is taken or not ours, or the TLS settings or the configuration file cannot be used.
+    /// The address is taken or not ours, or the TLS settings, a policy or the configuration file cannot be used.
     pub async fn bind(self, address: impl ToSocketAddrs) -> Result<Inbound, BuildError> {
         self.listener(TcpListener::bind(address).await?)
     }
@@ -218,19 +258,28 @@ impl InboundBuilder {
     /// Takes the connections of a listener that exists.
     ///
     /// # Errors
-    /// The TLS settings cannot be used.
+    /// The TLS settings or a policy cannot be used.
     pub fn listener(self, listener: TcpListener) -> Result<Inbound, BuildError> {
+        if let Some(wrong) = &self.wrong {
+            return Err(BuildError::Policy(wrong.as_str().into()));
+        }
         let kept = self.kept();
+        let provider = self.provider();
         let Self { tls, limits, origin, on_serving, filters, fetches, forwarding, file, .. } = self;
-        let asked = Asked { kept, filters, fetches };
+        let fetch = origin.as_ref().map(|origin| origin.fetch.clone());
+        let asked = Asked { kept, filters, fetches, fetch };
+        let policy = asked.policy(Vec::new(), forwarding);
+        if let Some(reason) = policy.refusal() {
+            return Err(BuildError::Policy(reason.clone()));
+        }
         let security = match tls {
             None => Security::Plaintext,
             Some(Tls::Acceptor(acceptor)) => Security::Tls(acceptor),
-            Some(Tls::Settings(settings)) => Security::Tls(Acceptor::new(settings, default_provider())?),
+            Some(Tls::Settings(settings)) => Security::Tls(Acceptor::new(settings, provider)?),
         };
         let (inbound, following) = match (origin, file) {
             (None, None) => {
-                let (policy, limits) = (Arc::new(asked.policy(Vec::new(), forwarding)), Arc::new(limits));
+                let (policy, limits) = (Arc::new(policy), Arc::new(limits));
                 let chain = Arc::new(Chain::new("", security, limits.clone(), Some(policy)));
                 return Ok(Inbound::new(listener, Config::single(chain), limits, on_serving)?);
             }
@@ -257,7 +306,7 @@ impl InboundBuilder {
     /// The same, for a listener of the standard library: inherited, or made with options of its own.
     ///
     /// # Errors
-    /// It cannot be used without blocking, or the TLS settings cannot be used.
+    /// It cannot be used without blocking, or the TLS settings or a policy cannot be used.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

@@ -6,6 +6,7 @@ use crate::{
     outbound::identity::Identities,
     telemetry::{metrics::Source as Labels, watch::AccessLogger},
 };
+use mesh_tls::CryptoProvider;
 use mesh_xds::{
     ServerSnapshot, ServerWatch, XdsClient,
     bootstrap::BootstrapError,
@@ -49,6 +50,8 @@ pub(crate) struct Origin {
     pub(crate) xds: XdsClient,
     pub(crate) identities: Arc<Identities>,
     pub(crate) runtime: Handle,
+    /// Of the mesh.
+    pub(crate) crypto: Arc<CryptoProvider>,
     /// Who we are, in metrics.
     pub(crate) labels: Labels,
     /// The mesh's own, where the server has none.
@@ -65,6 +68,8 @@ pub(super) struct Asked {
     /// Before those of the control plane.
     pub(super) filters: Vec<HttpFilter>,
     pub(super) fetches: Vec<(Arc<str>, Arc<dyn FetchKeys>)>,
+    /// Other keys are fetched so.
+    pub(super) fetch: Option<Fetch>,
 }
 
 /// Ends what follows the control plane when the inbound side ends.
@@ -85,7 +90,6 @@ struct Compiler {
     /// For chains of which the control plane does not say how they are secured (gRFC A29).
     fallback: Security,
     asked: Asked,
-    fetch: Fetch,
     made: Vec<Made>,
 }
 
@@ -105,8 +109,7 @@ pub(super) fn follow(
     fallback: Security,
     asked: Asked,
 ) -> Following {
-    let (identities, fetch) = (origin.identities.clone(), origin.fetch.clone());
-    let compiler = Compiler { identities, fallback, asked, fetch, made: Vec::new() };
+    let compiler = Compiler { identities: origin.identities.clone(), fallback, asked, made: Vec::new() };
     Following::spawn(&origin.runtime, run(Arc::downgrade(shared), watch, compiler))
 }
 
@@ -190,7 +193,6 @@ impl Compiler {
     fn policy(&self, snapshot: &ServerSnapshot, said: &FilterChain) -> Policy {
         let asked = &self.asked;
         let filters: Vec<_> = asked.filters.iter().chain(&said.http.http_filters).cloned().collect();
-        let fetch = |remote: &RemoteJwks| asked.fetch(remote).or_else(|| (self.fetch)(remote));
         // Routes that do not exist are none: requests find no way (gRFC A36).
         let missing = Arc::default();
         let routes = match snapshot.routes_of(said) {
@@ -205,7 +207,7 @@ impl Compiler {
                 forward_client_cert: said.connections.forward_client_cert,
                 client_cert_details: said.connections.client_cert_details,
                 around: None,
-                fetch: Some(&fetch),
+                fetch: Some(&|remote| asked.fetch(remote)),
             },
             &asked.kept,
         )
@@ -294,9 +296,10 @@ impl Asked {
         Policy::compile(source, &self.kept)
     }
 
-    /// Who fetches these keys, as the program says.
+    /// Who fetches these keys: the program says it first.
     fn fetch(&self, remote: &RemoteJwks) -> Option<Arc<dyn FetchKeys>> {
-        self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster).map(|(_, fetch)| fetch.clone())
+        let own = self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster);
+        own.map(|(_, fetch)| fetch.clone()).or_else(|| self.fetch.as_ref()?(remote))
     }
 }
 

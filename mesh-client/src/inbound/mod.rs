@@ -23,6 +23,7 @@ mod guard;
 mod incoming;
 mod jwt;
 mod limits;
+mod normalize;
 mod policy;
 mod routes;
 mod seen;
@@ -35,7 +36,7 @@ mod whole;
 mod xfcc;
 
 pub use accept::InboundStream;
-pub use authorize::{JwtProvider, RateLimit, Rbac, Rule};
+pub use authorize::{JwtAuthentication, JwtProvider, RateLimit, Rbac, Rule};
 pub(crate) use authz::Parser as AuditParser;
 pub use authz::{AuditEvent, AuditLogger, AuditLoggerFactory, audit_logger};
 pub use builder::{BuildError, InboundBuilder};

@@ -3,6 +3,7 @@
 use super::{
     ConnectionInfo,
     jwt::{FetchKeys, Fetched, JwtClaims, Keys, Shelf},
+    normalize,
     routes::{Entry, Routes},
     steps::Ran,
     xfcc::Forwarding,
@@ -37,6 +38,7 @@ pub(crate) struct Policy {
     forwarding: Forwarding,
     metrics: Arc<ServerMetrics>,
     access_log: Option<AccessLogger>,
+    normalize: bool,
 }
 
 /// What the policies of one inbound side share, and keep over changes of the configuration.
@@ -46,6 +48,8 @@ pub(crate) struct Kept {
     pub(super) metrics: Arc<ServerMetrics>,
     pub(super) access_log: Option<AccessLogger>,
     pub(super) provider: Arc<CryptoProvider>,
+    /// Paths are normalised first.
+    pub(super) normalize: bool,
 }
 
 /// Who fetches these keys.
@@ -139,7 +143,14 @@ impl Kept {
             metrics: Arc::new(metrics),
             access_log: None,
             provider,
+            normalize: false,
         }
+    }
+
+    /// Whether paths are normalised before anything looks at them.
+    pub(crate) fn normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
     }
 
     /// Tells this hook of every request.
@@ -168,13 +179,24 @@ impl Policy {
             forwarding: Forwarding::new(source.forward_client_cert, source.client_cert_details, kept.provider.clone()),
             metrics: kept.metrics.clone(),
             access_log: kept.access_log.clone(),
+            normalize: kept.normalize,
         }
+    }
+
+    /// What of it cannot be honoured, where that is the same for all requests.
+    pub(super) fn refusal(&self) -> Option<&Arc<str>> {
+        self.routes.refusal()
     }
 
     /// Decides about a request, and edits its head.
     pub(crate) fn admit(&self, connection: &ConnectionInfo, head: &mut request::Parts) -> Verdict {
         self.forwarding.apply(connection, &mut head.headers);
         let mut exchange = self.begin(connection, head);
+        if self.normalize && !normalize::path(&mut head.uri) {
+            let reply =
+                Reply::new(StatusCode::BAD_REQUEST, "the path is ambiguous").details("path_normalization_failed");
+            return Verdict::Now(Decision::answer(reply, exchange));
+        }
         let found = self.routes.find(&RequestHead::of(head));
         if let (Some(entry), Some(logged)) = (found, exchange.logged()) {
             logged.log.route = Some(entry.name.clone());
@@ -395,6 +417,9 @@ impl Exchange {
             let (_, _, flag) = reply.outcome(seen.grpc);
             seen.flags |= flag;
             seen.local = true;
+            if let (Some(logged), Some(details)) = (&mut seen.log, reply.told_details()) {
+                logged.log.details = Some(details.clone());
+            }
         }
     }
 

@@ -79,6 +79,12 @@ impl Routes {
         Self::Of(routes.clone(), routes.virtual_hosts.iter().map(host).collect())
     }
 
+    /// Why no request at all is served.
+    pub(super) fn refusal(&self) -> Option<&Arc<str>> {
+        let Self::All(entry) = self else { return None };
+        entry.steps.0.iter().find_map(|link| if let Link::Refuse(reason) = link { Some(reason) } else { None })
+    }
+
     /// The route of a request.
     pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<&Arc<Entry>> {
         match self {
@@ -125,12 +131,19 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Where tokens are not asked for nobody has verified what the headers say that are made of them: they are taken away there as well.
+fn unclaimed(filter: &HttpFilter, making: &Making<'_>) -> Option<Link> {
+    let HttpFilterConfig::Jwt(config) = &filter.config else { return None };
+    let without = Authentication::without(config, making.keys.provider.clone());
+    without.edits().then_some(Link::Authenticate(without))
+}
+
 /// One filter of a route; `None`: it has nothing to do there.
 fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Link> {
     let specific = place.levels().into_iter().flatten().find_map(|level| level.get(&filter.name));
     let own = specific.and_then(|specific| specific.config.as_ref());
     if specific.map_or(filter.disabled, |specific| specific.disabled) {
-        return None;
+        return unclaimed(filter, making);
     }
     let mixed = || {
         Some(Link::Refuse(
@@ -146,12 +159,16 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
         (HttpFilterConfig::Rbac(config), None) | (HttpFilterConfig::Rbac(_), Some(HttpFilterConfig::Rbac(config))) => {
             Authorization::compile(&filter.name, config).map(Link::Authorize)
         }
-        (HttpFilterConfig::Jwt(_), Some(HttpFilterConfig::JwtOfRoute(JwtOfRoute::Disabled))) => None,
-        (HttpFilterConfig::Jwt(config), Some(HttpFilterConfig::JwtOfRoute(of_route))) => Some(
-            Authentication::compile(config, Some(of_route), &making.keys).map_or_else(Link::Refuse, Link::Authenticate),
-        ),
-        (HttpFilterConfig::Jwt(config), None) => {
-            Some(Authentication::compile(config, None, &making.keys).map_or_else(Link::Refuse, Link::Authenticate))
+        (HttpFilterConfig::Jwt(_), Some(HttpFilterConfig::JwtOfRoute(JwtOfRoute::Disabled))) => {
+            unclaimed(filter, making)
+        }
+        (HttpFilterConfig::Jwt(config), own @ (None | Some(HttpFilterConfig::JwtOfRoute(_)))) => {
+            let of_route = match own {
+                Some(HttpFilterConfig::JwtOfRoute(of_route)) => Some(of_route),
+                _ => None,
+            };
+            let refuse = |reason: String| Link::Refuse(format!("filter `{}`: {reason}", filter.name).into());
+            Some(Authentication::compile(config, of_route, &making.keys).map_or_else(refuse, Link::Authenticate))
         }
         (HttpFilterConfig::Rbac(_) | HttpFilterConfig::Jwt(_), Some(_)) => mixed(),
         (HttpFilterConfig::GlobalRateLimit(limit), _) if making.around.is_none() && limit.deny_on_error.0 > 0 => {

@@ -5,12 +5,9 @@ use super::{
     authz::{Asked, Authorization},
     jwt::{Authentication, Checked},
 };
-use crate::{
-    outbound::{
-        filter::{Filter, FilterRequest, Place, Reply, Step, Verdict},
-        route::RequestHead,
-    },
-    telemetry::access_log::ResponseFlags as Flag,
+use crate::outbound::{
+    filter::{Filter, FilterRequest, Place, Reply, Step, Verdict},
+    route::RequestHead,
 };
 use http::{StatusCode, request};
 use std::{fmt, sync::Arc};
@@ -151,9 +148,10 @@ fn authorize(
         caller: connection.caller(),
         claims: exchange.claims(),
     };
-    // Which policy said so is no business of the caller's.
-    let denied = || Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied").grpc_status(7).flag(Flag::NONE);
-    authorization.check(&asked).err().map(|_| denied())
+    // Which policy said so is no business of the caller's: the access log has it.
+    authorization.check(&asked).err().map(|denied| {
+        Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied").grpc_status(7).details(denied.to_string())
+    })
 }
 
 fn refuse(reason: &str) -> Reply {

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OID: u8 = 0x06;
+/// UTF-16.
+const BMP_STRING: u8 = 0x1e;
 
 /// Of a certificate in DER; `None`: it cannot be read. The last relative name comes first.
 pub(super) fn subject(der: &[u8]) -> Option<String> {
@@ -43,8 +45,8 @@ fn relative(mut set: &[u8]) -> Option<String> {
         if tag != OID {
             return None;
         }
-        let (_, text, _) = value(rest)?;
-        attributes.push(format!("{}={}", name(oid), escaped(&String::from_utf8_lossy(text))));
+        let (tag, bytes, _) = value(rest)?;
+        attributes.push(format!("{}={}", name(oid), escaped(&text(tag, bytes))));
     }
     Some(attributes.join("+"))
 }
@@ -82,15 +84,28 @@ fn dotted(oid: &[u8]) -> String {
     text
 }
 
-/// RFC 2253 §2.4.
+/// A string of ASN.1, by its tag.
+fn text(tag: u8, bytes: &[u8]) -> String {
+    if tag == BMP_STRING {
+        let units = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+        return char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+    }
+    // What is not UTF-8 is Latin-1.
+    std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().map(|byte| char::from(*byte)).collect(), str::to_owned)
+}
+
+/// RFC 2253 §2.4; what is not printable ASCII as hexadecimal pairs, as OpenSSL writes it (`XN_FLAG_RFC2253`), and with it Envoy.
 fn escaped(text: &str) -> String {
-    let last = text.chars().count().saturating_sub(1);
-    text.chars().enumerate().fold(String::with_capacity(text.len()), |mut out, (at, c)| {
-        let edge = (c == ' ' && (at == 0 || at == last)) || (c == '#' && at == 0);
-        if edge || matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';') {
-            out.push('\\');
+    let last = text.len().saturating_sub(1);
+    text.bytes().enumerate().fold(String::with_capacity(text.len()), |mut out, (at, byte)| {
+        let edge = (byte == b' ' && (at == 0 || at == last)) || (byte == b'#' && at == 0);
+        match byte {
+            b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' => out.extend(['\\', byte.into()]),
+            _ if edge => out.extend(['\\', byte.into()]),
+            b' '..=b'~' => out.push(byte.into()),
+            // Writing to a String does not fail.
+            _ => _ = write!(out, "\\{byte:02X}"),
         }
-        out.push(c);
         out
     })
 }
@@ -135,6 +150,9 @@ mod tests {
         assert_eq!(of_names(&[]), "");
         let names = [(DnType::CountryName, "DE"), (DnType::OrganizationName, "A, B"), (DnType::CommonName, "#x ")];
         assert_eq!(of_names(&names), "CN=\\#x\\ ,O=A\\, B,C=DE");
+        assert_eq!(of_names(&[(DnType::CommonName, "a\nb\u{e4}\u{7f}")]), "CN=a\\0Ab\\C3\\A4\\7F");
+        assert_eq!(text(BMP_STRING, b"\x00a\x20\xac"), "a\u{20ac}");
+        assert_eq!(text(0x14, b"a\xe4"), "a\u{e4}");
         let custom = [(DnType::CustomDnType(vec![1, 2, 840, 113_549, 1]), "v")];
         assert_eq!(of_names(&custom), "1.2.840.113549.1=v");
     }

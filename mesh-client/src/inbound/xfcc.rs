@@ -1,7 +1,8 @@
 //! `x-forwarded-client-cert`: what becomes of the header that came, and what we say of the client (Envoy).
 //!
 //! The header is a list of elements, one for each hop, divided by commas; an element is a list of `Key=value` pairs, divided by semicolons.
-//! A value with one of `,;=` is in double quotes, in which a backslash escapes a quote.
+//! A value with one of `,;=` is in double quotes, in which a backslash escapes a quote. Subjects are in quotes as RFC 2253 has them, whose
+//! escapes stay: `O=A\, B` is one name, and nobody makes two of it.
 
 use super::ConnectionInfo;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -25,7 +26,7 @@ pub struct ForwardedClient {
     pub cert: Option<String>,
     /// `Chain`: its whole chain, URL-encoded PEM.
     pub chain: Option<String>,
-    /// `Subject`: of the client's certificate (RFC 2253).
+    /// `Subject`: of the client's certificate, as RFC 2253 writes it, escapes included.
     pub subject: Option<String>,
     /// `URI`: the URI SANs of the client's certificate.
     pub uri: Vec<String>,
@@ -43,6 +44,9 @@ pub enum ForwardedClientError {
     /// A pair has no `=`.
     #[error("a part is not of the form key=value")]
     Pair,
+    /// It has bytes that are no visible ASCII.
+    #[error("not text")]
+    Text,
     /// More elements than anybody sends.
     #[error("more than {MAX_ELEMENTS} elements")]
     TooMany,
@@ -72,7 +76,7 @@ impl ForwardedClient {
                     continue;
                 }
                 let (key, value) = pair.split_once('=').ok_or(ForwardedClientError::Pair)?;
-                client.set(key.trim(), unquoted(value.trim()));
+                client.set(key.trim(), value.trim());
             }
             elements.push(client);
         }
@@ -82,14 +86,20 @@ impl ForwardedClient {
     /// Of the headers of a request: all their lines.
     ///
     /// # Errors
-    /// As of [`parse`](Self::parse).
+    /// As of [`parse`](Self::parse), or a line is no text.
     pub fn of(headers: &HeaderMap) -> Result<Vec<Self>, ForwardedClientError> {
-        let lines: Vec<_> = headers.get_all(HEADER).iter().filter_map(|line| line.to_str().ok()).collect();
-        Self::parse(&lines.join(","))
+        Self::parse(&joined(headers)?)
     }
 
-    fn set(&mut self, key: &str, value: String) {
-        match key.to_ascii_lowercase().as_str() {
+    fn set(&mut self, key: &str, value: &str) {
+        let key = key.to_ascii_lowercase();
+        let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        let value = match inner {
+            Some(subject) if key == "subject" => subject.to_owned(),
+            Some(quoted) => unescaped(quoted),
+            None => value.to_owned(),
+        };
+        match key.as_str() {
             "by" => self.by.push(value),
             "hash" => self.hash = Some(value),
             "cert" => self.cert = Some(value),
@@ -109,8 +119,8 @@ impl fmt::Display for ForwardedClient {
         let one = [("Hash", &self.hash), ("Cert", &self.cert), ("Chain", &self.chain)];
         let one = one.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         let mut first = true;
-        let mut part = |f: &mut fmt::Formatter<'_>, key: &str, value: &str, quote: bool| {
-            let semicolon = if std::mem::take(&mut first) { "" } else { ";" };
+        let part = |f: &mut fmt::Formatter<'_>, first: &mut bool, key: &str, value: &str, quote: bool| {
+            let semicolon = if std::mem::take(first) { "" } else { ";" };
             if quote || value.trim() != value || value.contains([',', ';', '=', '"', '\\']) {
                 write!(f, "{semicolon}{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
             } else {
@@ -118,13 +128,14 @@ impl fmt::Display for ForwardedClient {
             }
         };
         for (key, value) in by.chain(one) {
-            part(f, key, value, matches!(key, "Cert" | "Chain"))?;
+            part(f, &mut first, key, value, matches!(key, "Cert" | "Chain"))?;
         }
         if let Some(subject) = &self.subject {
-            part(f, "Subject", subject, true)?;
+            let semicolon = if std::mem::take(&mut first) { "" } else { ";" };
+            write!(f, "{semicolon}Subject=\"{}\"", closed(subject))?;
         }
-        self.uri.iter().try_for_each(|uri| part(f, "URI", uri, false))?;
-        self.dns.iter().try_for_each(|dns| part(f, "DNS", dns, false))
+        self.uri.iter().try_for_each(|uri| part(f, &mut first, "URI", uri, false))?;
+        self.dns.iter().try_for_each(|dns| part(f, &mut first, "DNS", dns, false))
     }
 }
 
@@ -150,19 +161,47 @@ fn split(text: &str, separator: char) -> Result<Vec<&str>, ForwardedClientError>
     Ok(parts)
 }
 
-fn unquoted(value: &str) -> String {
-    let Some(inner) = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')) else {
-        return value.to_owned();
-    };
-    let mut out = String::with_capacity(inner.len());
-    let mut escaped = false;
-    for c in inner.chars() {
-        if c == '\\' && !escaped {
-            escaped = true;
-        } else {
-            out.push(c);
-            escaped = false;
+/// All lines of the header as one.
+fn joined(headers: &HeaderMap) -> Result<String, ForwardedClientError> {
+    let mut text = String::new();
+    for line in headers.get_all(HEADER) {
+        if !text.is_empty() {
+            text.push(',');
         }
+        text.push_str(line.to_str().map_err(|_| ForwardedClientError::Text)?);
+    }
+    Ok(text)
+}
+
+/// A backslash escapes a quote and itself, and nothing else.
+fn unescaped(quoted: &str) -> String {
+    let mut out = String::with_capacity(quoted.len());
+    let mut rest = quoted.chars();
+    while let Some(c) = rest.next() {
+        match (c, rest.as_str().chars().next()) {
+            ('\\', Some(escaped @ ('"' | '\\'))) => {
+                out.push(escaped);
+                rest.next();
+            }
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// A subject that no quote of its own ends: in RFC 2253 every quote is escaped already.
+fn closed(subject: &str) -> String {
+    let mut out = String::with_capacity(subject.len());
+    let mut escaped = false;
+    for c in subject.chars() {
+        if c == '"' && !escaped {
+            out.push('\\');
+        }
+        out.push(c);
+        escaped = c == '\\' && !escaped;
+    }
+    if escaped {
+        out.push('\\');
     }
     out
 }
@@ -188,16 +227,11 @@ impl Forwarding {
             (Mode::AlwaysForwardOnly, _) | (Mode::ForwardOnly, Some(_)) => {}
             (Mode::AppendForward, Some(peer)) => {
                 let own = self.element(connection, peer);
-                let mut value = Vec::new();
-                for line in headers.get_all(HEADER).iter().filter(|line| !line.is_empty()).chain([&own]) {
-                    if !value.is_empty() {
-                        value.push(b',');
-                    }
-                    value.extend_from_slice(line.as_bytes());
-                }
-                if let Ok(value) = HeaderValue::from_bytes(&value) {
-                    headers.insert(HEADER, value);
-                }
+                let value = readable(headers).and_then(|came| {
+                    let both = [came.as_bytes(), b",", own.as_bytes()].concat();
+                    HeaderValue::from_bytes(&both).ok()
+                });
+                headers.insert(HEADER, value.unwrap_or(own));
             }
             (Mode::SanitizeSet, Some(peer)) => drop(headers.insert(HEADER, self.element(connection, peer))),
             _ => drop(headers.remove(HEADER)),
@@ -212,18 +246,23 @@ impl Forwarding {
 
     fn make(&self, connection: &ConnectionInfo, peer: &PeerIdentity) -> HeaderValue {
         let ClientCertDetails { subject, cert, chain, dns, uri } = self.details;
-        let own = connection.chain().acceptor().and_then(mesh_tls::Acceptor::spiffe_id);
-        let pem = || encoded(&pem(peer.certificate()));
+        let own = connection.chain().acceptor().map(mesh_tls::Acceptor::uri_sans);
         let client = ForwardedClient {
-            by: own.map(|id| id.to_string()).into_iter().collect(),
+            by: own.unwrap_or_default(),
             hash: self.hash(peer.certificate()),
-            cert: cert.then(pem),
-            chain: chain.then(pem),
+            cert: cert.then(|| encoded(&pem(peer.certificate()))),
+            chain: chain.then(|| encoded(&peer.chain().iter().map(|der| pem(der)).collect::<String>())),
             subject: subject.then(|| connection.subject().to_owned()),
             uri: if uri { peer.uri_sans().to_vec() } else { Vec::new() },
             dns: if dns { peer.dns_sans().to_vec() } else { Vec::new() },
         };
-        HeaderValue::try_from(client.to_string()).unwrap_or(HeaderValue::from_static(""))
+        let text = client.to_string();
+        match HeaderValue::try_from(&text) {
+            Ok(value) if !text.is_empty() && text.is_ascii() => value,
+            // Names that are no text. There is an element all the same: else the last one would be the client's own.
+            _ => HeaderValue::try_from(format!("Hash={}", client.hash.unwrap_or_default()))
+                .expect("hexadecimal digits are text"),
+        }
     }
 
     /// SHA-256 in hexadecimal digits.
@@ -235,6 +274,21 @@ impl Forwarding {
             let _ = write!(text, "{byte:02x}");
             text
         }))
+    }
+}
+
+/// What came, if an element after it can be told from it.
+fn readable(headers: &HeaderMap) -> Option<String> {
+    let came = joined(headers).and_then(|text| Ok((ForwardedClient::parse(&text)?.len(), text)));
+    match came {
+        Ok((0, _)) => None,
+        Ok((1..MAX_ELEMENTS, text)) => Some(text),
+        other => {
+            let reason = other.err().unwrap_or(ForwardedClientError::TooMany);
+            metrics::counter!("mesh_xfcc_dropped_total").increment(1);
+            tracing::debug!(target: "mesh::inbound", %reason, "the x-forwarded-client-cert that came is dropped");
+            None
+        }
     }
 }
 
@@ -267,7 +321,7 @@ mod tests {
         let value = "By=spiffe://td/a;Hash=ab;Subject=\"/C=US/CN=\\\"x\\\";, y\";URI=spiffe://td/b,By=spiffe://td/c;DNS=d;DNS=e;X=1";
         let hops = ForwardedClient::parse(value).unwrap();
         assert_eq!(hops.len(), 2);
-        assert_eq!(hops[0].subject.as_deref(), Some("/C=US/CN=\"x\";, y"));
+        assert_eq!(hops[0].subject.as_deref(), Some("/C=US/CN=\\\"x\\\";, y"), "as it stands there");
         assert_eq!(
             (&hops[0].by[..], &hops[0].uri[..]),
             (&["spiffe://td/a".to_owned()][..], &["spiffe://td/b".to_owned()][..])
@@ -281,12 +335,26 @@ mod tests {
         assert_eq!(ForwardedClient::parse("By=\"a"), Err(ForwardedClientError::Quote));
         assert_eq!(ForwardedClient::parse("By"), Err(ForwardedClientError::Pair));
         assert_eq!(ForwardedClient::parse(&"By=a,".repeat(65)), Err(ForwardedClientError::TooMany));
+        let mut headers = HeaderMap::new();
+        headers.append(HEADER, HeaderValue::from_static("By=a"));
+        headers.append(HEADER, HeaderValue::from_bytes(b"By=\xff").unwrap());
+        assert_eq!(ForwardedClient::of(&headers), Err(ForwardedClientError::Text), "not that nobody forwarded");
+    }
+
+    #[test]
+    fn a_name_with_a_comma_stays_one_name() {
+        let read = |text: &str| ForwardedClient::parse(text).unwrap().remove(0);
+        let subject = r#"Subject="O=A\, CN=admin\\,CN=\"x\"""#;
+        let hop = read(subject);
+        assert_eq!(hop.subject.as_deref(), Some(r#"O=A\, CN=admin\\,CN=\"x\""#));
+        assert_eq!(hop.to_string(), subject);
+        assert_eq!(read(r#"URI="a\"b\\c\d""#).uri, [r#"a"b\c\d"#]);
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read_again(
-            by in proptest::collection::vec("[ -~]{1,8}", 0..3), subject in proptest::option::of("[ -~]{0,12}"),
+            by in proptest::collection::vec("[ -~]{1,8}", 0..3), subject in proptest::option::of(r#"([ -!#-\[\]-~]|\\[ -~]){0,8}"#),
             uri in proptest::collection::vec("[!-~]{1,8}", 0..3), hash in proptest::option::of("[a-f0-9]{1,8}"),
         ) {
             let trim = |text: String| text.trim().to_owned();

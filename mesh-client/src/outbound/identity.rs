@@ -125,6 +125,11 @@ impl Identities {
         Some((tls.clone(), *by_endpoint))
     }
 
+    /// What it all is made with.
+    pub(crate) fn crypto(&self) -> &Arc<CryptoProvider> {
+        &self.opener.crypto
+    }
+
     /// TLS as a cluster's `UpstreamTlsContext` says (gRFC A29), to speak this protocol. What is not there yet is waited for within the
     /// connect timeout; files that cannot be read are tried again, and until then handshakes fail with the reason.
     pub(crate) fn client_tls(&self, tls: &UpstreamTls, protocol: Protocol) -> Result<ClientTls, BoxError> {

@@ -197,6 +197,7 @@ impl Watch {
             attempts: 0,
             peer: None,
             upstream_service_time: None,
+            details: None,
             trace_id: None,
         };
         let method = facts.calls.as_ref().filter(|_| grpc).map(|calls| calls.method(head.uri.path()));

@@ -151,8 +151,8 @@ struct Heard(Mutex<Vec<String>>);
 
 impl AuditLogger for Heard {
     fn log(&self, event: &AuditEvent<'_>) {
-        let AuditEvent { rpc_method, principal, matched_rule, authorized, .. } = event;
-        self.0.lock().unwrap().push(format!("{rpc_method} {principal} {matched_rule} {authorized}"));
+        let AuditEvent { rpc_method, principal, matched_rule, authorized, shadow, .. } = event;
+        self.0.lock().unwrap().push(format!("{rpc_method} {principal} {matched_rule} {authorized} {shadow}"));
     }
 }
 
@@ -167,7 +167,7 @@ async fn shadow_rules_change_nothing_and_audit_hears_of_them() {
     assert_eq!(secured(server.addr, &cart, get("/secret")).await.0, 200);
     assert_eq!(plain(server.addr, get("/open")).await.0, 200);
     let id = "spiffe://cluster.local/ns/shop/sa/cart";
-    assert_eq!(*heard.0.lock().unwrap(), [format!("/secret {id} all false"), "/open   true".to_owned()]);
+    assert_eq!(*heard.0.lock().unwrap(), [format!("/secret {id} all false true"), "/open   true true".to_owned()]);
 }
 
 #[tokio::test]
@@ -282,6 +282,8 @@ async fn the_trace_of_the_caller_surrounds_the_handler() {
     assert!(plain(server.addr, get("/")).await.1.contains("trace=-"));
 }
 
+const DENIED: &str = "rbac_access_denied_matched_policy[secret]";
+
 #[test]
 fn requests_that_are_served_are_counted_and_logged() {
     let recorder = DebuggingRecorder::new();
@@ -330,7 +332,7 @@ fn requests_that_are_served_are_counted_and_logged() {
     assert_eq!((&first["direction"], &first["peer"], &first["path"]), (&"inbound".into(), &cart.into(), &"/x".into()));
     assert_eq!((&first["response_code"], &first["response_code_details"]), (&200.into(), &"via_upstream".into()));
     assert!(first["bytes_sent"].as_u64().unwrap() > 0);
-    assert_eq!((&log[1]["response_code"], &log[1]["response_code_details"]), (&403.into(), &"direct_response".into()));
+    assert_eq!((&log[1]["response_code"], &log[1]["response_code_details"]), (&403.into(), &DENIED.into()));
     assert!(log[2]["peer"].is_null());
 }
 

@@ -1,21 +1,19 @@
 //! What rules from code mean, on our own transport: nothing that is said of a caller gets lost, and nothing gets around a denial.
 
 use crate::support::{
-    GUARD,
-    policies::{Authority, exchange, get, plain, secured, serve},
+    ANY, GUARD,
+    policies::{Authority, Issuer, client, exchange, get, plain, secured, serve, with},
 };
 use bytes::Bytes;
 use http::{Request, Uri, Version};
 use http_body_util::Empty;
 use mesh_client::{
     Inbound,
-    inbound::{PathTemplate, Rbac, Rule},
+    inbound::{JwtProvider, PathTemplate, RateLimit, Rbac, Rule},
 };
-use mesh_tls::{
-    ClientSettings, ClientTls, Identity, MemorySource, PeerCheck, ServerSettings, TrustRoots, default_provider,
-};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
-use std::{net::SocketAddr, sync::Arc};
+use mesh_tls::{ClientSettings, PeerCheck, ServerSettings};
+use rcgen::SanType;
+use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -43,34 +41,18 @@ async fn what_is_said_of_a_caller_in_different_ways_has_to_hold_all() {
 
 #[tokio::test]
 async fn a_subject_or_a_dns_name_is_no_identity() {
-    let mut params = CertificateParams::new(vec![]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let roots = Arc::new(TrustRoots::from_pem(ca.pem().as_bytes()).unwrap());
-    let source = |names: Vec<String>, subject: &str| {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, subject);
-        let chain = params.signed_by(&key, &ca).unwrap().pem();
-        let identity =
-            Identity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), &default_provider()).unwrap();
-        Arc::new(MemorySource::new("test", Some(identity), Some(roots.clone())))
-    };
+    let issuer = Issuer::new();
+    let dns = |name: &str| vec![SanType::DnsName(name.try_into().unwrap())];
     let settings = ServerSettings {
         check: PeerCheck::Chain,
         alpn: vec![b"h2".to_vec()],
-        ..ServerSettings::mtls(source(vec!["server.test".into()], "server"))
+        ..ServerSettings::mtls(issuer.source("server", dns("server.test")))
     };
     let rules =
         Rbac::allow().rule("admin", Rule::new().spiffe_id("*/sa/admin")).rule("dns", Rule::new().spiffe_id("a.b"));
     let serving = serve(Inbound::builder().tls(settings).authorize(rules)).await;
-    let client = |source| {
-        let settings =
-            ClientSettings { check: PeerCheck::Chain, alpn: vec![b"h2".to_vec()], ..ClientSettings::mtls(source) };
-        ClientTls::new(settings, default_provider()).unwrap()
-    };
-    let forger = client(source(vec!["a.b".into()], "x/sa/admin"));
+    let settings = ClientSettings::mtls(issuer.source("x/sa/admin", dns("a.b")));
+    let forger = client(Version::HTTP_2, ClientSettings { check: PeerCheck::Chain, ..settings });
     assert_eq!(secured(serving.addr, &forger, get("/")).await.0, 403);
 }
 
@@ -114,4 +96,43 @@ async fn no_byte_in_a_path_gets_around_a_denial_by_template() {
         }
     }
     assert!(refused_by_rule > 200, "{refused_by_rule}");
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_mean_what_it_says_is_no_inbound_side() {
+    let second = std::time::Duration::from_secs(1);
+    let (issuer, set) = ("https://issuer", r#"{"keys": []}"#);
+    let claims = || Rbac::deny().rule("x", Rule::new().claim("role", "guest"));
+    for (builder, said) in [
+        (Inbound::builder().jwt(JwtProvider::inline(issuer, "{")), "https://issuer"),
+        (Inbound::builder().jwt(JwtProvider::file(issuer, "/nowhere/jwks.json")), "/nowhere/jwks.json"),
+        (Inbound::builder().authorize(Rbac::deny().rule("x", Rule::new().header("x foo", "1"))), "`x foo`"),
+        (Inbound::builder().authorize(claims()).jwt(JwtProvider::inline(issuer, set)), "no `jwt` is given before"),
+        (
+            Inbound::builder().authorize(Rbac::allow().rule("x", Rule::new().token("*", "*"))),
+            "no `jwt` is given before",
+        ),
+        (Inbound::builder().rate_limit(RateLimit::total(0, second)), "0 requests"),
+        (Inbound::builder().rate_limit(RateLimit::per_identity(1, second).burst(0)), "0 at once"),
+    ] {
+        let error = builder.bind(ANY).await.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let after = Inbound::builder().jwt(JwtProvider::inline(issuer, set)).authorize(claims());
+    after.bind(ANY).await.unwrap();
+}
+
+#[tokio::test]
+async fn normalised_paths_cannot_be_written_in_another_way() {
+    let deny = || Rbac::deny().rule("admin", Rule::new().path("/admin*"));
+    let as_it_came = serve(Inbound::builder().authorize(deny())).await;
+    let normal = serve(Inbound::builder().authorize(deny()).normalize_paths()).await;
+    for path in ["/%61dmin", "//admin/x", "/x/../admin", "/./admin", "/x/%2e%2e/admin"] {
+        assert_eq!(plain(as_it_came.addr, get(path)).await.0, 200, "{path}: byte by byte");
+        assert_eq!(plain(normal.addr, get(path)).await.0, 403, "{path}");
+    }
+    assert_eq!(plain(normal.addr, get("/x%2f..%2fadmin")).await.0, 400);
+    let (status, body, _) = plain(normal.addr, with(get("/a//b/./c?d=//"), "x-sub", b"-")).await;
+    assert_eq!(status, 200);
+    assert!(body.contains("/a/b/c?d=//"), "the application sees the same: {body}");
 }

@@ -148,6 +148,24 @@ fn socket(address: SocketAddr) -> Option<Address> {
     Some(Address { address: Some(Kind::SocketAddress(address)) })
 }
 
+/// Filters before the router, and routes of all hosts.
+pub(crate) fn manager(routes: Vec<Route>, filters: Vec<HttpFilter>) -> HttpConnectionManager {
+    let host = VirtualHost { name: "all".into(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
+    let router = HttpFilter {
+        name: "router".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(Router::default()))),
+        ..HttpFilter::default()
+    };
+    HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
+            virtual_hosts: vec![host],
+            ..RouteConfiguration::default()
+        })),
+        http_filters: filters.into_iter().chain([router]).collect(),
+        ..HttpConnectionManager::default()
+    }
+}
+
 pub(crate) fn chain(name: &str, transport: &str, tls: Option<DownstreamTlsContext>) -> FilterChain {
     chain_with(name, transport, tls, |_| {})
 }
@@ -164,19 +182,7 @@ pub(crate) fn chain_with(
         action: Some(Action::NonForwardingAction(NonForwardingAction {})),
         ..Route::default()
     };
-    let host = VirtualHost { domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
-    let mut manager = HttpConnectionManager {
-        route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
-            virtual_hosts: vec![host],
-            ..RouteConfiguration::default()
-        })),
-        http_filters: vec![HttpFilter {
-            name: "router".into(),
-            config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(Router::default()))),
-            ..HttpFilter::default()
-        }],
-        ..HttpConnectionManager::default()
-    };
+    let mut manager = manager(vec![route], vec![]);
     says(&mut manager);
     FilterChain {
         name: name.into(),

@@ -149,6 +149,18 @@ impl Acceptor {
         self.0.settings.identity.current().identity.as_ref()?.spiffe_id().cloned()
     }
 
+    /// The URI SANs of the certificate that new handshakes show; none while there is no certificate.
+    pub fn uri_sans(&self) -> Vec<String> {
+        self.0
+            .settings
+            .identity
+            .current()
+            .identity
+            .as_ref()
+            .map(|identity| identity.uri_sans().to_vec())
+            .unwrap_or_default()
+    }
+
     /// What connections are taken now.
     pub fn mode(&self) -> Mode {
         match self.0.mode.load(Ordering::Relaxed) {
@@ -226,7 +238,7 @@ impl Acceptor {
         let stream = result.map_err(|(error, io)| {
             (TlsError::from_handshake(error, refusal, Side::Client, built.own.as_deref()), Some(io))
         })?;
-        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let peer = stream.get_ref().1.peer_certificates();
         let peer = peer.and_then(PeerIdentity::from_verified);
         Ok(Accepted::tls(stream, peer))
     }

@@ -52,7 +52,6 @@ pub struct RbacPolicy {
 
 /// What is done.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Permission {
     /// Anything.
     Any,
@@ -82,7 +81,6 @@ pub enum Permission {
 
 /// Who does it.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Principal {
     /// Anybody.
     Any,
@@ -111,7 +109,6 @@ pub enum Principal {
 
 /// A subject alternative name of one kind.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum PeerName {
     /// URI.
     Uri(StringMatcher),

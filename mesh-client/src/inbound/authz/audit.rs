@@ -17,8 +17,10 @@ pub struct AuditEvent<'e> {
     pub policy_name: &'e str,
     /// The policy that matched; empty when none did.
     pub matched_rule: &'e str,
-    /// Whether it was let in.
+    /// Whether it was let in; where `shadow`: whether it would have been.
     pub authorized: bool,
+    /// The decision of a dry run: the request went on, whatever it says.
+    pub shadow: bool,
 }
 
 /// Is told of decisions about requests. Called in the course of the request: what takes long is to be done elsewhere.
@@ -73,7 +75,7 @@ impl Audit {
         (!loggers.is_empty()).then(|| Self { filter: filter.clone(), on_deny, on_allow, loggers })
     }
 
-    pub(super) fn tell(&self, asked: &Asked<'_>, matched_rule: &str, authorized: bool) {
+    pub(super) fn tell(&self, asked: &Asked<'_>, matched_rule: &str, authorized: bool, shadow: bool) {
         if if authorized { !self.on_allow } else { !self.on_deny } {
             return;
         }
@@ -83,15 +85,16 @@ impl Audit {
             policy_name: &self.filter,
             matched_rule,
             authorized,
+            shadow,
         };
         self.loggers.iter().for_each(|logger| logger.log(&event));
     }
 }
 
 impl Stdout {
-    /// One line, as gRPC writes it.
+    /// One line, as gRPC writes it, with `shadow` where it is one.
     fn line(event: &AuditEvent<'_>, now: SystemTime) -> String {
-        let event = serde_json::json!({"grpc_audit_log": {
+        let mut line = serde_json::json!({"grpc_audit_log": {
             "rpc_method": event.rpc_method,
             "principal": event.principal,
             "policy_name": event.policy_name,
@@ -99,7 +102,10 @@ impl Stdout {
             "authorized": event.authorized,
             "timestamp": iso8601(now),
         }});
-        format!("{event}\n")
+        if event.shadow {
+            line["grpc_audit_log"]["shadow"] = true.into();
+        }
+        format!("{line}\n")
     }
 }
 
@@ -139,6 +145,7 @@ mod tests {
             policy_name: "authz",
             matched_rule: "admins \"only\"",
             authorized: true,
+            shadow: false,
         };
         let line = Stdout::line(&event, SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         assert!(line.ends_with('\n') && !line.trim_end().contains('\n'));
@@ -147,5 +154,8 @@ mod tests {
         assert_eq!(log["rpc_method"], "/pkg.Greeter/SayHello");
         assert_eq!(log["matched_rule"], "admins \"only\"");
         assert_eq!((&log["authorized"], &log["timestamp"]), (&true.into(), &"2023-11-14T22:13:20.000Z".into()));
+        assert!(log.get("shadow").is_none());
+        let shadow = Stdout::line(&AuditEvent { shadow: true, ..event }, SystemTime::UNIX_EPOCH);
+        assert!(shadow.contains(r#""shadow":true"#), "{shadow}");
     }
 }

@@ -41,11 +41,18 @@ struct Policy {
     principal: Rule,
 }
 
-/// A request was refused.
+/// A request was refused. Displays as Envoy's details of such an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Denied {
     /// The policy that said so; `None`: none let it in.
     pub(crate) policy: Option<Arc<str>>,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let policy = self.policy.as_deref().unwrap_or("none").replace(char::is_whitespace, "_");
+        write!(f, "rbac_access_denied_matched_policy[{policy}]")
+    }
 }
 
 impl Authorization {
@@ -130,7 +137,7 @@ impl Engine {
             tracing::debug!(target: "mesh::rbac", filter, policy, principal, path = asked.head.path(), shadow, "allowed");
         }
         if let Some(audit) = &self.audit {
-            audit.tell(asked, policy.map_or("", |policy| &policy.name), allowed);
+            audit.tell(asked, policy.map_or("", |policy| &policy.name), allowed, shadow);
         }
     }
 }

@@ -58,8 +58,6 @@ pub(super) enum Rule {
     Certificate(Option<PeerName>),
     PeerPrincipal(StringMatcher),
     RemoteIp(CidrRange),
-    /// What a later version knows, and this one not: never let in by ALLOW.
-    Never,
 }
 
 /// Whose metadata there are.
@@ -97,7 +95,6 @@ impl Rule {
             Permission::DestinationPortRange(start, end) => Self::LocalPort(*start, *end),
             Permission::RequestedServerName(name) => Self::ServerName(name.clone()),
             Permission::Metadata(metadata) => Self::Metadata(metadata.clone()),
-            _ => Self::Never,
         }
     }
 
@@ -114,7 +111,6 @@ impl Rule {
             Principal::Header(header) => Self::header(header),
             Principal::UrlPath(path) => Self::Path(path.clone()),
             Principal::Metadata(metadata) => Self::Metadata(metadata.clone()),
-            _ => Self::Never,
         }
     }
 
@@ -145,7 +141,6 @@ impl Rule {
         let Asked { head, caller, claims } = asked;
         match self {
             Self::Any => true,
-            Self::Never => false,
             Self::All(all) => all.iter().all(|rule| rule.matches(asked)),
             Self::OneOf(any) => any.iter().any(|rule| rule.matches(asked)),
             Self::Not(rule) => !rule.matches(asked),
@@ -181,7 +176,6 @@ impl Certificate<'_> {
             PeerName::Uri(matcher) => self.uris.iter().any(|uri| matcher.matches(uri)),
             PeerName::Dns(matcher) => self.dns.iter().any(|dns| matcher.matches(dns)),
             PeerName::Ip(matcher) => self.ips.iter().any(|ip| matcher.matches(&ip.to_string())),
-            _ => false,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     follow::{Asked, Following, Serving},
 };
 use crate::error::BoxError;
-use mesh_tls::{Acceptor, FileSource, FileSourceConfig, Roots, ServerSettings, default_provider};
+use mesh_tls::{Acceptor, CryptoProvider, FileSource, FileSourceConfig, Roots, ServerSettings};
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert};
 use metrics::counter;
 use parse::{Said, TlsFiles};
@@ -111,17 +111,19 @@ impl File {
             Some((tls, chain)) if *tls == said.tls => chain.clone(),
             _ => {
                 let security = match &said.tls {
-                    Some(tls) => Security::Tls(tls.acceptor(&said.limits)?),
+                    Some(tls) => Security::Tls(tls.acceptor(&said.limits, &self.asked.kept.provider)?),
                     None => self.own.security.clone(),
                 };
                 Arc::new(Chain::new("file", security, Arc::default(), None))
             }
         };
+        let policy = self.asked.policy(said.filters, said.forwarding.unwrap_or(self.own.forwarding));
+        if let Some(reason) = policy.refusal() {
+            return Err(reason.as_ref().into());
+        }
         let limits = Arc::new(said.limits);
         chain.limits.store(limits.clone());
-        chain
-            .policy
-            .store(Some(Arc::new(self.asked.policy(said.filters, said.forwarding.unwrap_or(self.own.forwarding)))));
+        chain.policy.store(Some(Arc::new(policy)));
         self.made = Some((said.tls, chain.clone()));
         self.text = text;
         self.version += 1;
@@ -134,8 +136,8 @@ fn read(path: &Path) -> Result<Vec<u8>, BoxError> {
 }
 
 impl TlsFiles {
-    fn acceptor(&self, limits: &Limits) -> Result<Acceptor, BoxError> {
-        let mut files = FileSourceConfig::new("inbound", default_provider());
+    fn acceptor(&self, limits: &Limits, provider: &Arc<CryptoProvider>) -> Result<Acceptor, BoxError> {
+        let mut files = FileSourceConfig::new("inbound", provider.clone());
         files.certificate_file = Some(self.certificate.clone());
         files.private_key_file = Some(self.key.clone());
         files.ca_certificate_file.clone_from(&self.ca);
@@ -150,6 +152,6 @@ impl TlsFiles {
             settings.alpn.clone_from(&self.alpn);
         }
         settings.handshake_timeout = limits.handshake_timeout;
-        Ok(Acceptor::new(settings, default_provider())?)
+        Ok(Acceptor::new(settings, provider.clone())?)
     }
 }

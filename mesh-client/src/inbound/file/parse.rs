@@ -5,7 +5,7 @@ use crate::{
     Keepalive,
     inbound::{
         Limits,
-        authorize::{JwtProvider, RateLimit, Rbac, Rule},
+        authorize::{JwtAuthentication, JwtProvider, RateLimit, Rbac, Rule},
         jwt::KeySet,
     },
 };
@@ -130,10 +130,20 @@ fn filter(at: usize, mut fields: Fields) -> Result<HttpFilter, Wrong> {
     let name = format!("filters[{at}]");
     let (authorize, jwt) = (fields.object("authorize")?, fields.object("jwt")?);
     let (rate_limit, others) = (fields.object("rate_limit")?, fields.rest());
+    let sound = |wrong: Option<String>| wrong.map_or(Ok(()), |wrong| Err(Wrong::new(&name, wrong)));
     let filter = match (authorize, jwt, rate_limit) {
-        (Some(said), None, None) => authorization(said)?.filter(name),
-        (None, Some(said), None) => provider(said)?.filter(name).0,
-        (None, None, Some(said)) => rate(said)?.filter(name),
+        (Some(said), None, None) => {
+            let rules = authorization(said)?;
+            // Tokens may be asked for by the program.
+            sound(rules.wrong(true))?;
+            rules.filter(name)
+        }
+        (None, Some(said), None) => JwtAuthentication::from(provider(said)?).filter(name).0,
+        (None, None, Some(said)) => {
+            let limit = rate(said)?;
+            sound(limit.wrong())?;
+            limit.filter(name)
+        }
         _ if others.is_empty() => return Err(Wrong::new(name, "must be one of authorize, jwt, rate_limit")),
         // Told by its name.
         _ => return fields.end().and(Err(Wrong::new(name, "is not known"))),

@@ -149,11 +149,7 @@ impl JwtClaims {
 }
 
 impl Authentication {
-    pub(super) fn compile(
-        config: &JwtConfig,
-        of_route: Option<&JwtOfRoute>,
-        keys: &Keys<'_>,
-    ) -> Result<Self, Arc<str>> {
+    pub(super) fn compile(config: &JwtConfig, of_route: Option<&JwtOfRoute>, keys: &Keys<'_>) -> Result<Self, String> {
         let mut issuers = BTreeMap::new();
         for (name, provider) in &config.providers {
             let store = keys.shelf.store(&provider.jwks, keys.fetch);
@@ -176,17 +172,27 @@ impl Authentication {
                     .collect(),
             ),
         };
+        Ok(Self { needs, ..Self::without(config, keys.provider.clone()) })
+    }
+
+    /// One that asks for nothing.
+    pub(super) fn without(config: &JwtConfig, provider: Arc<CryptoProvider>) -> Self {
         let ours = config.providers.values().flat_map(|provider| {
             let claims = provider.claim_to_headers.iter().map(|claim| &claim.header);
             provider.forward_payload_header.iter().chain(claims).cloned()
         });
-        Ok(Self {
-            needs,
+        Self {
+            needs: Needs::ByRule(Box::default()),
             ours: ours.collect(),
             bypass_cors: config.bypass_cors_preflight,
             strip: config.strip_failure_response,
-            provider: keys.provider.clone(),
-        })
+            provider,
+        }
+    }
+
+    /// Whether it changes requests also where it asks for nothing.
+    pub(super) fn edits(&self) -> bool {
+        !self.ours.is_empty()
     }
 
     /// Decides, if nothing has to be fetched. What tokens say goes into the head.
@@ -282,14 +288,15 @@ impl Authentication {
     /// Envoy's answer: the reason as its body, and where to send a token.
     fn refuse(&self, failure: Failure, head: &request::Parts) -> Reply {
         metrics::counter!("mesh_jwt_denied_total", "reason" => failure.to_string()).increment(1);
+        let details = format!("jwt_authn_access_denied{{{}}}", failure.to_string().replace(' ', "_"));
         if self.strip {
-            return Reply::new(failure.status(), "").grpc_status(16);
+            return Reply::new(failure.status(), "").grpc_status(16).details(details);
         }
         let asked = RequestHead::new(&head.method, &head.uri, &head.headers);
         let error = if failure == Failure::Missing { "" } else { ", error=\"invalid_token\"" };
         let uri = format!("{}://{}{}", asked.scheme(), asked.authority, asked.path()).replace(['"', '\\'], "");
         let uri: String = uri.chars().take(256).collect();
-        let reply = Reply::new(failure.status(), failure.to_string());
+        let reply = Reply::new(failure.status(), failure.to_string()).details(details);
         let reply = reply.grpc_status(if failure.status() == http::StatusCode::FORBIDDEN { 7 } else { 16 });
         match HeaderValue::try_from(format!("Bearer realm=\"{uri}\"{error}")) {
             Ok(value) => reply.header(header::WWW_AUTHENTICATE, value),
@@ -365,8 +372,7 @@ impl Need {
                         Ok(()) => return Ok(()),
                         Err(Unmet::Failed(failure)) => {
                             met.truncate(before);
-                            // What is wrong with a token says more than that another is missing.
-                            if failure != Failure::Missing || last == Failure::Missing {
+                            if failure.says() >= last.says() {
                                 last = failure;
                             }
                         }

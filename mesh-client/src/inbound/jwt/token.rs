@@ -164,6 +164,16 @@ impl<'t> Token<'t> {
 }
 
 impl Failure {
+    /// How much it says of why none of several needs is met: what is wrong with a token more than that it is another's, and that more than that
+    /// there is none.
+    pub(super) fn says(self) -> u8 {
+        match self {
+            Self::Missing => 0,
+            Self::Issuer => 1,
+            _ => 2,
+        }
+    }
+
     /// Envoy answers 403 for an audience, and 401 for everything else.
     pub(crate) fn status(self) -> http::StatusCode {
         match self {

@@ -7,6 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use std::sync::Arc;
 
 /// The answer of a filter, for either kind of caller: a gRPC call gets its status in `grpc-status`, with the body as its message; others
 /// get the HTTP status and the body as text (Envoy's local replies).
@@ -17,13 +18,15 @@ pub struct Reply {
     headers: HeaderMap,
     body: Bytes,
     flag: Flag,
+    /// For the access log.
+    details: Option<Arc<str>>,
 }
 
 impl Reply {
     /// With this HTTP status, and the gRPC status that it maps to.
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
         let grpc = grpc_from_http(status.as_u16());
-        Self { status, grpc, headers: HeaderMap::new(), body: body.into(), flag: Flag::NONE }
+        Self { status, grpc, headers: HeaderMap::new(), body: body.into(), flag: Flag::NONE, details: None }
     }
 
     /// With this gRPC status (0..=16; others are UNKNOWN), and the HTTP status that it maps to.
@@ -55,6 +58,16 @@ impl Reply {
     pub(crate) fn flag(mut self, flag: Flag) -> Self {
         self.flag = flag;
         self
+    }
+
+    /// Why, for the access log: `%RESPONSE_CODE_DETAILS%`.
+    pub(crate) fn details(mut self, details: impl Into<Arc<str>>) -> Self {
+        self.details = Some(details.into());
+        self
+    }
+
+    pub(crate) fn told_details(&self) -> Option<&Arc<str>> {
+        self.details.as_ref()
     }
 
     /// HTTP status, gRPC status and flag, for metrics.

@@ -38,8 +38,11 @@ impl AccessLog {
         })
     }
 
-    /// Envoy's `%RESPONSE_CODE_DETAILS%`, as far as a client has them.
-    fn details(&self) -> &'static str {
+    /// Envoy's `%RESPONSE_CODE_DETAILS%`, as far as they are known.
+    fn details(&self) -> &str {
+        if let Some(details) = &self.details {
+            return details;
+        }
         match (self.endpoint.is_some(), self.error.is_some()) {
             (true, false) if self.status != 0 => "via_upstream",
             (false, false) if self.status != 0 => "direct_response",
@@ -159,6 +162,7 @@ mod tests {
             attempts: 3,
             peer: None,
             upstream_service_time: None,
+            details: None,
             trace_id: None,
         }
     }

@@ -67,6 +67,9 @@ pub struct AccessLog {
     pub grpc_status: Option<u32>,
     /// Why it ended so.
     pub flags: ResponseFlags,
+    /// Why it was answered so, in Envoy's words, where a server's filter says it: `rbac_access_denied_matched_policy[NAME]`,
+    /// `jwt_authn_access_denied{REASON}`.
+    pub details: Option<Arc<str>>,
     /// The error that the caller got, with its causes.
     pub error: Option<String>,
     /// Bytes of the request's body that were read from the application; a retry does not count again.
@@ -118,6 +121,7 @@ impl AccessLog {
             status: 0,
             grpc_status: None,
             flags: ResponseFlags::NONE,
+            details: None,
             error: None,
             request_bytes: text(http::header::CONTENT_LENGTH).and_then(|text| text.parse().ok()).unwrap_or(0),
             response_bytes: 0,

@@ -10,8 +10,18 @@ use mesh_client::{
     trace,
 };
 use mesh_control::ca::CertificateAuthority;
-use mesh_tls::{ClientSettings, ClientTls, FileSource, FileSourceConfig, Mode, ServerSettings, default_provider};
-use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use mesh_tls::{
+    ClientSettings, ClientTls, FileSource, FileSourceConfig, Identity, MemorySource, Mode, ServerSettings, TrustRoots,
+    default_provider,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -48,8 +58,51 @@ impl Authority {
     }
 
     pub(crate) fn client(&self, namespace: &str, account: &str) -> ClientTls {
-        let settings = ClientSettings::mtls(self.source(namespace, account));
-        ClientTls::new(ClientSettings { alpn: vec![b"h2".to_vec()], ..settings }, default_provider()).unwrap()
+        self.client_of(Version::HTTP_2, namespace, account)
+    }
+
+    pub(crate) fn client_of(&self, version: Version, namespace: &str, account: &str) -> ClientTls {
+        client(version, ClientSettings::mtls(self.source(namespace, account)))
+    }
+}
+
+/// A client of this version.
+pub(crate) fn client(version: Version, settings: ClientSettings) -> ClientTls {
+    let alpn = if version == Version::HTTP_2 { b"h2".to_vec() } else { b"http/1.1".to_vec() };
+    ClientTls::new(ClientSettings { alpn: vec![alpn], ..settings }, default_provider()).unwrap()
+}
+
+/// An authority for any certificates, which issues through another.
+pub(crate) struct Issuer {
+    root: Signer,
+    intermediate: Signer,
+}
+
+type Signer = CertifiedIssuer<'static, KeyPair>;
+
+impl Issuer {
+    pub(crate) fn new() -> Self {
+        let params = || {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params
+        };
+        let root = CertifiedIssuer::self_signed(params(), KeyPair::generate().unwrap()).unwrap();
+        let intermediate = CertifiedIssuer::signed_by(params(), KeyPair::generate().unwrap(), &root).unwrap();
+        Self { root, intermediate }
+    }
+
+    /// Of this subject, with these alternative names.
+    pub(crate) fn source(&self, subject: &str, names: Vec<SanType>) -> Arc<MemorySource> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, subject);
+        params.subject_alt_names = names;
+        let chain = params.signed_by(&key, &self.intermediate).unwrap().pem() + &self.intermediate.pem();
+        let identity = Identity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), &default_provider());
+        let roots = TrustRoots::from_pem(self.root.pem().as_bytes()).unwrap();
+        Arc::new(MemorySource::new("test", Some(identity.unwrap()), Some(Arc::new(roots))))
     }
 }
 
@@ -110,31 +163,60 @@ pub(crate) fn with(mut request: Request<Empty<Bytes>>, name: &'static str, value
     request
 }
 
+/// The same over either version, in plaintext or with this certificate.
+pub(crate) async fn ask(
+    version: Version,
+    addr: SocketAddr,
+    client: Option<&ClientTls>,
+    request: Request<Empty<Bytes>>,
+) -> Answer {
+    let tcp = TcpStream::connect(addr).await.unwrap();
+    match client {
+        Some(client) => exchange(version, client.connect(tcp, None).await.unwrap().0, request).await,
+        None => exchange(version, tcp, request).await,
+    }
+}
+
 pub(crate) async fn plain(addr: SocketAddr, request: Request<Empty<Bytes>>) -> Answer {
-    exchange(Version::HTTP_2, TcpStream::connect(addr).await.unwrap(), request).await
+    ask(Version::HTTP_2, addr, None, request).await
 }
 
 pub(crate) async fn secured(addr: SocketAddr, client: &ClientTls, request: Request<Empty<Bytes>>) -> Answer {
-    let (stream, _) = client.connect(TcpStream::connect(addr).await.unwrap(), None).await.unwrap();
-    exchange(Version::HTTP_2, stream, request).await
+    ask(Version::HTTP_2, addr, Some(client), request).await
 }
 
 /// RFC 7515 appendix A.1 would be symmetric: these are made with a key of the test.
-pub(crate) struct Tokens(rcgen::KeyPair);
+pub(crate) struct Tokens {
+    pair: KeyPair,
+    kid: &'static str,
+}
 
 impl Tokens {
     pub(crate) fn new() -> Self {
-        Self(rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap())
+        Self::named("")
+    }
+
+    /// Its key has this name.
+    pub(crate) fn named(kid: &'static str) -> Self {
+        Self { pair: KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(), kid }
     }
 
     pub(crate) fn jwks(&self) -> String {
-        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{}"}}]}}"#, b64(self.0.public_key_raw()))
+        let (kid, x) = (self.kid, b64(self.pair.public_key_raw()));
+        format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "kid": "{kid}", "x": "{x}"}}]}}"#)
+    }
+
+    /// Of this issuer and subject, good for ten minutes.
+    pub(crate) fn of(&self, issuer: &str, subject: &str) -> String {
+        let exp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + 600;
+        self.token(&serde_json::json!({"iss": issuer, "sub": subject, "exp": exp}))
     }
 
     pub(crate) fn token(&self, claims: &serde_json::Value) -> String {
         use rcgen::SigningKey as _;
-        let signed = format!("{}.{}", b64(br#"{"alg":"EdDSA"}"#), b64(claims.to_string().as_bytes()));
-        let signature = self.0.sign(signed.as_bytes()).unwrap();
+        let header = serde_json::json!({"alg": "EdDSA", "kid": self.kid}).to_string();
+        let signed = format!("{}.{}", b64(header.as_bytes()), b64(claims.to_string().as_bytes()));
+        let signature = self.pair.sign(signed.as_bytes()).unwrap();
         format!("{signed}.{}", b64(&signature))
     }
 }

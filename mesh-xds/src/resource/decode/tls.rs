@@ -313,11 +313,12 @@ impl Decoder<'_> {
                 proto.require_signed_certificate_timestamp.is_some_and(|value| value.value),
             ),
             ("custom_validator_config", proto.custom_validator_config.is_some()),
+            ("max_verify_depth", proto.max_verify_depth.is_some()),
         ])?;
         self.ignored(&[
             ("allow_expired_certificate", proto.allow_expired_certificate),
             ("trust_chain_verification", proto.trust_chain_verification != 0),
-            ("max_verify_depth", proto.max_verify_depth.is_some()),
+            // All of the chain is looked up: that is stricter.
             ("only_verify_leaf_cert_crl", proto.only_verify_leaf_cert_crl),
         ]);
         Ok(())

@@ -1,0 +1,230 @@
+//! Filters of servers as a control plane says them: tokens with fetched keys, faults, limits, and what routes say of each.
+
+use crate::{
+    inbound_xds::{Pair, chain_with, manager},
+    support::{
+        ANY, CLUSTER, GUARD,
+        inbound::Serving,
+        policies::{Tokens, get, plain, tell, with, with_token},
+        service, until,
+    },
+};
+use bytes::Bytes;
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                core::v3::{
+                    DataSource, HttpUri, RuntimeFractionalPercent, data_source::Specifier, http_uri::HttpUpstreamType,
+                },
+                rbac::v3::{Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Identifier},
+                route::v3::{NonForwardingAction, Route, RouteMatch, route::Action, route_match::PathSpecifier},
+            },
+            extensions::filters::{
+                http::{
+                    fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+                    jwt_authn::v3::{
+                        JwtAuthentication, JwtClaimToHeader, JwtHeader, JwtProvider, JwtRequirement,
+                        JwtRequirementAndList, PerRouteConfig, RemoteJwks, RequirementRule,
+                        jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
+                        per_route_config::RequirementSpecifier, requirement_rule::RequirementType,
+                    },
+                    local_ratelimit::v3::LocalRateLimit,
+                    rbac::v3::{Rbac, RbacPerRoute},
+                },
+                network::http_connection_manager::v3::{HttpFilter, http_filter},
+            },
+            r#type::v3::{FractionalPercent, TokenBucket, fractional_percent::DenominatorType},
+        },
+        google::protobuf::{Any, Duration, UInt32Value},
+    },
+    util::pack_any,
+};
+use http::{Request, Response};
+use http_body_util::Full;
+use mesh_client::{Inbound, inbound::RequestBody};
+use std::convert::Infallible;
+
+fn route(path: &str, overrides: &[(&str, Any)]) -> Route {
+    Route {
+        name: path.into(),
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix(path.into())), ..RouteMatch::default() }),
+        action: Some(Action::NonForwardingAction(NonForwardingAction {})),
+        typed_per_filter_config: overrides.iter().map(|(name, config)| ((*name).to_owned(), config.clone())).collect(),
+        ..Route::default()
+    }
+}
+
+fn filter(name: &str, config: Any) -> HttpFilter {
+    let config_type = Some(http_filter::ConfigType::TypedConfig(config));
+    HttpFilter { name: name.into(), config_type, ..HttpFilter::default() }
+}
+
+fn always() -> FractionalPercent {
+    FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred.into() }
+}
+
+fn fault(status: Option<u32>) -> Any {
+    let abort = |status| FaultAbort {
+        error_type: Some(ErrorType::HttpStatus(status)),
+        percentage: Some(always()),
+        ..FaultAbort::default()
+    };
+    pack_any(HttpFault { abort: status.map(abort), ..HttpFault::default() })
+}
+
+fn deny(path: &str) -> Any {
+    use envoy_types::pb::envoy::r#type::matcher::v3::{
+        PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
+    };
+    let prefix = StringMatcher { match_pattern: Some(MatchPattern::Prefix(path.into())), ..StringMatcher::default() };
+    let path = PathMatcher { rule: Some(path_matcher::Rule::Path(prefix)) };
+    let policy = Policy {
+        permissions: vec![Permission { rule: Some(Rule::UrlPath(path)) }],
+        principals: vec![Principal { identifier: Some(Identifier::Any(true)) }],
+        ..Policy::default()
+    };
+    let rules = Rules { action: 1, policies: [("secret".to_owned(), policy)].into(), ..Rules::default() };
+    pack_any(Rbac { rules: Some(rules), ..Rbac::default() })
+}
+
+fn limit(tokens: u32) -> Any {
+    let hour = Some(Duration { seconds: 3600, nanos: 0 });
+    let fill = Some(UInt32Value { value: tokens });
+    let share =
+        || Some(RuntimeFractionalPercent { default_value: Some(always()), ..RuntimeFractionalPercent::default() });
+    pack_any(LocalRateLimit {
+        stat_prefix: "limit".into(),
+        token_bucket: Some(TokenBucket { max_tokens: tokens, tokens_per_fill: fill, fill_interval: hour }),
+        filter_enabled: share(),
+        filter_enforced: share(),
+        ..LocalRateLimit::default()
+    })
+}
+
+/// A remote provider `a`, whose subject becomes `x-sub`, and an inline one `b` with tokens in `x-token`. `/both` wants a token of each, `/one` of `a`.
+fn tokens(b: &Tokens) -> Any {
+    let keys = RemoteJwks {
+        http_uri: Some(HttpUri {
+            uri: "http://greeter.default.svc.cluster.local:50051/keys".into(),
+            timeout: Some(Duration { seconds: 5, nanos: 0 }),
+            http_upstream_type: Some(HttpUpstreamType::Cluster(CLUSTER.into())),
+        }),
+        ..RemoteJwks::default()
+    };
+    let remote = JwtProvider {
+        issuer: "a".into(),
+        jwks_source_specifier: Some(JwksSourceSpecifier::RemoteJwks(keys)),
+        claim_to_headers: vec![JwtClaimToHeader {
+            header_name: "x-sub".into(),
+            claim_name: "sub".into(),
+            ..JwtClaimToHeader::default()
+        }],
+        ..JwtProvider::default()
+    };
+    let inline = JwtProvider {
+        issuer: "b".into(),
+        jwks_source_specifier: Some(JwksSourceSpecifier::LocalJwks(DataSource {
+            specifier: Some(Specifier::InlineString(b.jwks())),
+            ..DataSource::default()
+        })),
+        from_headers: vec![JwtHeader { name: "x-token".into(), ..JwtHeader::default() }],
+        ..JwtProvider::default()
+    };
+    let of = |name: &str| JwtRequirement { requires_type: Some(RequiresType::ProviderName(name.into())) };
+    let both = JwtRequirementAndList { requirements: vec![of("a"), of("b")] };
+    let rule = |path: &str, requirement| RequirementRule {
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix(path.into())), ..RouteMatch::default() }),
+        requirement_type: Some(RequirementType::Requires(requirement)),
+    };
+    pack_any(JwtAuthentication {
+        providers: [("a".to_owned(), remote), ("b".to_owned(), inline)].into(),
+        rules: vec![
+            rule("/both", JwtRequirement { requires_type: Some(RequiresType::RequiresAll(both)) }),
+            rule("/one", of("a")),
+        ],
+        requirement_map: [("of-a".to_owned(), of("a"))].into(),
+        ..JwtAuthentication::default()
+    })
+}
+
+async fn world() -> Pair {
+    Pair::serving(|inbound| async move { inbound.serve(tower::service_fn(tell)).await.unwrap() }).await
+}
+
+/// The server is to have these filters and routes.
+async fn configured(pair: &Pair, filters: Vec<HttpFilter>, routes: Vec<Route>) {
+    pair.serve(pair.listener(vec![chain_with("plain", "", None, |own| *own = manager(routes, filters))]));
+    tokio::time::timeout(GUARD, pair.inbound.ready()).await.unwrap();
+}
+
+#[tokio::test]
+async fn faults_limits_and_rules_of_a_server_are_what_its_routes_say() {
+    let off = pack_any(RbacPerRoute::default());
+    let filters = vec![filter("rbac", deny("/secret")), filter("fault", fault(None)), filter("limit", limit(1000))];
+    let routes = vec![
+        route("/secret/open", &[("rbac", off)]),
+        route("/aborted", &[("fault", fault(Some(418)))]),
+        route("/limited", &[("limit", limit(2))]),
+        route("/", &[]),
+    ];
+    let pair = world().await;
+    configured(&pair, filters, routes).await;
+    let addr = pair.inbound.local_addr();
+    for (path, expected) in [
+        ("/", 200),
+        ("/secret", 403),
+        ("/secret/open", 200),
+        ("/aborted", 418),
+        ("/limited", 200),
+        ("/limited", 200),
+        ("/limited", 429),
+        ("/", 200),
+    ] {
+        let (status, body, _) = plain(addr, get(path)).await;
+        assert_eq!(status, expected, "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_two_issuers_are_asked_for_and_keys_are_fetched_from_a_cluster() {
+    let (a, b) = (Tokens::new(), Tokens::new());
+    let set = a.jwks();
+    let answer = move |_: Request<RequestBody>| {
+        let set = set.clone();
+        async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(set)))) }
+    };
+    let keys = Serving::of(Inbound::builder().bind(ANY).await.unwrap(), tower::service_fn(answer));
+    let per_route = |specifier| pack_any(PerRouteConfig { requirement_specifier: Some(specifier) });
+    let routes = vec![
+        route("/one/open", &[("jwt", per_route(RequirementSpecifier::Disabled(true)))]),
+        route("/named", &[("jwt", per_route(RequirementSpecifier::RequirementName("of-a".into())))]),
+        route("/", &[]),
+    ];
+    let pair = world().await;
+    pair.cp.apply(&service(&[("one", keys.addr)])).await.unwrap();
+    configured(&pair, vec![filter("jwt", tokens(&b))], routes).await;
+    let addr = pair.inbound.local_addr();
+    let (of_a, of_b) = (a.of("a", "anna"), b.of("b", "berta"));
+    until("the keys are fetched", async || plain(addr, with_token("/one", &of_a)).await.0 == 200).await;
+    let both = |path: &str| with(with_token(path, &of_a), "x-token", of_b.as_bytes());
+    let (_, body, _) = plain(addr, with(both("/both"), "x-sub", b"admin")).await;
+    assert!(body.contains("x-sub=anna "), "{body}");
+    for (request, expected) in [
+        (both("/both"), 200),
+        (with_token("/both", &of_a), 401),
+        (with(get("/both"), "x-token", of_b.as_bytes()), 401),
+        (get("/one"), 401),
+        (get("/named"), 401),
+        (with_token("/named", &of_a), 200),
+        (with_token("/one", &b.of("a", "anna")), 401),
+        (get("/"), 200),
+    ] {
+        let uri = request.uri().clone();
+        let (status, body, _) = plain(addr, request).await;
+        assert_eq!(status, expected, "{uri}: {body}");
+    }
+    let (status, body, _) = plain(addr, with(get("/one/open"), "x-sub", b"admin")).await;
+    assert_eq!(status, 200);
+    assert!(body.contains("x-sub=- "), "where nothing is verified nobody says who it is: {body}");
+}
