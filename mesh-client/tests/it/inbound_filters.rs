@@ -43,7 +43,8 @@ use envoy_types::{
 use http::{Request, Response};
 use http_body_util::Full;
 use mesh_client::{Inbound, inbound::RequestBody};
-use std::convert::Infallible;
+use mesh_tls::default_provider;
+use std::{convert::Infallible, sync::Arc};
 
 fn route(path: &str, overrides: &[(&str, Any)]) -> Route {
     Route {
@@ -103,7 +104,7 @@ fn limit(tokens: u32) -> Any {
 }
 
 /// A remote provider `a`, whose subject becomes `x-sub`, and an inline one `b` with tokens in `x-token`. `/both` wants a token of each, `/one` of `a`.
-fn tokens(b: &Tokens) -> Any {
+fn authentication(b: &Tokens) -> JwtAuthentication {
     let keys = RemoteJwks {
         http_uri: Some(HttpUri {
             uri: "http://greeter.default.svc.cluster.local:50051/keys".into(),
@@ -137,7 +138,7 @@ fn tokens(b: &Tokens) -> Any {
         r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix(path.into())), ..RouteMatch::default() }),
         requirement_type: Some(RequirementType::Requires(requirement)),
     };
-    pack_any(JwtAuthentication {
+    JwtAuthentication {
         providers: [("a".to_owned(), remote), ("b".to_owned(), inline)].into(),
         rules: vec![
             rule("/both", JwtRequirement { requires_type: Some(RequiresType::RequiresAll(both)) }),
@@ -145,7 +146,7 @@ fn tokens(b: &Tokens) -> Any {
         ],
         requirement_map: [("of-a".to_owned(), of("a"))].into(),
         ..JwtAuthentication::default()
-    })
+    }
 }
 
 async fn world() -> Pair {
@@ -203,7 +204,7 @@ async fn tokens_of_two_issuers_are_asked_for_and_keys_are_fetched_from_a_cluster
     ];
     let pair = world().await;
     pair.cp.apply(&service(&[("one", keys.addr)])).await.unwrap();
-    configured(&pair, vec![filter("jwt", tokens(&b))], routes).await;
+    configured(&pair, vec![filter("jwt", pack_any(authentication(&b)))], routes).await;
     let addr = pair.inbound.local_addr();
     let (of_a, of_b) = (a.of("a", "anna"), b.of("b", "berta"));
     until("the keys are fetched", async || plain(addr, with_token("/one", &of_a)).await.0 == 200).await;
@@ -227,4 +228,29 @@ async fn tokens_of_two_issuers_are_asked_for_and_keys_are_fetched_from_a_cluster
     let (status, body, _) = plain(addr, with(get("/one/open"), "x-sub", b"admin")).await;
     assert_eq!(status, 200);
     assert!(body.contains("x-sub=- "), "where nothing is verified nobody says who it is: {body}");
+}
+
+#[tokio::test]
+async fn a_server_of_a_mesh_verifies_tokens_by_the_crypto_provider_of_the_mesh() {
+    let mut none = (*default_provider()).clone();
+    none.signature_verification_algorithms.all = &[];
+    let serve = |inbound: Inbound| async move { inbound.serve(tower::service_fn(tell)).await.unwrap() };
+    let pair = Pair::of(|mesh| mesh.crypto_provider(Arc::new(none)), serve).await;
+    let b = Tokens::new();
+    let JwtAuthentication { providers, .. } = authentication(&b);
+    let only = RequirementRule {
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }),
+        requirement_type: Some(RequirementType::Requires(JwtRequirement {
+            requires_type: Some(RequiresType::ProviderName("b".into())),
+        })),
+    };
+    let config = JwtAuthentication {
+        providers: providers.into_iter().filter(|(name, _)| name == "b").collect(),
+        rules: vec![only],
+        ..JwtAuthentication::default()
+    };
+    configured(&pair, vec![filter("jwt", pack_any(config))], vec![route("/", &[])]).await;
+    let request = with(get("/"), "x-token", b.of("b", "berta").as_bytes());
+    let (status, body, _) = plain(pair.inbound.local_addr(), request).await;
+    assert_eq!((status, body.as_str()), (401, "Jwt header [alg] is not supported"));
 }

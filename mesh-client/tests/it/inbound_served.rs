@@ -29,7 +29,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -249,4 +249,35 @@ async fn tokens_are_verified_by_the_crypto_provider_that_is_given() {
     let (status, body, _) = plain(serving.addr, with_token("/", &token)).await;
     assert_eq!((status, body.as_str()), (401, "Jwt header [alg] is not supported"));
     assert_eq!(status_of(provider(), &token).await.0, 200);
+}
+
+#[tokio::test]
+async fn the_access_log_says_why_a_request_was_refused() {
+    let log: Arc<Mutex<Vec<String>>> = Arc::default();
+    let logged = log.clone();
+    let builder = Inbound::builder()
+        .authorize(Rbac::deny().rule("no secrets", Rule::new().path("/secret")))
+        .jwt(JwtProvider::inline(ISSUER, Tokens::new().jwks()).optional())
+        .authorize(Rbac::allow().rule("open", Rule::new().path("/open")))
+        .access_log(move |record| {
+            let details = record.to_json()["response_code_details"].as_str().unwrap().to_owned();
+            assert!(record.to_string().contains(&details), "{record}");
+            logged.lock().unwrap().push(details);
+        });
+    let serving = serve(builder).await;
+    for request in [get("/secret"), get("/other"), with_token("/open", "x"), get("/open")] {
+        plain(serving.addr, request).await;
+    }
+    until("all are logged", async || log.lock().unwrap().len() == 4).await;
+    let form =
+        "jwt_authn_access_denied{Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections}";
+    assert_eq!(
+        *log.lock().unwrap(),
+        [
+            "rbac_access_denied_matched_policy[no_secrets]",
+            "rbac_access_denied_matched_policy[none]",
+            form,
+            "via_upstream",
+        ]
+    );
 }

@@ -40,7 +40,7 @@ use examples::greeter::{
     greeter_server::{Greeter, GreeterServer},
 };
 use futures::stream::Empty;
-use mesh_client::{ConnectionInfo, Inbound, Mesh, MeshChannel, inbound::Serving};
+use mesh_client::{ConnectionInfo, Inbound, Mesh, MeshBuilder, MeshChannel, inbound::Serving};
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use std::{
@@ -98,10 +98,18 @@ impl Pair {
     }
 
     pub(crate) async fn serving<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(Inbound) -> F) -> Self {
+        Self::of(|mesh| mesh, serve).await
+    }
+
+    /// The server's mesh as `change` has it.
+    pub(crate) async fn of<F: Future<Output = ()> + Send + 'static>(
+        change: impl FnOnce(MeshBuilder) -> MeshBuilder,
+        serve: impl FnOnce(Inbound) -> F,
+    ) -> Self {
         let (cp, dir) = control_plane().await;
         // Names that are nobody's but the test's.
         let bootstrap = cp.bootstrap().replace(ISTIOS_NAME, "server/");
-        let server = Mesh::builder().bootstrap_json(&bootstrap).unwrap().build().await.unwrap();
+        let server = change(Mesh::builder().bootstrap_json(&bootstrap).unwrap()).build().await.unwrap();
         let told: Arc<Mutex<Vec<Serving>>> = Arc::default();
         let hears = told.clone();
         let tell = move |serving: &Serving| hears.lock().unwrap().push(serving.clone());

@@ -119,7 +119,7 @@ impl File {
         };
         let policy = self.asked.policy(said.filters, said.forwarding.unwrap_or(self.own.forwarding));
         if let Some(reason) = policy.refusal() {
-            return Err(reason.as_ref().into());
+            return Err((&**reason).into());
         }
         let limits = Arc::new(said.limits);
         chain.limits.store(limits.clone());

@@ -91,6 +91,7 @@ fn tls_that_we_cannot_honour_is_rejected() {
             v.require_signed_certificate_timestamp = Some(BoolValue { value: true });
         }),
         ("validation_context.crl", "A29", |_, v| v.crl = Some(Default::default())),
+        ("validation_context.max_verify_depth", "A29", |_, v| v.max_verify_depth = Some(Default::default())),
         ("validation_context.custom_validator_config", "A29", |_, v| {
             v.custom_validator_config = Some(TypedExtensionConfig::default());
         }),
