@@ -213,8 +213,10 @@ impl Handle {
 impl Drop for Entry {
     fn drop(&mut self) {
         let gone = self.0.connections.state().open.remove(&self.0.number);
-        // What it holds on to may be much: not under the lock.
-        drop(gone);
+        if let Some(member) = gone {
+            // Nobody has to wait for its end any more.
+            member.info.farewell().cut();
+        }
     }
 }
 

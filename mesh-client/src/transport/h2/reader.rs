@@ -28,7 +28,7 @@ const REFUSED: u32 = 3;
 const WALKED: usize = 16;
 /// Bytes of the trailers of a request, however large its headers may be: many could wait to be read.
 const MAX_TRAILERS: usize = 8 << 10;
-/// A buffer that is larger than this is not held on to for the few headers that came with it.
+/// Buffers for reads larger than this are not held on to for the few headers that came with them.
 const LARGE_READ: usize = 16 << 10;
 /// Bytes of GOAWAY's debug data that errors show.
 const MAX_DEBUG: usize = 256;
@@ -191,6 +191,11 @@ impl Reader {
         }
     }
 
+    /// So much is read at once.
+    pub(super) fn reads(&mut self, bytes: usize) {
+        self.decoder.copies = self.server.is_some() && bytes > LARGE_READ;
+    }
+
     /// Reads all complete frames of `input`.
     ///
     /// # Errors
@@ -198,7 +203,6 @@ impl Reader {
     /// The peer broke the protocol in a way that ends the connection.
     pub(super) fn read(&mut self, input: &mut BytesMut, link: &Link) -> Result<(), Fault> {
         self.reads = self.reads.wrapping_add(1);
-        self.decoder.copies = self.server.is_some() && input.capacity() > LARGE_READ;
         let result = loop {
             let Some(head) = Head::read(input) else { break Ok(()) };
             if head.length > frame::MAX_PAYLOAD {

@@ -103,6 +103,7 @@ impl Wire {
             if self.ask > READ_KEEP && self.input.is_empty() {
                 self.input = BytesMut::new();
                 self.ask = READ;
+                self.reader.reads(READ);
             }
         }
         Poll::Pending
@@ -131,6 +132,7 @@ impl Wire {
             }
             if read == room {
                 self.ask = (self.ask * 2).min(READ_MOST);
+                self.reader.reads(self.ask);
             }
             if self.shut {
                 self.input.clear();
