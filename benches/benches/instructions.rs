@@ -30,10 +30,10 @@ fn pick_of_1000(policy: LbPolicy) -> PickBench {
 
 // What a bench was set up with comes back, so that its end is not counted.
 #[library_benchmark]
-#[bench::exact_path_of_10(args = (RoutePattern::Exact, 10), setup = RouteBench::new, config = at_most(980))]
-#[bench::exact_path_of_5000(args = (RoutePattern::Exact, 5_000), setup = RouteBench::new, config = at_most(930))]
-#[bench::prefix_of_10(args = (RoutePattern::Prefix, 10), setup = RouteBench::new, config = at_most(990))]
-#[bench::prefix_of_5000(args = (RoutePattern::Prefix, 5_000), setup = RouteBench::new, config = at_most(1_380))]
+#[bench::exact_path_of_10(args = (RoutePattern::Exact, 10), setup = RouteBench::new, config = at_most(950))]
+#[bench::exact_path_of_5000(args = (RoutePattern::Exact, 5_000), setup = RouteBench::new, config = at_most(895))]
+#[bench::prefix_of_10(args = (RoutePattern::Prefix, 10), setup = RouteBench::new, config = at_most(960))]
+#[bench::prefix_of_5000(args = (RoutePattern::Prefix, 5_000), setup = RouteBench::new, config = at_most(1_350))]
 fn route(routes: RouteBench) -> RouteBench {
     for turn in 0..TIMES {
         black_box(routes.find(turn));
@@ -42,8 +42,8 @@ fn route(routes: RouteBench) -> RouteBench {
 }
 
 #[library_benchmark]
-#[bench::round_robin(args = (LbPolicy::RoundRobin), setup = pick_of_1000, config = at_most(330))]
-#[bench::least_request(args = (LbPolicy::least_request(2)), setup = pick_of_1000, config = at_most(445))]
+#[bench::round_robin(args = (LbPolicy::RoundRobin), setup = pick_of_1000, config = at_most(285))]
+#[bench::least_request(args = (LbPolicy::least_request(2)), setup = pick_of_1000, config = at_most(385))]
 #[bench::ring_hash(args = (LbPolicy::RingHash(RingHash::default())), setup = pick_of_1000, config = at_most(355))]
 #[bench::maglev(args = (LbPolicy::Maglev(Maglev::default())), setup = pick_of_1000, config = at_most(320))]
 fn pick(endpoints: PickBench) -> PickBench {
@@ -55,9 +55,9 @@ fn pick(endpoints: PickBench) -> PickBench {
 
 // A call that begins, and a retry.
 #[library_benchmark]
-#[bench::share_of_the_active(args = (RetryBudget::percent(20.0, 3)), setup = Arc::new, config = at_most(105))]
-#[bench::ratio(args = (RetryBudget::ratio(0.2, 10, Duration::from_secs(10))), setup = Arc::new, config = at_most(510))]
-#[bench::throttle(args = (RetryBudget::throttle(100, 0.1)), setup = Arc::new, config = at_most(105))]
+#[bench::share_of_the_active(args = (RetryBudget::percent(20.0, 3)), setup = Arc::new, config = at_most(126))]
+#[bench::ratio(args = (RetryBudget::ratio(0.2, 10, Duration::from_secs(10))), setup = Arc::new, config = at_most(515))]
+#[bench::throttle(args = (RetryBudget::throttle(100, 0.1)), setup = Arc::new, config = at_most(86))]
 fn budget(budget: Arc<RetryBudget>) -> Arc<RetryBudget> {
     for _ in 0..TIMES {
         budget.call_begins();
@@ -68,7 +68,7 @@ fn budget(budget: Arc<RetryBudget>) -> Arc<RetryBudget> {
 
 // Taken and given back.
 #[library_benchmark]
-#[bench::of_a_cluster(args = (), setup = CountBench::new, config = at_most(45))]
+#[bench::of_a_cluster(args = (), setup = CountBench::new, config = at_most(40))]
 fn breaker(counts: CountBench) -> CountBench {
     for _ in 0..TIMES {
         counts.admit();
@@ -78,7 +78,7 @@ fn breaker(counts: CountBench) -> CountBench {
 
 // With the count in flight.
 #[library_benchmark]
-#[bench::successes(args = (), setup = CountBench::new, config = at_most(145))]
+#[bench::successes(args = (), setup = CountBench::new, config = at_most(137))]
 fn outlier(counts: CountBench) -> CountBench {
     for _ in 0..TIMES {
         counts.outcome(false);
@@ -87,7 +87,7 @@ fn outlier(counts: CountBench) -> CountBench {
 }
 
 #[library_benchmark]
-#[bench::every_other_a_failure(args = (), setup = CountBench::new, config = at_most(160))]
+#[bench::every_other_a_failure(args = (), setup = CountBench::new, config = at_most(150))]
 fn outlier_failures(counts: CountBench) -> CountBench {
     for turn in 0..TIMES {
         counts.outcome(turn % 2 == 0);

@@ -20,6 +20,7 @@ use mesh_client::{Mesh, MeshChannel};
 use mesh_tls::{ClientSettings, ClientTls};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic_xds::{BootstrapConfig, XdsChannelBuilder, XdsChannelConfig, XdsChannelGrpc, XdsUri};
@@ -172,22 +173,42 @@ pub struct Hyper {
 }
 
 impl Hyper {
-    /// Connects to each of `addresses`.
+    /// Connects to each of `addresses`; with an identity, over mutual TLS.
     ///
     /// # Errors
-    /// When one does not accept.
-    pub async fn connect(addresses: &[SocketAddr]) -> Result<Self> {
+    /// When one does not accept, or the identity cannot be read.
+    pub async fn connect(addresses: &[SocketAddr], identity: Option<&Path>) -> Result<Self> {
+        let tls = identity.map(client_tls).transpose()?;
         let mut connections = Vec::with_capacity(addresses.len());
         for address in addresses {
             let socket = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
             socket.set_nodelay(true)?;
-            let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-            let (sender, connection) = builder.handshake(TokioIo::new(socket)).await?;
-            tokio::spawn(connection);
+            let sender = match &tls {
+                None => http2(socket).await?,
+                Some(tls) => http2(tls.connect(socket, None).await?.0).await?,
+            };
             connections.push((sender, absolute(&address.to_string())?));
         }
         Ok(Self { connections: connections.into(), next: Arc::default() })
     }
+}
+
+/// hyper's connection over `io`.
+async fn http2<IO>(io: IO) -> Result<SendRequest<Full<Bytes>>>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Mutual TLS with the certificate in this folder: our verification at the handshake, the streams are tokio-rustls'.
+fn client_tls(identity: &Path) -> Result<ClientTls> {
+    let mut settings = ClientSettings::mtls(Arc::new(inbound::source(identity)?));
+    settings.alpn = vec![b"h2".to_vec()];
+    Ok(ClientTls::new(settings, mesh_tls::default_provider())?)
 }
 
 impl Client for Hyper {
@@ -294,14 +315,7 @@ pub fn balance_list(addresses: &[SocketAddr]) -> Result<Tonic<Channel>> {
 /// # Errors
 /// When an address makes no URI, or a connection cannot be made.
 pub async fn tonic_turns(addresses: &[SocketAddr], identity: Option<&Path>) -> Result<Tonic<InTurn>> {
-    let tls = match identity {
-        None => None,
-        Some(identity) => {
-            let mut settings = ClientSettings::mtls(Arc::new(inbound::source(identity)?));
-            settings.alpn = vec![b"h2".to_vec()];
-            Some(ClientTls::new(settings, mesh_tls::default_provider())?)
-        }
-    };
+    let tls = identity.map(client_tls).transpose()?;
     let mut channels = Vec::with_capacity(addresses.len());
     for address in addresses.iter().copied() {
         let endpoint = endpoint(address)?;

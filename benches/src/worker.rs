@@ -79,6 +79,13 @@ pub enum Role {
         /// Where the certificate is, for mutual TLS.
         identity: Option<PathBuf>,
     },
+    /// Be a client of the `inbound` measurement: a connection of bare hyper to each address, in turn, over mutual TLS.
+    HyperTurns {
+        /// The addresses.
+        addresses: Vec<SocketAddr>,
+        /// Where the certificate is.
+        identity: PathBuf,
+    },
     /// Be a client of the `inbound` measurement: our channel, with everything on.
     MeshClient {
         /// The control plane and the certificates, as JSON.
@@ -143,6 +150,9 @@ pub fn play(role: &str) -> Result<ExitCode> {
             Role::TonicTurns { addresses, identity } => {
                 answer(client::tonic_turns(&addresses, identity.as_deref()).await?, lines).await
             }
+            Role::HyperTurns { addresses, identity } => {
+                answer(Hyper::connect(&addresses, Some(&identity)).await?, lines).await
+            }
             Role::MeshClient { bootstrap } => {
                 client::record_metrics()?;
                 let mesh = mesh_client::Mesh::builder().bootstrap_json(&bootstrap)?.build().await?;
@@ -173,7 +183,7 @@ async fn call(
     lines: mpsc::Receiver<String>,
 ) -> Result<()> {
     match kind {
-        Kind::Hyper | Kind::Envoy => answer(Hyper::connect(addresses).await?, lines).await,
+        Kind::Hyper | Kind::Envoy => answer(Hyper::connect(addresses, None).await?, lines).await,
         Kind::Bare => answer(Ours::connect(addresses).await?, lines).await,
         Kind::Tonic => answer(client::tonic_channel(addresses[0]).await?, lines).await,
         Kind::BalanceList => answer(client::balance_list(addresses)?, lines).await,

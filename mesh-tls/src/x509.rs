@@ -174,21 +174,25 @@ fn ascii(bytes: &[u8]) -> Parsed<String> {
 /// `CN=a, O=b`: the parts that help a reader; others are left out.
 fn distinguished_name(value: &[u8]) -> Parsed<String> {
     let mut sets = Reader(value);
-    let mut parts = Vec::new();
+    let mut name = String::new();
     while !sets.0.is_empty() {
         let mut set = Reader(sets.expect(SET)?);
         while !set.0.is_empty() {
             let mut attribute = Reader(set.expect(SEQUENCE)?);
             let label = match attribute.expect(OID)? {
-                OID_COMMON_NAME => "CN",
-                OID_ORGANIZATION => "O",
+                OID_COMMON_NAME => "CN=",
+                OID_ORGANIZATION => "O=",
                 _ => continue,
             };
             let (_, text) = attribute.next()?;
-            parts.push(format!("{label}={}", String::from_utf8_lossy(text)));
+            if !name.is_empty() {
+                name.push_str(", ");
+            }
+            name.push_str(label);
+            name.push_str(&String::from_utf8_lossy(text));
         }
     }
-    Ok(parts.join(", "))
+    Ok(name)
 }
 
 /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` to Unix seconds (RFC 5280 §4.1.2.5).

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use clap::Parser;
 use mesh_control::ControlPlane;
 
 /// Measure servers: unary gRPC echo of 64 bytes over loopback, closed loop. First the server's side alone: 33 calls in flight over 3
-/// connections of our bare transport, against tonic's own server with nothing, and against ours without a policy and with RBAC, metrics and trace extraction. Then whole pairs, with three servers:
-/// tonic's channels, one for each, against tonic's servers, and our channel, with all that it does, against ours; in plaintext and
-/// with mutual TLS. Each client and each server is a process of its own. Printed are medians over the rounds, and ratios within
-/// a round.
+/// connections of our bare transport, against tonic's own server with nothing, and against ours without a policy and with RBAC, metrics
+/// and trace extraction. Then whole pairs, with three servers: tonic's channels, one for each, against tonic's servers, and our channel,
+/// with all that it does, against ours; in plaintext and with mutual TLS. Last our channel beside bare hyper over tokio-rustls, both to
+/// servers of ours. Each client and each server is a process of its own. Printed are medians over the rounds, and ratios within a round.
 #[derive(Debug, Parser)]
 #[command(name = "inbound", version)]
 struct Options {
@@ -30,7 +30,7 @@ struct Options {
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
     /// Only these parts.
-    #[arg(long, value_name = "PART", value_delimiter = ',', default_values_t = [Part::Server, Part::Pair, Part::Mtls], value_enum)]
+    #[arg(long, value_name = "PART", value_delimiter = ',', default_values_t = [Part::Server, Part::Pair, Part::Mtls, Part::Client], value_enum)]
     only: Vec<Part>,
     /// Exit with status 1 when a target is missed. Without it the status is 0.
     #[arg(long)]
@@ -47,6 +47,8 @@ enum Part {
     Pair,
     /// Pairs with mutual TLS.
     Mtls,
+    /// The client's side alone, with mutual TLS.
+    Client,
 }
 
 impl std::fmt::Display for Part {
@@ -55,6 +57,7 @@ impl std::fmt::Display for Part {
             Self::Server => "server",
             Self::Pair => "pair",
             Self::Mtls => "mtls",
+            Self::Client => "client",
         })
     }
 }
@@ -116,6 +119,7 @@ async fn run(options: &Options) -> Result<ExitCode> {
             Part::Server => server(options).await?,
             Part::Pair => pairs(options, false).await?,
             Part::Mtls => pairs(options, true).await?,
+            Part::Client => clients(options).await?,
         };
     }
     Ok(if met || !options.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -142,32 +146,57 @@ async fn server(options: &Options) -> Result<bool> {
 
 async fn pairs(options: &Options, mutual: bool) -> Result<bool> {
     let dir = tempfile::tempdir()?;
-    let mut builder = ControlPlane::builder();
-    if mutual {
-        builder = builder.ca(dir.path().join("ca")).identity("default", "client");
-    }
-    let control_plane = builder.start().await?;
-    let identity = |account: &str| -> Result<Option<PathBuf>> {
-        Ok(match control_plane.ca() {
-            Some(ca) => Some(ca.ensure("default", account)?),
-            None => None,
-        })
-    };
+    let control_plane = control_plane(mutual.then_some(dir.path())).await?;
+    let identity = |account: &str| identity(&control_plane, account);
     let of_tonic = async |addresses: Vec<SocketAddr>| Ok(Role::TonicTurns { addresses, identity: identity("client")? });
-    let of_mesh = async |addresses: Vec<SocketAddr>| {
-        control_plane.apply(&configuration(&addresses, mutual)).await?;
-        Ok(Role::MeshClient { bootstrap: control_plane.bootstrap() })
-    };
     let tonic = Pair::start("tonic's pair", Side::Tonic, 3, identity("echo")?, of_tonic).await?;
+    let of_mesh = async |addresses| mesh_client(&control_plane, addresses).await;
     let mesh = Pair::start("our channel, our inbound", Side::Full, 3, identity("echo")?, of_mesh).await?;
-    let mut pairs = vec![tonic, mesh];
     let (secured, bound) = if mutual { ("mutual TLS", 1.5) } else { ("plaintext", 2.0) };
+    compare(&format!("pairs, {secured}"), "tonic's", bound, vec![tonic, mesh], options).await
+}
+
+async fn clients(options: &Options) -> Result<bool> {
+    let dir = tempfile::tempdir()?;
+    let control_plane = control_plane(Some(dir.path())).await?;
+    let folder = |account: &str| identity(&control_plane, account)?.context("the authority is off");
+    let client = folder("client")?;
+    let of_hyper = async |addresses| Ok(Role::HyperTurns { addresses, identity: client });
+    let hyper = Pair::start("bare hyper over tokio-rustls", Side::Bare, 3, Some(folder("echo")?), of_hyper).await?;
+    let of_mesh = async |addresses| mesh_client(&control_plane, addresses).await;
+    let mesh = Pair::start("our channel", Side::Bare, 3, Some(folder("echo")?), of_mesh).await?;
+    compare("clients of our inbound, mutual TLS", "hyper's", 1.3, vec![hyper, mesh], options).await
+}
+
+/// With an authority in this folder, if wanted.
+async fn control_plane(dir: Option<&Path>) -> Result<ControlPlane> {
+    let builder = ControlPlane::builder();
+    let builder = match dir {
+        Some(dir) => builder.ca(dir.join("ca")).identity("default", "client"),
+        None => builder,
+    };
+    Ok(builder.start().await?)
+}
+
+/// Where the certificate of a service account is.
+fn identity(control_plane: &ControlPlane, account: &str) -> Result<Option<PathBuf>> {
+    Ok(control_plane.ca().map(|ca| ca.ensure("default", account)).transpose()?)
+}
+
+/// Our channel, which the control plane tells of these servers.
+async fn mesh_client(control_plane: &ControlPlane, addresses: Vec<SocketAddr>) -> Result<Role> {
+    control_plane.apply(&configuration(&addresses, control_plane.ca().is_some())).await?;
+    Ok(Role::MeshClient { bootstrap: control_plane.bootstrap() })
+}
+
+/// Whether the last of the pairs makes `bound` times the calls of the first, whose name is `reference`.
+async fn compare(name: &str, reference: &str, bound: f64, mut pairs: Vec<Pair>, options: &Options) -> Result<bool> {
     let mut met = true;
     for concurrency in [32, 256] {
-        let name = format!("pairs, {secured}, c={concurrency}");
+        let name = format!("{name}, c={concurrency}");
         let ratios = measure(&name, &mut pairs, concurrency, options).await?;
         let Some((rps, _)) = ratios.last() else { bail!("nothing was measured") };
-        met &= verdict(&format!("{name}: rps / tonic's"), *rps, bound, true)?;
+        met &= verdict(&format!("{name}: rps / {reference}"), *rps, bound, true)?;
     }
     for pair in pairs {
         pair.stop().await?;

@@ -504,9 +504,9 @@ impl RateLimit {
         Self { per: Some(RateLimitAction::PeerPrincipal { key: "peer".into() }), ..Self::total(requests, period) }
     }
 
-    /// Of each address.
+    /// Of each address; of IPv6, of each /64, which is what one customer has.
     pub fn per_address(requests: u32, period: Duration) -> Self {
-        Self { per: Some(RateLimitAction::RemoteAddress), ..Self::total(requests, period) }
+        Self { per: Some(RateLimitAction::MaskedRemoteAddress { v4: 32, v6: 64 }), ..Self::total(requests, period) }
     }
 
     /// So many at once.
@@ -529,7 +529,7 @@ impl RateLimit {
             Some(action) => {
                 let key: Arc<str> = match &action {
                     RateLimitAction::PeerPrincipal { key } => key.clone(),
-                    _ => "remote_address".into(),
+                    _ => "masked_remote_address".into(),
                 };
                 let descriptor =
                     LocalDescriptor { entries: vec![(key, "".into())], bucket: self.bucket, shadow: false };

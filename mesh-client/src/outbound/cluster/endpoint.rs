@@ -251,6 +251,7 @@ impl<L: Link> Endpoint<L> {
 }
 
 impl<L: Link> Candidate for Endpoint<L> {
+    #[inline]
     fn standing(&self, panic: bool) -> Standing {
         match self.connectivity() {
             Connectivity::TransientFailure => Standing::Unavailable,
@@ -264,6 +265,7 @@ impl<L: Link> Candidate for Endpoint<L> {
         Self::is_ejected(self) || self.is_failing()
     }
 
+    #[inline]
     fn load(&self) -> u32 {
         self.in_flight()
     }
@@ -286,6 +288,7 @@ impl<L: Link> Candidate for Endpoint<L> {
         self.joined
     }
 
+    #[inline]
     fn cost(&self, ewma: &Ewma, now: u64) -> u32 {
         self.latency.cost(self.in_flight(), ewma, now)
     }

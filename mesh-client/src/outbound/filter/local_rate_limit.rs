@@ -9,12 +9,14 @@ use crate::{
     telemetry::access_log::ResponseFlags as Flag,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use lru::LruCache;
 use mesh_xds::{
     resource::{LocalDescriptor, LocalRateLimitConfig},
     rls::Descriptor,
 };
 use std::{
     borrow::Cow,
+    num::NonZero,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -46,9 +48,12 @@ pub(crate) struct Buckets {
 #[derive(Debug)]
 enum Own {
     One(Arc<Bucket>),
-    /// One for each combination of values, the one used last in front.
-    Any(Mutex<Vec<(Descriptor, Arc<Bucket>)>>),
+    /// One for each combination of values, those used last.
+    Any(Mutex<LruCache<Entries, Arc<Bucket>>>),
 }
+
+/// Keys and values; they come from callers, who are not to know how they are hashed.
+type Entries = Vec<(Arc<str>, Arc<str>)>;
 
 /// What the buckets say of a request.
 struct Said {
@@ -59,8 +64,9 @@ struct Said {
 
 impl Buckets {
     pub(crate) fn new(config: &LocalRateLimitConfig, now: Instant) -> Self {
+        let most = NonZero::new(config.max_dynamic).unwrap_or(NonZero::<usize>::MIN);
         let own = config.descriptors.iter().map(|descriptor| match descriptor.has_wildcard() {
-            true => Own::Any(Mutex::default()),
+            true => Own::Any(Mutex::new(LruCache::new(most))),
             false => Own::One(Arc::new(Bucket::new(descriptor.bucket, now))),
         });
         Self { general: config.bucket.map(|bucket| Arc::new(Bucket::new(bucket, now))), own: own.collect() }
@@ -80,15 +86,8 @@ impl Buckets {
                     Own::One(bucket) => bucket.clone(),
                     Own::Any(buckets) => {
                         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-                        let known = buckets.iter().position(|(of, _)| of.entries == found.entries);
-                        let entry = match known {
-                            Some(known) => buckets.remove(known),
-                            None => (found.clone(), Arc::new(Bucket::new(descriptor.bucket, now))),
-                        };
-                        let bucket = entry.1.clone();
-                        buckets.truncate(config.max_dynamic.saturating_sub(1));
-                        buckets.insert(0, entry);
-                        bucket
+                        let make = || Arc::new(Bucket::new(descriptor.bucket, now));
+                        buckets.get_or_insert_ref(&found.entries, make).clone()
                     }
                 };
                 Some((bucket, descriptor.shadow, found.hits.unwrap_or(1)))

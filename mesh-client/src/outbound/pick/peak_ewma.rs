@@ -30,8 +30,10 @@ pub(crate) struct Ewma {
     begun: Instant,
     /// The logarithm for an endpoint that has not answered yet.
     default: u32,
-    /// What a logarithm loses in a tick.
-    fading: f64,
+    /// What a logarithm loses in a tick, in parts of 2^32.
+    fading: u64,
+    /// Ticks in which any logarithm has lost all.
+    faded: u64,
 }
 
 /// A tick is so many nanoseconds, as a power of two: 16 us. 40 bits of them are 208 days.
@@ -42,6 +44,8 @@ const LOG: u64 = (1 << LOG_BITS) - 1;
 /// How much of it is behind the point: a step is 3 millionths of the latency.
 const FRACTION: u32 = 18;
 const ONE: u32 = 1 << FRACTION;
+/// Behind the point of what a logarithm loses.
+const FADING_BITS: u32 = 32;
 
 /// Logarithms of 1 to 2, in 64 steps.
 const LOGS: [u32; 64] = {
@@ -81,8 +85,11 @@ impl Ewma {
     /// Latencies are told from when their cluster began.
     pub(crate) fn new(config: &PeakEwma, begun: Instant) -> Self {
         let ticks = nanoseconds(config.decay).max(1.0) / f64::from(1_u32 << TICK);
-        let fading = std::f64::consts::LOG2_E * f64::from(ONE) / ticks;
-        Self { penalty: config.penalty, begun, default: log(nanoseconds(config.default_rtt)), fading }
+        let fading = std::f64::consts::LOG2_E * f64::from(ONE) / ticks * f64::from(u32::MAX);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
+        let fading = (fading as u64).clamp(1, LOG << FADING_BITS);
+        let faded = (LOG << FADING_BITS).div_ceil(fading);
+        Self { penalty: config.penalty, begun, default: log(nanoseconds(config.default_rtt)), fading, faded }
     }
 
     /// Now, as [`Latency::cost`] is told it.
@@ -93,11 +100,9 @@ impl Ewma {
     /// What a logarithm loses between two ticks.
     #[inline]
     fn lost(&self, updated: u64, now: u64) -> u32 {
-        #[allow(clippy::cast_precision_loss, reason = "ticks since the last answer")]
-        let lost = now.saturating_sub(updated) as f64 * self.fading;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
-        let lost = lost as u32;
-        lost
+        // At most twice 2^24, in parts of 2^32.
+        let lost = (now.saturating_sub(updated).min(self.faded) * self.fading) >> FADING_BITS;
+        u32::try_from(lost).expect("below 2^25")
     }
 }
 
