@@ -52,6 +52,14 @@ pub use telemetry::{
 };
 pub use transport::Keepalive;
 
+/// What a server's connections are secured with, and who its callers are: [`InboundBuilder::tls`](inbound::InboundBuilder::tls).
+pub mod tls {
+    pub use mesh_tls::{
+        Acceptor, ClientAuth, Identity, MemorySource, Mode, PeerCheck, PeerIdentity, Roots, SanMatcher, ServerSettings,
+        Source, SpiffeId, TlsError, TlsVersion, TlsVersions, TrustRoots, default_provider,
+    };
+}
+
 /// What targets without a control plane do with requests, from code: [`MeshBuilder::policy`]. The types are those that xDS decodes to.
 pub mod policy {
     pub use mesh_xds::{

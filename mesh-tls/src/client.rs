@@ -3,11 +3,10 @@
 use crate::{
     CryptoProvider, PeerCheck, PeerIdentity, SanMatcher, Side, Source, TlsError, TlsVersion, TlsVersions, TrustRoots,
     alert,
-    store::{Built, Parts, RootsFrom, Store},
+    store::{Built, Generations, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
     version::preferring_post_quantum,
 };
-use futures::future::select_all;
 use rustls::{
     ClientConfig, SignatureScheme,
     client::{ResolvesClientCert, Resumption},
@@ -21,10 +20,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::watch,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Where the roots come from that servers are verified with.
@@ -68,14 +64,6 @@ struct Inner {
     san_matchers: Arc<[SanMatcher]>,
     provider: Arc<CryptoProvider>,
     store: Store<ClientConfig>,
-}
-
-/// Follows the generation of the material behind a [`ClientTls`].
-#[derive(Debug)]
-pub struct Generations {
-    tls: ClientTls,
-    seen: u64,
-    receivers: Vec<watch::Receiver<u64>>,
 }
 
 impl ClientSettings {
@@ -179,9 +167,7 @@ impl ClientTls {
 
     /// Follows the generation.
     pub fn generations(&self) -> Generations {
-        // subscribed first: what changes in between is then seen twice rather than never
-        let receivers = self.0.store.sources().map(|source| source.changed()).collect();
-        Generations { tls: self.clone(), seen: self.generation(), receivers }
+        self.0.store.generations()
     }
 
     fn built(&self) -> Result<Arc<Built<ClientConfig>>, TlsError> {
@@ -203,32 +189,6 @@ impl ClientTls {
         config.resumption = Resumption::disabled();
         config.alpn_protocols.clone_from(&settings.alpn);
         Ok(config)
-    }
-}
-
-impl Generations {
-    /// Waits until the generation differs from the last one returned (at first: from that of the call to
-    /// [`ClientTls::generations`]), and returns it. Never returns when nothing can change.
-    ///
-    /// # Cancel safety
-    /// A change is never lost.
-    pub async fn changed(&mut self) -> u64 {
-        loop {
-            let now = self.tls.generation();
-            if now != self.seen {
-                self.seen = now;
-                return now;
-            }
-            if self.receivers.is_empty() {
-                return std::future::pending().await;
-            }
-            let changes = self.receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
-            let (result, index, others) = select_all(changes).await;
-            drop(others);
-            if result.is_err() {
-                self.receivers.swap_remove(index);
-            }
-        }
     }
 }
 

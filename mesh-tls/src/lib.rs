@@ -68,7 +68,7 @@ mod x509;
 
 pub use alert::describe_alert;
 pub use bundle::TrustBundle;
-pub use client::{ClientSettings, ClientStream, ClientTls, Generations, Roots};
+pub use client::{ClientSettings, ClientStream, ClientTls, Roots};
 pub use error::{MaterialError, Reason, Refusal, Side, SourceError, TlsError};
 pub use hello::{ClientHello, FirstBytes};
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
@@ -79,13 +79,14 @@ pub use rewind::Rewind;
 pub use roots::TrustRoots;
 pub use rustls::crypto::CryptoProvider;
 pub use san::{SanKind, SanMatcher};
-pub use server::{Accepted, Acceptor, ClientAuth, ConnectInfo, Incoming, Mode, ServerSettings};
+pub use server::{Accepted, Acceptor, ClientAuth, ConnectInfo, Incoming, Mode, Presented, ServerSettings};
 #[cfg(feature = "grpc")]
 pub use source::{
     CaAuth, CaTls, EndpointError, IstioCaConfig, IstioCaSource, JwtToken, SvidChoice, WorkloadApiConfig,
     WorkloadApiSource, WorkloadEndpoint,
 };
 pub use source::{FileSource, FileSourceConfig, MemorySource, Source, ready};
+pub use store::Generations;
 pub use verify::PeerCheck;
 pub use version::{TlsVersion, TlsVersions};
 

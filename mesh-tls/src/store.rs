@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 /// Between two looks for an error while material is awaited.
 const LOOK: Duration = Duration::from_millis(20);
@@ -41,6 +44,14 @@ pub(crate) struct Built<C> {
     pub(crate) own: Option<Arc<str>>,
 }
 
+/// Follows the generation of the material behind a [`ClientTls`](crate::ClientTls) or an [`Acceptor`](crate::Acceptor).
+#[derive(Debug)]
+pub struct Generations {
+    sources: Vec<Arc<dyn Source>>,
+    seen: u64,
+    receivers: Vec<watch::Receiver<u64>>,
+}
+
 /// What a configuration is built from.
 pub(crate) struct Parts {
     pub(crate) identity: Option<Arc<Identity>>,
@@ -70,7 +81,13 @@ impl<C> Store<C> {
     }
 
     pub(crate) fn generation(&self) -> u64 {
-        self.sources().map(|source| source.current().generation).sum()
+        generation(self.sources())
+    }
+
+    pub(crate) fn generations(&self) -> Generations {
+        // subscribed first: what changes in between is then seen twice rather than never
+        let receivers = self.sources().map(|source| source.changed()).collect();
+        Generations { sources: self.sources().cloned().collect(), seen: self.generation(), receivers }
     }
 
     /// The configuration of the newest material; `build` is called when there is none yet.
@@ -106,7 +123,7 @@ impl<C> Store<C> {
         self.built.load_full().filter(|built| built.generation == self.generation())
     }
 
-    fn parts(&self) -> Result<(Parts, u64), TlsError> {
+    pub(crate) fn parts(&self) -> Result<(Parts, u64), TlsError> {
         let missing = |source: &Arc<dyn Source>, missing| TlsError::NotReady {
             name: source.name().to_owned(),
             missing,
@@ -132,6 +149,37 @@ impl<C> Store<C> {
             RootsFrom::Identity | RootsFrom::Nowhere => {}
         }
         Ok((parts, generation))
+    }
+}
+
+/// Grows when any of them changes.
+fn generation<'a>(sources: impl Iterator<Item = &'a Arc<dyn Source>>) -> u64 {
+    sources.map(|source| source.current().generation).sum()
+}
+
+impl Generations {
+    /// Waits until the generation differs from the last one returned (at first: from that of the call that made this), and returns it. Never
+    /// returns when nothing can change.
+    ///
+    /// # Cancel safety
+    /// A change is never lost.
+    pub async fn changed(&mut self) -> u64 {
+        loop {
+            let now = generation(self.sources.iter());
+            if now != self.seen {
+                self.seen = now;
+                return now;
+            }
+            if self.receivers.is_empty() {
+                return std::future::pending().await;
+            }
+            let changes = self.receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
+            let (result, index, others) = select_all(changes).await;
+            drop(others);
+            if result.is_err() {
+                self.receivers.swap_remove(index);
+            }
+        }
     }
 }
 

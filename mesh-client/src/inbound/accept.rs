@@ -9,7 +9,8 @@ use super::{
     detect::detect,
     farewell::Watched,
 };
-use mesh_tls::{Accepted, TlsError};
+use crate::outbound::connect::TlsRenewal;
+use mesh_tls::{Accepted, Mode, TlsError};
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -99,25 +100,26 @@ impl Shared {
     /// The next connection within the limits.
     ///
     /// # Errors
-    /// The socket does not listen.
+    /// The socket does not listen, or not any more.
     ///
     /// # Cancel safety
     /// No connection is lost.
     pub(super) async fn accept(&self) -> io::Result<Fresh> {
         loop {
-            match self.listener.accept().await {
+            match self.listening.accept().await {
                 Ok((socket, remote)) => {
                     let Some(open) = Open::count(&self.open, self.limits.max_connections) else {
                         tracing::debug!(%remote, "too many connections");
                         continue;
                     };
-                    // Without it small frames wait for acknowledgements; a failure only costs speed.
-                    let _ = socket.set_nodelay(true);
+                    self.limits.tcp_options().apply(&socket);
                     let counted = self.connections.count();
                     return Ok(Fresh { socket, remote, open, counted });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+                Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotConnected) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "connections cannot be accepted");
                     sleep(PAUSE).await;
@@ -156,7 +158,7 @@ impl Shared {
         };
         match secure(socket, &chain.security, self.limits.handshake_timeout, &self.handshakes).await {
             Ok((socket, tls)) => {
-                let info = ConnectionInfo::new(facts, need == Need::Hello, tls, chain);
+                let info = ConnectionInfo::new(facts, need == Need::Hello, tls, chain, counted.epoch());
                 let (watched, entry, mind) = (None, None, None);
                 Some(InboundStream { socket, info, watched, entry, mind, _open: open, _counted: counted })
             }
@@ -169,12 +171,18 @@ impl Shared {
         }
     }
 
-    /// Registers a connection that is served, so that it can be told to end. One that was accepted under a configuration that does not hold any more
-    /// has to leave at once.
+    /// Registers a connection that is served, so that it can be told to end. One that was accepted under what does not hold any more (the
+    /// configuration, the mode, or all of it) has to leave at once.
     pub(super) fn enter(&self, info: &ConnectionInfo, ending: Ending) -> Entry {
         let entry = self.connections.enter(info.clone(), ending);
-        if !self.config.load().keeps(info) {
-            entry.handle().drain();
+        let in_clear =
+            || !info.is_tls() && info.chain().acceptor().is_some_and(|acceptor| acceptor.mode() == Mode::Strict);
+        if info.epoch() != self.connections.epoch() || in_clear() || !self.config.load().keeps(info) {
+            entry.handle().drain(Duration::MAX);
+        } else if let TlsRenewal::Within(bound) = self.renewal
+            && !info.is_trusted()
+        {
+            entry.handle().drain(bound);
         }
         entry
     }
@@ -196,9 +204,9 @@ async fn secure(
     // Who says nothing takes no place among the handshakes; an error is told by the handshake.
     let _ = socket.peek(&mut [0]).await;
     let place = handshakes.acquire().await.expect("the semaphore is never closed");
-    let accepted = acceptor.accept(socket).await?;
-    drop(place);
+    let accepted = acceptor.accept_in(place, socket).await?;
     let tls = accepted.is_tls().then(|| Tls {
+        presented: accepted.presented(),
         peer: accepted.peer().cloned(),
         sni: accepted.server_name().map(Into::into),
         alpn: accepted.alpn().map(Into::into),

@@ -6,6 +6,7 @@ use super::{
     follow::{Asked, OnServing, follow},
 };
 use crate::{
+    TlsRenewal,
     error::BoxError,
     telemetry::{
         access_log::AccessLog,
@@ -19,7 +20,7 @@ use mesh_xds::{
     resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig},
 };
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
-use tokio::net::{TcpListener, ToSocketAddrs};
+use tokio::net::{TcpListener, ToSocketAddrs, lookup_host};
 
 /// Makes an [`Inbound`]: from code, where without TLS settings it takes plaintext, or as the control plane says
 /// ([`Mesh::inbound_builder`](crate::Mesh::inbound_builder)).
@@ -40,6 +41,7 @@ pub struct InboundBuilder {
     normalize: bool,
     /// The first policy that can never mean what it says.
     wrong: Option<String>,
+    renewal: TlsRenewal,
 }
 
 enum Tls {
@@ -52,11 +54,23 @@ enum Tls {
 #[non_exhaustive]
 pub enum BuildError {
     /// The address cannot be listened on.
-    #[error("cannot listen: {0}")]
-    Listen(#[from] io::Error),
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// What was asked for, all addresses of its name.
+        address: String,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
     /// The TLS settings cannot be used.
-    #[error("TLS: {0}")]
-    Tls(#[from] TlsError),
+    #[error("TLS settings of the server with the certificates of \"{identity}\": {error}")]
+    Tls {
+        /// The name of the source of its certificate.
+        identity: String,
+        /// Why not.
+        #[source]
+        error: TlsError,
+    },
     /// A policy from code cannot be honoured, or can never mean what it says: keys of tokens that cannot be read, a rule about tokens before
     /// there are any, a name that no header has, a limit of nothing.
     #[error("policy: {0}")]
@@ -78,6 +92,16 @@ pub enum BuildError {
     /// The mesh has no control plane that could say what the server is to do.
     #[error("the mesh has no control plane: make the inbound side from code, with Inbound::builder")]
     NoControlPlane,
+}
+
+impl BuildError {
+    fn listen(address: impl Into<String>, error: io::Error) -> Self {
+        Self::Listen { address: address.into(), error }
+    }
+}
+
+fn given(error: io::Error) -> BuildError {
+    BuildError::listen("the socket that was given", error)
 }
 
 impl InboundBuilder {
@@ -131,6 +155,15 @@ impl InboundBuilder {
     #[must_use]
     pub fn acceptor(mut self, acceptor: Acceptor) -> Self {
         self.tls = Some(Tls::Acceptor(acceptor));
+        self
+    }
+
+    /// What becomes of open connections when whom we trust changes (other roots, a list of revoked certificates). [`TlsRenewal::Within`]: those whose
+    /// clients would not be let in any more are told to go away at once, and cut when that time is over; the others stay, also when our own
+    /// certificate was renewed. Default: 10 s, as with a [`MeshBuilder`](crate::MeshBuilder::tls_renewal).
+    #[must_use]
+    pub fn tls_renewal(mut self, renewal: TlsRenewal) -> Self {
+        self.renewal = renewal;
         self
     }
 
@@ -252,7 +285,14 @@ impl InboundBuilder {
     /// # Errors
     /// The address is taken or not ours, or the TLS settings, a policy or the configuration file cannot be used.
     pub async fn bind(self, address: impl ToSocketAddrs) -> Result<Inbound, BuildError> {
-        self.listener(TcpListener::bind(address).await?)
+        let found =
+            lookup_host(address).await.map_err(|error| BuildError::listen("a name that is not found", error))?;
+        let addresses: Vec<_> = found.collect();
+        let listener = TcpListener::bind(&addresses[..]).await;
+        self.listener(listener.map_err(|error| {
+            let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            BuildError::listen(names.join(", "), error)
+        })?)
     }
 
     /// Takes the connections of a listener that exists.
@@ -265,7 +305,7 @@ impl InboundBuilder {
         }
         let kept = self.kept();
         let provider = self.provider();
-        let Self { tls, limits, origin, on_serving, filters, fetches, forwarding, file, .. } = self;
+        let Self { tls, limits, origin, on_serving, filters, fetches, forwarding, file, renewal, .. } = self;
         let fetch = origin.as_ref().map(|origin| origin.fetch.clone());
         let asked = Asked { kept, filters, fetches, fetch };
         let policy = asked.policy(Vec::new(), forwarding);
@@ -275,25 +315,30 @@ impl InboundBuilder {
         let security = match tls {
             None => Security::Plaintext,
             Some(Tls::Acceptor(acceptor)) => Security::Tls(acceptor),
-            Some(Tls::Settings(settings)) => Security::Tls(Acceptor::new(settings, provider)?),
+            Some(Tls::Settings(settings)) => {
+                let identity = settings.identity.name().to_owned();
+                let acceptor = Acceptor::new(settings, provider);
+                Security::Tls(acceptor.map_err(|error| BuildError::Tls { identity, error })?)
+            }
         };
         let (inbound, following) = match (origin, file) {
             (None, None) => {
                 let (policy, limits) = (Arc::new(policy), Arc::new(limits));
                 let chain = Arc::new(Chain::new("", security, limits.clone(), Some(policy)));
-                return Ok(Inbound::new(listener, Config::single(chain), limits, on_serving)?);
+                return Inbound::new(listener, Config::single(chain), limits, renewal, on_serving).map_err(given);
             }
             (None, Some((path, refresh))) => {
                 let (file, config, limits) = File::open(path, refresh, asked, Own { limits, security, forwarding })?;
-                let inbound = Inbound::new(listener, config, limits, on_serving)?;
+                let inbound = Inbound::new(listener, config, limits, renewal, on_serving).map_err(given)?;
                 inbound.0.serving.send_replace(file.serving());
                 let following = file.follow(&inbound.0);
                 (inbound, following)
             }
             (Some(_), Some(_)) => return Err(BuildError::TwoSources),
             (Some(origin), None) => {
-                let watch = origin.watch(listener.local_addr()?)?;
-                let inbound = Inbound::new(listener, Config::default(), Arc::new(limits), on_serving)?;
+                let watch = origin.watch(listener.local_addr().map_err(given)?)?;
+                let inbound =
+                    Inbound::new(listener, Config::default(), Arc::new(limits), renewal, on_serving).map_err(given)?;
                 inbound.0.serving.send_replace(Serving::awaited());
                 let following = follow(&inbound.0, watch, &origin, security, asked);
                 (inbound, following)
@@ -311,8 +356,8 @@ impl InboundBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn std_listener(self, listener: std::net::TcpListener) -> Result<Inbound, BuildError> {
-        listener.set_nonblocking(true)?;
-        self.listener(TcpListener::from_std(listener)?)
+        let made = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+        self.listener(made.map_err(given)?)
     }
 }
 

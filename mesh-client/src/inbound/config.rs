@@ -2,12 +2,18 @@
 
 use super::{
     ConnectionInfo, Limits, Policy,
+    accept::Mind,
     chain_match::{Facts, Need, choose},
+    connections::Connections,
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_tls::Acceptor;
 use mesh_xds::resource::FilterChainMatch;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 /// What is in force for connections that are accepted from now on.
 ///
@@ -33,6 +39,8 @@ pub(crate) struct Chain {
     pub(crate) limits: ArcSwap<Limits>,
     /// Asked for each request anew, so that a change holds for the connections that are open. `None`: everything is let in.
     pub(crate) policy: ArcSwapOption<Policy>,
+    /// Looks at its connections again when others are trusted.
+    trust: OnceLock<Mind>,
 }
 
 /// How the connections of a chain are secured.
@@ -48,6 +56,11 @@ impl Config {
     /// One chain for all connections.
     pub(crate) fn single(chain: Arc<Chain>) -> Self {
         Self { default: Some(chain), ..Self::default() }
+    }
+
+    /// All chains.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Chain>> {
+        self.chains.iter().map(|(_, chain)| chain).chain(&self.default)
     }
 
     fn matchers(&self) -> impl Iterator<Item = &FilterChainMatch> {
@@ -83,7 +96,39 @@ impl Chain {
         limits: Arc<Limits>,
         policy: Option<Arc<Policy>>,
     ) -> Self {
-        Self { name: name.into(), security, limits: ArcSwap::new(limits), policy: ArcSwapOption::new(policy) }
+        Self {
+            name: name.into(),
+            security,
+            limits: ArcSwap::new(limits),
+            policy: ArcSwapOption::new(policy),
+            trust: OnceLock::new(),
+        }
+    }
+
+    /// From now on, whenever certificates or roots change, connections of clients that would not be let in any more leave, and are cut at the bound.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(super) fn follow_trust(self: &Arc<Self>, connections: &Arc<Connections>, bound: Duration) {
+        let Some(acceptor) = self.acceptor() else { return };
+        self.trust.get_or_init(|| {
+            let mut generations = acceptor.generations();
+            let (chain, connections) = (Arc::downgrade(self), Arc::downgrade(connections));
+            Mind::spawn(async move {
+                loop {
+                    generations.changed().await;
+                    let (Some(chain), Some(connections)) = (chain.upgrade(), connections.upgrade()) else { return };
+                    let gone = connections.drain(bound, |info| !Arc::ptr_eq(info.chain(), &chain) || info.is_trusted());
+                    if gone > 0 {
+                        tracing::info!(
+                            chain = &*chain.name,
+                            connections = gone,
+                            "connections whose clients are not trusted any more are drained"
+                        );
+                    }
+                }
+            })
+        });
     }
 
     /// `None`: plaintext.

@@ -2,7 +2,7 @@
 
 use super::{Chain, Limits, chain_match::Facts, farewell::Farewell, seen::Seen};
 use http::request;
-use mesh_tls::PeerIdentity;
+use mesh_tls::{PeerIdentity, Presented};
 use mesh_xds::resource::TransportProtocol;
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -20,6 +20,8 @@ struct Inner {
     tls: Option<Tls>,
     chain: Arc<Chain>,
     limits: Arc<Limits>,
+    /// How often connections had been made anew when it was accepted.
+    epoch: u64,
     seen: Seen,
     farewell: Farewell,
 }
@@ -30,11 +32,13 @@ pub(crate) struct Tls {
     pub(crate) peer: Option<PeerIdentity>,
     pub(crate) sni: Option<Box<str>>,
     pub(crate) alpn: Option<Box<[u8]>>,
+    /// Its certificates, to be looked at again when others are trusted.
+    pub(crate) presented: Presented,
 }
 
 impl ConnectionInfo {
     /// One that `chain` took for these facts; what TLS says besides is added to them.
-    pub(super) fn new(mut facts: Facts, offers_known: bool, tls: Option<Tls>, chain: Arc<Chain>) -> Self {
+    pub(super) fn new(mut facts: Facts, offers_known: bool, tls: Option<Tls>, chain: Arc<Chain>, epoch: u64) -> Self {
         let spoken = &mut facts.spoken;
         spoken.transport.get_or_insert(match tls {
             Some(_) => TransportProtocol::Tls,
@@ -45,7 +49,7 @@ impl ConnectionInfo {
         }
         let limits = chain.limits.load_full();
         let (seen, farewell) = (Seen::default(), Farewell::default());
-        Self(Arc::new(Inner { facts, offers_known, tls, chain, limits, seen, farewell }))
+        Self(Arc::new(Inner { facts, offers_known, tls, chain, limits, epoch, seen, farewell }))
     }
 
     /// Who the client is, by its verified certificate; `None` without TLS, or without a certificate.
@@ -109,6 +113,16 @@ impl ConnectionInfo {
     /// Of its chain, when it began.
     pub(super) fn limits(&self) -> &Arc<Limits> {
         &self.0.limits
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    /// Whether its client would be let in by whom its chain trusts now.
+    pub(super) fn is_trusted(&self) -> bool {
+        let (Some(tls), Some(acceptor)) = (&self.0.tls, self.chain().acceptor()) else { return true };
+        acceptor.admits(&tls.presented)
     }
 
     /// How far its end has come, where others speak its protocol.

@@ -1,10 +1,13 @@
 //! The connections that are open, and how they are told to end.
 
-use super::{Config, ConnectionInfo};
+use super::ConnectionInfo;
 use crate::transport::Control;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -21,6 +24,8 @@ pub(super) struct Connections {
     /// How many there are, those included that are not served yet.
     count: watch::Sender<usize>,
     phase: watch::Sender<Phase>,
+    /// How often all of them were told to be made anew.
+    epoch: AtomicU64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -59,7 +64,10 @@ pub(super) struct Http1 {
 }
 
 /// Counts as a connection while it lives.
-pub(super) struct Counted(Arc<Connections>);
+pub(super) struct Counted {
+    connections: Arc<Connections>,
+    epoch: u64,
+}
 
 /// The means to end one connection.
 #[derive(Clone)]
@@ -95,7 +103,12 @@ impl Member {
 
 impl Connections {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), count: watch::Sender::new(0), phase: watch::Sender::new(Phase::Serving) }
+        Self {
+            state: Mutex::default(),
+            count: watch::Sender::new(0),
+            phase: watch::Sender::new(Phase::Serving),
+            epoch: AtomicU64::new(0),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,7 +118,7 @@ impl Connections {
     /// Counts a connection that was accepted.
     pub(super) fn count(self: &Arc<Self>) -> Counted {
         self.count.send_modify(|count| *count += 1);
-        Counted(Arc::clone(self))
+        Counted { connections: Arc::clone(self), epoch: self.epoch() }
     }
 
     /// Registers a connection that is served. One that comes too late is told to leave at once, or cut.
@@ -123,6 +136,22 @@ impl Connections {
         Entry(Handle { connections: Arc::clone(self), number })
     }
 
+    /// That of connections that are accepted now.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// All connections leave, and those that were accepted before will as soon as they enter.
+    pub(super) fn renew(self: &Arc<Self>) {
+        // Who enters is in the list below, or sees this.
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.drain(Duration::MAX, |_| false);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.phase.borrow() >= Phase::Stopping
+    }
+
     /// All connections leave, and no others are accepted.
     pub(super) fn stop(&self) {
         let state = self.state();
@@ -134,16 +163,16 @@ impl Connections {
         state.open.values().for_each(Member::leave);
     }
 
-    /// The connections that this configuration does not keep, or all of them, leave; each is cut when its time to drain is over. How many they are.
-    pub(super) fn drain(self: &Arc<Self>, keep: Option<&Config>) -> usize {
+    /// The connections that are not kept leave; each is cut when its time to drain is over, or this if it is less. How many they are.
+    pub(super) fn drain(self: &Arc<Self>, within: Duration, keep: impl Fn(&ConnectionInfo) -> bool) -> usize {
         // Choosing takes a moment: others may enter and go meanwhile.
         let open: Vec<_> = self.state().open.iter().map(|(number, member)| (*number, member.clone())).collect();
-        let gone = open.into_iter().filter(|(_, member)| !keep.is_some_and(|config| config.keeps(&member.info)));
+        let gone = open.into_iter().filter(|(_, member)| !keep(&member.info));
         let now = Instant::now();
         let mut gone: Vec<_> = gone
             .map(|(number, member)| {
                 member.leave();
-                (now + member.info.limits().drain_timeout, number)
+                (now + member.info.limits().drain_timeout.min(within), number)
             })
             .collect();
         gone.sort_unstable();
@@ -198,13 +227,13 @@ impl Entry {
 }
 
 impl Handle {
-    /// The connection leaves, and is cut when its time to drain is over.
-    pub(super) fn drain(self) {
+    /// The connection leaves, and is cut when its time to drain is over, or this if it is less.
+    pub(super) fn drain(self, within: Duration) {
         let member = self.connections.state().open.get(&self.number).cloned();
         let Some(member) = member else { return };
         member.leave();
         tokio::spawn(async move {
-            sleep(member.info.limits().drain_timeout).await;
+            sleep(member.info.limits().drain_timeout.min(within)).await;
             self.connections.abort_one(self.number);
         });
     }
@@ -220,8 +249,14 @@ impl Drop for Entry {
     }
 }
 
+impl Counted {
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.count.send_modify(|count| *count -= 1);
+        self.connections.count.send_modify(|count| *count -= 1);
     }
 }

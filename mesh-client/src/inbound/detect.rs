@@ -3,11 +3,9 @@
 use super::chain_match::{Need, Spoken};
 use mesh_tls::{ClientHello, FirstBytes};
 use mesh_xds::resource::TransportProtocol;
-use std::{io, time::Duration};
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use socket2::SockRef;
+use std::{io, net::TcpStream as TcpLook, time::Duration};
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 /// First byte of a TLS record with a handshake message, and first byte of its version.
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
@@ -17,8 +15,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST: usize = 2 << 10;
 /// A ClientHello that is longer than this is none.
 const MOST: usize = 64 << 10;
-/// Pauses between two looks at a message that has begun but is not whole: the socket cannot be asked to wait for more.
-const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(50)];
 
 /// Waits for the first bytes of a connection, and leaves them where they are. A `limit` of zero is none. `None`: the client closed
 /// it before it said anything.
@@ -35,9 +31,9 @@ pub(super) async fn detect(socket: &TcpStream, need: Need, limit: Duration) -> i
 
 async fn look(socket: &TcpStream, need: Need) -> io::Result<Option<Spoken>> {
     let mut bytes = vec![0; FIRST];
-    let (mut seen, mut pause) = (0, PAUSES[0]);
+    let mut length = socket.peek(&mut bytes).await?;
+    let mut again = None;
     loop {
-        let length = socket.peek(&mut bytes).await?;
         if length == 0 {
             return Ok(None);
         }
@@ -49,10 +45,28 @@ async fn look(socket: &TcpStream, need: Need) -> io::Result<Option<Spoken>> {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message is too long"));
             }
             bytes.resize(length * 2, 0);
-        } else {
-            pause = if length == seen { (pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
-            seen = length;
-            sleep(pause).await;
+        }
+        let again = match &mut again {
+            Some(again) => again,
+            None => again.insert(TcpLook::from(SockRef::from(socket).try_clone()?)),
+        };
+        length = more(socket, again, &mut bytes, length).await?;
+    }
+}
+
+/// Waits until there is more than was seen: what was seen stays, so the socket is readable all the time, and only who looked and says that there
+/// was nothing is told of what comes next.
+async fn more(socket: &TcpStream, again: &TcpLook, bytes: &mut [u8], seen: usize) -> io::Result<usize> {
+    loop {
+        let ready = socket.ready(Interest::READABLE).await?;
+        let looked = socket.try_io(Interest::READABLE, || match again.peek(bytes)? {
+            length if length > seen => Ok(length),
+            _ if ready.is_read_closed() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            looked => return looked,
         }
     }
 }
@@ -132,5 +146,31 @@ mod tests {
         let (client, server) = pair().await;
         drop(client);
         assert_eq!(detect(&server, Need::Transport, Duration::ZERO).await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_half_of_it_is_not_asked_again_and_again() {
+        let (mut client, server) = pair().await;
+        client.write_all(b"PRI ").await.unwrap();
+        let mut looks = 0;
+        let mut looking = std::pin::pin!(detect(&server, Need::Hello, Duration::from_secs(3600)));
+        let slow = std::future::poll_fn(|cx| {
+            looks += 1;
+            looking.as_mut().poll(cx)
+        });
+        assert_eq!(slow.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(looks < 20, "{looks} in an hour");
+
+        // Byte by byte, and then no more.
+        let (mut client, server) = pair().await;
+        let said = async {
+            for byte in &PREFACE[..20] {
+                client.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            drop(client);
+        };
+        let (seen, ()) = tokio::join!(detect(&server, Need::Hello, Duration::ZERO), said);
+        assert_eq!(seen.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

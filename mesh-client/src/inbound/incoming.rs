@@ -1,6 +1,8 @@
 //! Connections for a server that is not ours.
 
-use super::{Inbound, InboundStream, connections::Ending, farewell::Watched, serve::mind_foreign};
+use super::{
+    Inbound, InboundStream, connections::Ending, farewell::Watched, listening::Accepting, serve::mind_foreign,
+};
 use futures::Stream;
 use std::{
     io,
@@ -19,7 +21,8 @@ use tokio::{
 ///
 /// The policy is in [`Inbound::layer`], for servers that put the [`ConnectionInfo`](super::ConnectionInfo) into the extensions of requests, as tonic's does, or else in
 /// [`InboundStream::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
-/// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more; those it gave live on.
+/// current runtime. A connection that fails is logged and forgotten. Dropped, it takes no more, and the socket closes if nobody else takes connections; those it gave
+/// live on.
 ///
 /// A connection that has to end (its filter chain is gone, it is idle or too old, [`Inbound::renew_connections`], `shutdown`) ends well whatever
 /// server speaks on it: a client of HTTP/2 is told by a GOAWAY, and the server reads the end of the connection once no request is in
@@ -29,11 +32,14 @@ use tokio::{
 pub struct Incoming {
     ready: mpsc::Receiver<InboundStream>,
     task: JoinHandle<()>,
+    /// The socket closes with the last of them. `None`: it is closed.
+    _accepting: Option<Accepting>,
 }
 
 impl Incoming {
     pub(super) fn new(inbound: Inbound) -> Self {
         let (give, ready) = mpsc::channel(1);
+        let _accepting = inbound.0.listening.begin();
         let task = tokio::spawn(async move {
             let mut handshakes = JoinSet::new();
             loop {
@@ -41,6 +47,7 @@ impl Incoming {
                     fresh = inbound.0.accept() => {
                         let fresh = match fresh {
                             Ok(fresh) => fresh,
+                            Err(_) if inbound.0.connections.is_stopping() => return,
                             Err(error) => return tracing::error!(%error, "the listening socket is broken"),
                         };
                         let (shared, give) = (Arc::clone(&inbound.0), give.clone());
@@ -62,7 +69,7 @@ impl Incoming {
                 }
             }
         });
-        Self { ready, task }
+        Self { ready, task, _accepting }
     }
 }
 

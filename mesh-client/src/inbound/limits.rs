@@ -1,7 +1,7 @@
 //! What clients may cost.
 
-use crate::{Keepalive, transport::ServerConfig};
-use mesh_xds::resource::ServerConnections;
+use crate::{Keepalive, outbound::connect::TcpOptions, transport::ServerConfig};
+use mesh_xds::resource::{ServerConnections, TcpKeepalive};
 use std::time::Duration;
 
 /// What clients may cost a server, whoever they are. The defaults suit a service of a mesh.
@@ -43,6 +43,9 @@ pub struct Limits {
     pub max_connection_age: Option<Duration>,
     /// PINGs that find out whether a client that has requests in flight is still there; `None`: none. Default: [`Keepalive::default`].
     pub keepalive: Option<Keepalive>,
+    /// TCP asks a client that was silent for so long whether it is still there, and the connection of one that does not answer for as long again ends,
+    /// whatever is spoken on it; whole seconds. `None`: as the system does. Default 60 s.
+    pub tcp_keepalive: Option<Duration>,
     /// How long what is in flight may go on when a connection has to go; then it is cut. Default 30 s.
     pub drain_timeout: Duration,
     /// How long a client that has to go may take to hear so before its further requests are refused: between the first GOAWAY and the last, unless it
@@ -70,6 +73,7 @@ impl Default for Limits {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_age: None,
             keepalive: transport.keepalive,
+            tcp_keepalive: Some(Duration::from_secs(60)),
             drain_timeout: Duration::from_secs(30),
             drain_notice: transport.notice,
             stream_window: transport.stream_window,
@@ -78,7 +82,55 @@ impl Default for Limits {
     }
 }
 
+macro_rules! setters {
+    ($($name:ident: $kind:ty),* $(,)?) => {
+        /// The same with another value of one field.
+        impl Limits {
+            $(
+                #[doc = concat!("Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(mut self, value: $kind) -> Self {
+                    self.$name = value;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+setters! {
+    max_connections: usize,
+    max_handshakes: usize,
+    handshake_timeout: Duration,
+    max_concurrent_streams: u32,
+    max_header_bytes: u32,
+    max_connection_header_bytes: u32,
+    max_headers: u32,
+    header_timeout: Duration,
+    idle_timeout: Option<Duration>,
+    max_connection_age: Option<Duration>,
+    keepalive: Option<Keepalive>,
+    tcp_keepalive: Option<Duration>,
+    drain_timeout: Duration,
+    drain_notice: Duration,
+    stream_window: u32,
+    connection_window: u32,
+}
+
+/// Probes of TCP, within the time that a client may take to answer.
+const PROBES: u32 = 4;
+
 impl Limits {
+    /// Of the sockets of clients.
+    pub(super) fn tcp_options(&self) -> TcpOptions {
+        let keepalive = self.tcp_keepalive.map(|time| {
+            let second = Duration::from_secs(1);
+            let interval = (time / PROBES).max(second);
+            TcpKeepalive { probes: Some(PROBES), time: Some(time.max(second)), interval: Some(interval) }
+        });
+        TcpOptions { keepalive, user_timeout: None }
+    }
+
     /// Of the connections of a filter chain.
     pub(super) fn within(&self, said: &ServerConnections) -> Self {
         fn lower<T: Ord>(own: T, said: Option<T>) -> T {

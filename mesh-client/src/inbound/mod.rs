@@ -23,6 +23,7 @@ mod guard;
 mod incoming;
 mod jwt;
 mod limits;
+mod listening;
 mod normalize;
 mod policy;
 mod routes;
@@ -57,12 +58,15 @@ pub use mesh_xds::resource::{AuditLogging, CidrRange, ClientCertDetails, Forward
 
 pub use crate::transport::{RequestBody, RequestBodyError};
 
+use crate::outbound::connect::TlsRenewal;
 use arc_swap::ArcSwap;
 use connections::Connections;
+use listening::Listening;
 use std::{
     fmt, io,
     net::SocketAddr,
     sync::{Arc, OnceLock, atomic::AtomicUsize},
+    time::Duration,
 };
 use tokio::{
     net::TcpListener,
@@ -71,17 +75,21 @@ use tokio::{
 
 /// A listening socket of the mesh: who may connect, what every request is asked, and who serves it.
 ///
-/// A handle, cheap to clone; the clones share the socket. It is closed when the last of them is dropped.
+/// A handle, cheap to clone; the clones share the socket. It closes when [`shutdown`](Self::shutdown) begins, when the last that takes connections
+/// ([`serve`](Self::serve), [`incoming`](Self::incoming)) is dropped, or with the last handle: from then on clients are refused, and another
+/// process may listen on the port, while open connections are served to their end.
 #[derive(Clone)]
 pub struct Inbound(Arc<Shared>);
 
 struct Shared {
-    listener: TcpListener,
+    listening: Arc<Listening>,
     local: SocketAddr,
     /// In force for connections from now on; what a request is asked is in its connection's [`Chain`].
     config: ArcSwap<Config>,
     /// Before a filter chain is found, and the most that one can allow.
     limits: Arc<Limits>,
+    /// What becomes of connections whose clients are not trusted any more.
+    renewal: TlsRenewal,
     /// Connections that are open.
     open: Arc<AtomicUsize>,
     /// Those that are served here.
@@ -100,10 +108,13 @@ impl Inbound {
         InboundBuilder::default()
     }
 
+    /// # Panics
+    /// Outside of a tokio runtime.
     fn new(
         listener: TcpListener,
         config: Config,
         limits: Arc<Limits>,
+        renewal: TlsRenewal,
         on_serving: Option<follow::OnServing>,
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
@@ -111,9 +122,21 @@ impl Inbound {
         let config = ArcSwap::from_pointee(config);
         let (open, connections) = (Arc::default(), Arc::new(Connections::new()));
         let serving = watch::Sender::new(Serving::Serving { version: "code".into(), problems: Arc::default() });
-        let following = OnceLock::new();
-        let shared =
-            Shared { listener, local, config, limits, open, connections, handshakes, serving, on_serving, following };
+        let (listening, following) = (Arc::new(Listening::new(listener)), OnceLock::new());
+        let shared = Shared {
+            listening,
+            local,
+            config,
+            limits,
+            renewal,
+            open,
+            connections,
+            handshakes,
+            serving,
+            on_serving,
+            following,
+        };
+        shared.follow_trust(&shared.config.load());
         Ok(Self(Arc::new(shared)))
     }
 
@@ -156,9 +179,17 @@ impl Shared {
     fn apply(&self, config: Config) {
         let config = Arc::new(config);
         self.config.store(config.clone());
-        let gone = self.connections.drain(Some(&config));
+        self.follow_trust(&config);
+        let gone = self.connections.drain(Duration::MAX, |info| config.keeps(info));
         if gone > 0 {
             tracing::info!(address = %self.local, connections = gone, "connections that their filter chain does not take any more are drained");
+        }
+    }
+
+    /// Looks at the clients of these chains again whenever others are trusted.
+    fn follow_trust(&self, config: &Config) {
+        if let TlsRenewal::Within(bound) = self.renewal {
+            config.all().for_each(|chain| chain.follow_trust(&self.connections, bound));
         }
     }
 

@@ -5,6 +5,7 @@ use super::{
     accept::{Fresh, Mind},
     connections::{Ending, Handle, Http1},
     farewell::Watched,
+    listening::closed,
 };
 use crate::{
     BoxError,
@@ -50,13 +51,13 @@ impl Inbound {
     /// May be called more than once at a time: connections are shared out.
     ///
     /// # Errors
-    /// The socket is broken. Errors of single connections are logged.
+    /// The socket is broken, or was closed because nobody took connections any more. Errors of single connections are logged.
     ///
     /// # Cancel safety
-    /// Dropping the future accepts no more; open connections are served on.
+    /// Dropping the future accepts no more, and closes the socket if nobody else takes connections; open connections are served on.
     pub async fn serve<S, B>(&self, service: S) -> io::Result<()>
     where
-        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,
@@ -71,21 +72,25 @@ impl Inbound {
     /// As for `serve`.
     pub async fn serve_with_shutdown<S, B>(&self, service: S, signal: impl Future<Output = ()>) -> io::Result<()>
     where
-        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let shared = &self.0;
-        let accept = async {
+        let Some(_accepting) = shared.listening.begin() else {
+            return if shared.connections.is_stopping() { Ok(()) } else { Err(closed()) };
+        };
+        let accept = async move {
             loop {
                 let fresh = shared.accept().await?;
                 tokio::spawn(connection(Arc::clone(shared), fresh, service.clone()));
             }
         };
         let result = tokio::select! {
-            result = accept => result,
+            // The socket closes when it stops.
+            result = accept => if shared.connections.is_stopping() { Ok(()) } else { result },
             () = signal => Ok(()),
             () = shared.connections.stopping() => Ok(()),
         };
@@ -93,21 +98,22 @@ impl Inbound {
         result
     }
 
-    /// Tells the clients of all connections that are open to make new ones: what is in progress goes on, and is cut after
+    /// Tells the clients of all connections that are open, or about to be, to make new ones: what is in progress goes on, and is cut after
     /// [`Limits::drain_timeout`]. For after a change that new connections alone would feel, such as another mode of the acceptor.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn renew_connections(&self) {
-        self.0.connections.drain(None);
+        self.0.connections.renew();
     }
 
-    /// Accepts no more connections, tells the clients of open ones to go elsewhere (GOAWAY in two steps, so that no request
+    /// Closes the listening socket at once, tells the clients of open ones to go elsewhere (GOAWAY in two steps, so that no request
     /// is lost), and waits until all is answered; what is not within [`Limits::drain_timeout`] is cut. Connections of
     /// [`incoming`](Self::incoming), which ends, are treated alike, and so are those of HTTP/1.1 that were upgraded to something else.
     pub async fn shutdown(&self) {
         let connections = &self.0.connections;
         connections.stop();
+        self.0.listening.close();
         if timeout(self.0.limits.drain_timeout, connections.ended()).await.is_err() {
             tracing::warn!("requests were still open when the time to drain was over");
             connections.abort();
@@ -118,7 +124,7 @@ impl Inbound {
 
 async fn connection<S, B>(shared: Arc<Shared>, fresh: Fresh, service: S)
 where
-    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
@@ -221,7 +227,7 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
 
 async fn http1<S, B>(shared: &Shared, mut stream: InboundStream, read: Bytes, info: &ConnectionInfo, service: Guard<S>)
 where
-    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
@@ -245,7 +251,7 @@ where
 
 async fn grow_old(connection: Handle, age: Duration) {
     sleep(age).await;
-    connection.drain();
+    connection.drain(Duration::MAX);
 }
 
 /// [`mind`], where others speak on the connection: what goes on is known by what is read and written.
@@ -262,7 +268,7 @@ pub(super) async fn mind_foreign(info: ConnectionInfo, connection: Handle) {
         }
         let idle = limits.idle_timeout.is_some_and(|limit| now - quiet_since >= limit);
         if idle || age.is_some_and(|age| now - born >= age) {
-            return connection.drain();
+            return connection.drain(Duration::MAX);
         }
     }
 }

@@ -18,7 +18,7 @@ fn connection() -> ConnectionInfo {
     let spoken = Spoken::default();
     let facts = Facts { remote: "10.0.0.9:1".parse().unwrap(), local: "10.0.0.1:80".parse().unwrap(), spoken };
     let chain = Chain::new("", Security::Plaintext, Arc::default(), None);
-    ConnectionInfo::new(facts, false, None, Arc::new(chain))
+    ConnectionInfo::new(facts, false, None, Arc::new(chain), 0)
 }
 
 fn filter(name: &str, config: HttpFilterConfig) -> HttpFilter {

@@ -50,6 +50,7 @@ mod inbound_changes;
 mod inbound_file;
 mod inbound_filters;
 mod inbound_hostile;
+mod inbound_life;
 mod inbound_policies;
 mod inbound_routes;
 mod inbound_rules;

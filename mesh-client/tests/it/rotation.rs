@@ -17,25 +17,25 @@ use std::sync::{
 };
 use tokio::task::JoinSet;
 
-const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
-const SERVER: &str = "spiffe://cluster.local/ns/default/sa/greeter";
+pub(crate) const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/default/sa/greeter";
 const MUTUAL: &str = "{tls: {mode: ISTIO_MUTUAL}}";
 const CALLERS: u64 = 4;
 /// Authorities, one after the other; each issues so many pairs of certificates, and is exchanged in two steps more.
 const AUTHORITIES: u32 = 20;
 const PAIRS: u32 = 8;
 
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn issue(&self, id: &str) -> Arc<Identity> {
+    pub(crate) fn issue(&self, id: &str) -> Arc<Identity> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.subject_alt_names.push(SanType::URI(id.try_into().unwrap()));
@@ -45,7 +45,7 @@ impl Ca {
     }
 }
 
-fn roots(authorities: &[&Ca]) -> Arc<TrustRoots> {
+pub(crate) fn roots(authorities: &[&Ca]) -> Arc<TrustRoots> {
     let pem: String = authorities.iter().map(|ca| ca.0.pem()).collect();
     Arc::new(TrustRoots::from_pem(pem.as_bytes()).unwrap())
 }

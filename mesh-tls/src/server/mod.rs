@@ -7,17 +7,20 @@ pub use incoming::Incoming;
 pub use stream::{Accepted, ConnectInfo};
 
 use crate::{
-    CryptoProvider, PeerCheck, PeerIdentity, Rewind, Roots, SanMatcher, Side, Source, SpiffeId, TlsError, TlsVersions,
-    TrustRoots,
+    CryptoProvider, Generations, PeerCheck, PeerIdentity, Rewind, Roots, SanMatcher, Side, Source, SpiffeId, TlsError,
+    TlsVersions, TrustRoots,
     store::{Built, Parts, RootsFrom, Store},
     verify::{Verifier, with_refusal},
     version::preferring_post_quantum,
 };
 use rustls::{
     ServerConfig,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    server::{
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
 };
+use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     sync::{
         Arc,
@@ -85,6 +88,14 @@ pub struct ServerSettings {
     pub mode: Mode,
     /// Limit for the first bytes and the handshake together. Default 10 s.
     pub handshake_timeout: Duration,
+}
+
+/// What the client of a connection showed when it was accepted: [`Acceptor::admits`] looks at it again.
+#[derive(Clone, Debug, Default)]
+pub struct Presented {
+    generation: u64,
+    /// Its certificate, and the chain that it sent.
+    chain: Vec<CertificateDer<'static>>,
 }
 
 /// Accepts connections. Cheap to clone; the clones share the mode.
@@ -183,6 +194,23 @@ impl Acceptor {
         self.0.store.ready().await;
     }
 
+    /// Follows the generation of the material: it grows when our certificate or whom we trust changes.
+    pub fn generations(&self) -> Generations {
+        self.0.store.generations()
+    }
+
+    /// Whether the client of an open connection would still be let in, by what it showed then and whom we trust now. True as long as nothing
+    /// changed, and where clients show nothing.
+    pub fn admits(&self, client: &Presented) -> bool {
+        if client.generation == self.0.store.generation() {
+            return true;
+        }
+        let Some((leaf, others)) = client.chain.split_first() else { return true };
+        // Nobody is let in while there are no roots, and nobody is sent away for that.
+        let verifier = self.0.store.parts().ok().and_then(|(parts, _)| self.verifier(&parts));
+        verifier.is_none_or(|verifier| verifier.verify_client_cert(leaf, others, UnixTime::now()).is_ok())
+    }
+
     /// Handshakes over `io`, with the newest material, within the handshake timeout.
     ///
     /// A client that is refused gets the TLS alert with the reason: its input is read for a moment longer, so that the
@@ -197,12 +225,29 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        self.accept_in((), io).await
+    }
+
+    /// [`accept`](Self::accept), in a place among the handshakes that are under way (a permit): it is dropped when the handshake is over, before a
+    /// refused client reads why.
+    ///
+    /// # Errors
+    /// As for `accept`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `io` and `place`.
+    pub async fn accept_in<P, IO>(&self, place: P, io: IO) -> Result<Accepted<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let mode = self.mode();
         if mode == Mode::Disabled {
             return Ok(Accepted::plain(Rewind::new(io)));
         }
         let limit = self.0.settings.handshake_timeout;
-        let Ok(result) = timeout(limit, self.handshake(io, mode)).await else {
+        let result = timeout(limit, self.handshake(io, mode)).await;
+        drop(place);
+        let Ok(result) = result else {
             return Err(TlsError::Timeout { side: Side::Client, limit });
         };
         match result {
@@ -240,7 +285,7 @@ impl Acceptor {
         })?;
         let peer = stream.get_ref().1.peer_certificates();
         let peer = peer.and_then(PeerIdentity::from_verified);
-        Ok(Accepted::tls(stream, peer))
+        Ok(Accepted::tls(stream, peer, built.generation))
     }
 
     /// Connections of `listener`, accepted concurrently; see [`Incoming`].
@@ -253,18 +298,13 @@ impl Acceptor {
     }
 
     fn build(&self, parts: &Parts) -> Result<ServerConfig, TlsError> {
-        let Inner { settings, san_matchers, provider, .. } = &*self.0;
+        let Inner { settings, provider, .. } = &*self.0;
         let identity = parts.identity.as_ref().ok_or_else(|| TlsError::Settings("no certificate".into()))?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(settings.versions.supported()?)
             .map_err(|e| TlsError::Settings(e.to_string()))?;
-        let builder = match &parts.roots {
-            Some(roots) => {
-                let mut verifier =
-                    Verifier::new(Side::Client, roots.clone(), settings.check, san_matchers.clone(), provider);
-                verifier.mandatory = settings.client_auth == ClientAuth::Required;
-                builder.with_client_cert_verifier(Arc::new(verifier))
-            }
+        let builder = match self.verifier(parts) {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
             None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
         };
         let mut config = builder.with_cert_resolver(Arc::new(Own(identity.certified())));
@@ -273,6 +313,15 @@ impl Acceptor {
         config.send_tls13_tickets = 0;
         config.alpn_protocols.clone_from(&settings.alpn);
         Ok(config)
+    }
+
+    /// `None`: clients are not asked for certificates.
+    fn verifier(&self, parts: &Parts) -> Option<Verifier> {
+        let Inner { settings, san_matchers, provider, .. } = &*self.0;
+        let roots = parts.roots.clone()?;
+        let mut verifier = Verifier::new(Side::Client, roots, settings.check, san_matchers.clone(), provider);
+        verifier.mandatory = settings.client_auth == ClientAuth::Required;
+        Some(verifier)
     }
 }
 

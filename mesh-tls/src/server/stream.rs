@@ -1,5 +1,6 @@
 //! Accepted connections: plaintext or TLS behind one type.
 
+use super::Presented;
 use crate::{PeerIdentity, Rewind, TlsVersion};
 use pin_project::pin_project;
 use std::{
@@ -17,6 +18,7 @@ pub struct Accepted<IO> {
     #[pin]
     stream: Stream<IO>,
     peer: Option<PeerIdentity>,
+    generation: u64,
 }
 
 #[pin_project(project = StreamProjection)]
@@ -39,16 +41,25 @@ pub struct ConnectInfo<I> {
 
 impl<IO> Accepted<IO> {
     pub(super) fn plain(io: Rewind<IO>) -> Self {
-        Self { stream: Stream::Plain(io), peer: None }
+        Self { stream: Stream::Plain(io), peer: None, generation: 0 }
     }
 
-    pub(super) fn tls(stream: TlsStream<Rewind<IO>>, peer: Option<PeerIdentity>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), peer }
+    pub(super) fn tls(stream: TlsStream<Rewind<IO>>, peer: Option<PeerIdentity>, generation: u64) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), peer, generation }
     }
 
     /// Who the client is; `None` for plaintext, or without a client certificate.
     pub fn peer(&self) -> Option<&PeerIdentity> {
         self.peer.as_ref()
+    }
+
+    /// What the client showed; nothing for plaintext, or without a client certificate.
+    pub fn presented(&self) -> Presented {
+        let chain = match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        Presented { generation: self.generation, chain: chain.unwrap_or_default().to_vec() }
     }
 
     /// Whether the connection is encrypted.

@@ -21,6 +21,7 @@ pub(crate) use error::ConnectError;
 pub(crate) use numbers::Numbers;
 pub(crate) use preconnect::{AT_ONCE, Demand, Foresight};
 pub(crate) use probe::Kept;
+pub(crate) use socket::TcpOptions;
 pub(crate) use subchannel::Subchannel;
 pub(crate) use variants::{Said, Socket, Sockets};
 

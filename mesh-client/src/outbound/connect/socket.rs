@@ -15,7 +15,7 @@ pub(crate) struct TcpOptions {
 }
 
 impl TcpOptions {
-    pub(super) fn apply(&self, tcp: &TcpStream) {
+    pub(crate) fn apply(&self, tcp: &TcpStream) {
         // Without it small writes wait for the peer's ACK; a failure costs only that.
         let _ = tcp.set_nodelay(true);
         let socket = SockRef::from(tcp);

@@ -97,7 +97,7 @@ impl Serving {
 
     pub(crate) fn of<S, B>(inbound: Inbound, service: S) -> Self
     where
-        S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<mesh_client::BoxError>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
