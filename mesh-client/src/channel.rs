@@ -80,12 +80,12 @@ impl MeshChannel {
         &self.core.facts.label
     }
 
-    /// Ready or absent, waiting as long as the mesh lets a request without deadline wait.
-    pub(crate) async fn settled(&self) -> Result<State, Error> {
+    /// Ready or absent, waiting so long, or as long as the mesh lets a request without a deadline wait.
+    pub(crate) async fn settled(&self, limit: Option<Duration>) -> Result<State, Error> {
         if let settled @ (State::Ready(_) | State::Absent(_)) = &**self.core.resolver.state() {
             return Ok(settled.clone());
         }
-        let timeout = self.core.facts.settings.resolve_timeout;
+        let timeout = limit.unwrap_or(self.core.facts.settings.resolve_timeout);
         match tokio::time::timeout(timeout, self.core.resolver.settled()).await {
             Ok(state) => Ok(state),
             Err(_) => Err(self.core.not_configured_in(timeout)),

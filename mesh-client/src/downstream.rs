@@ -18,10 +18,10 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 /// with one the caller presented a certificate that was verified, without one it did not.
 ///
 /// ```
-/// use mesh_client::{Downstream, Value};
+/// use mesh_client::Downstream;
 /// let mut request = http::Request::get("http://reviews/").body(()).unwrap();
 /// let caller = "10.0.0.7:4711".parse().unwrap();
-/// let tenant = Value::object([("tenant", "blue".into())]);
+/// let tenant = serde_json::json!({"tenant": "blue"});
 /// let facts = Downstream::new().with_source(caller).with_metadata("example.auth", tenant);
 /// request.extensions_mut().insert(facts);
 /// ```

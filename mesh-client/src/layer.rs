@@ -1,6 +1,14 @@
 //! The layer for hyper clients: hosts the mesh knows are routed, all others go to the inner client untouched.
 
-use crate::{BoxError, Mesh, body::MeshBody, channel::MeshChannel, outbound::resolve::State};
+use crate::{
+    BoxError, Mesh,
+    body::MeshBody,
+    channel::MeshChannel,
+    outbound::{
+        resolve::State,
+        timeout::{is_grpc, parse_grpc_timeout},
+    },
+};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, header, uri::Authority};
@@ -25,7 +33,8 @@ const MAX_HOSTS: usize = 1024;
 /// A request for `http://HOST[:PORT]` whose host the mesh was [built with](crate::MeshBuilder::host), or the control plane knows (a
 /// Listener named `HOST:PORT`, port 80 when absent, by the bootstrap's name template), is routed, balanced, retried and secured like a call on a [`MeshChannel`], over the mesh's own
 /// connections. Every other request (unknown host, `https`, no host) goes to the inner client as it came. The first request
-/// to a host waits until the control plane has answered, at most [`MeshBuilder::resolve_timeout`](crate::MeshBuilder::resolve_timeout);
+/// to a host waits until the control plane has answered, at most its `grpc-timeout`, or without one
+/// [`MeshBuilder::resolve_timeout`](crate::MeshBuilder::resolve_timeout);
 /// when it has not, the request fails: sent past the mesh, it could leave without the identity and the policy it must have.
 /// The timeouts and retry rules are those of [`Profile::Envoy`](crate::Profile::Envoy) unless the mesh was built with another profile.
 #[derive(Clone, Debug)]
@@ -142,7 +151,9 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         LayerFuture(Box::pin(async move {
-            if let State::Absent(_) = channel.settled().await? {
+            let headers = request.headers();
+            let limit = if is_grpc(headers) { headers.get("grpc-timeout").and_then(parse_grpc_timeout) } else { None };
+            if let State::Absent(_) = channel.settled(limit).await? {
                 return inner_response(inner.call(request).await);
             }
             let response = channel.call(request).await?;

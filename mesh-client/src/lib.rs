@@ -65,12 +65,19 @@ pub mod policy {
     pub use mesh_xds::{
         resource::{
             Action, AppendAction, BackOff, CircuitBreakers, Cluster, ClusterLoadAssignment, ClusterSpecifier,
-            CookieHash, CookieMatcher, DirectResponse, Discovery, Endpoint, FilterOverride, FilterStateMatcher, Format,
-            Forward, HashPolicy, HashSource, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps,
-            Hedge, HostRewrite, MetadataMatch, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher,
-            PathRewrite, PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, Redirect, RedirectPath,
-            RegexRewrite, RetryOn, RetryPolicy, Route, RouteMatch, RoutingPriority, SafeRegex, StringMatcher,
-            StringPattern, TemplateRewrite, Thresholds, TlsContextMatch, ValueMatch, WeightedCluster,
+            ConnectionOptions, ConsistentHashing, CookieHash, CookieMatcher, CustomLb, DirectResponse, Discovery,
+            DnsDiscovery, DnsRefresh, DropOverload, Endpoint, EndpointHealthCheck, FailureAccrual, FilterOverride,
+            FilterStateMatch, FilterStateMatcher, Format, Forward, GrpcHealthCheck, HashFunction, HashPolicy,
+            HashSource, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps, HealthCheck,
+            HealthChecker, HealthStatus, HealthStatuses, Hedge, HostRewrite, Http2Keepalive, HttpHealthCheck,
+            HttpProtocol, LbPolicy, LbSettings, Locality, LocalityId, LocalityLb, LookupFamily, Maglev,
+            MaxStreamDuration, MetadataMatcher, MetadataValue, Mirror, MirrorCluster, MirrorHost, OmitHosts,
+            OutlierDetection, PathMatcher, PathRewrite, PathTemplate, PeakEwma, QueryParameterMatcher,
+            QueryParameterMatcherKind, RateLimit, RateLimitAction, Redirect, RedirectPath, RegexRewrite, ResetFormat,
+            ResetHeader, RetryBudget, RetryOn, RetryPolicy, RingHash, Route, RouteMatch, RoutingPriority, SafeRegex,
+            SlowStart, StringMatcher, StringPattern, SubsetConfig, SubsetFallback, SubsetSelector, TcpHealthCheck,
+            TcpKeepalive, TemplateRewrite, Thresholds, TlsContextMatch, TransportSocket, TransportSocketMatch,
+            UpstreamTls, ValueMatcher, WeightedCluster, WeightedRoundRobin,
         },
         source::{Policy, route},
     };
@@ -98,7 +105,10 @@ pub mod filter {
         FilterService, Outcome, RateLimitLayer, Reply, ResponseFuture, Step, Verdict, Watch, filter,
     };
     pub use mesh_xds::resource::{
-        Denominator, FaultAbort, FaultConfig, FaultDelay, FaultRateLimit, FilterPayload, FractionalPercent, HttpFilter,
+        AdaptiveConcurrencyConfig, AdmissionControlConfig, BufferConfig, Denominator, FaultAbort, FaultConfig,
+        FaultDelay, FaultRateLimit, FilterPayload, FractionalPercent, GlobalRateLimitConfig, HeaderField,
+        HeaderMutation, HeaderMutationConfig, HttpFilter, HttpFilterConfig, LocalDescriptor, LocalRateLimitConfig,
+        QueryMutation, RateLimitOfRoute, SessionState, StatefulSessionConfig, TokenBucket, VirtualHostLimits,
     };
 }
 

@@ -3,12 +3,13 @@
 use crate::{
     channel::Core,
     outbound::{
+        call::Settings,
         cluster::{Endpoint, Resource},
         connect::Subchannel,
         pick::MetadataKey,
         resolve::{Routing, State, UpstreamRef},
         retry::Decision,
-        route::{ClusterChoice, Clusters, Forward, RequestHead, RouteAction, Trail, hash_of_header},
+        route::{ClusterChoice, Clusters, Forward, Profile, RequestHead, RouteAction, Trail, hash_of_header},
         timeout::is_grpc,
         upstream::Upstream,
     },
@@ -17,8 +18,12 @@ use crate::{
         metrics::subset_of,
     },
 };
+use http::HeaderMap;
 use mesh_tls::PeerIdentity;
-use mesh_xds::resource::{Hedge, LbPolicy, LocalityId, RoutingPriority};
+use mesh_xds::resource::{
+    Cluster, DropOverload, HealthChecker, Hedge, HttpProtocol, LbPolicy, LbSettings, LocalityId, LocalityLb,
+    OutlierDetection, RoutingPriority, TransportSocket,
+};
 use std::{borrow::Cow, net::SocketAddr};
 use tokio::time::Instant;
 
@@ -127,22 +132,7 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
         RouteAction::Answer(answer) => return steps.push(step("action", answer.describe(&head))),
         RouteAction::Unsupported(reason) => return steps.push(step("action", format!("does not forward: {reason}"))),
     };
-    if let Some(deadline) = forward.timeouts.deadline(Instant::now(), &request.headers) {
-        steps.push(step("timeout", format!("{:?} ({})", deadline.limit, deadline.source)));
-    }
-    if let Some(policy) = &forward.retry {
-        let per_try =
-            policy.per_try_timeout().map(|limit| format!(", each attempt within {limit:?}")).unwrap_or_default();
-        steps.push(step("retries", format!("at most {}{per_try}", policy.max_retries())));
-    }
-    match forward.hedge {
-        Some(Hedge::PerTryTimeout) => steps.push(step("hedge", "another request when the limit of an attempt passes")),
-        Some(Hedge::After(delay)) => steps.push(step("hedge", format!("another request after each {delay:?}"))),
-        None => {}
-    }
-    if let Some(idle) = forward.idle {
-        steps.push(step("timeout", format!("{idle:?} without a movement (the route's idle_timeout)")));
-    }
+    steps.extend(limits(forward, &routing.facts.settings, &request.headers));
     steps.extend(forward.mirrors.iter().map(|mirror| step("mirror", mirror.to_string())));
     if is_grpc(&request.headers) {
         steps.push(step("protocol", "gRPC"));
@@ -187,12 +177,13 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
                 [] => {
                     let upstream = &routing.upstreams()[*upstream];
                     steps.extend(balancing(upstream, choice.metadata.as_deref(), hash(upstream)));
-                    serving(upstream, steps);
+                    serving(upstream, routing.facts.profile, steps);
                 }
                 leaves => {
-                    for leaf in leaves.iter().map(|leaf| &routing.upstreams()[*leaf]) {
-                        steps.push(step("leaf", format!("`{}` of the aggregate `{}`", leaf.name, choice.name)));
-                        serving(leaf, steps);
+                    for upstream in leaves.iter().map(|leaf| &routing.upstreams()[*leaf]) {
+                        steps.push(leaf(upstream, &choice.name));
+                        steps.extend(balancing(upstream, choice.metadata.as_deref(), hash(upstream)));
+                        serving(upstream, routing.facts.profile, steps);
                     }
                 }
             },
@@ -200,11 +191,50 @@ fn live(routing: &Routing, request: &http::request::Parts, steps: &mut Vec<Step>
     }
 }
 
+/// What limits a request to this route, and what is tried again.
+pub(crate) fn limits(forward: &Forward<UpstreamRef>, settings: &Settings, headers: &HeaderMap) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some(deadline) = forward.timeouts.deadline(Instant::now(), headers) {
+        steps.push(step("timeout", format!("{:?} ({})", deadline.limit, deadline.source)));
+    }
+    if let Some(idle) = forward.idle {
+        steps.push(step("timeout", format!("{idle:?} without a movement (the route's idle_timeout)")));
+    }
+    if let Some(limit) = settings.response_headers {
+        steps.push(step(
+            "timeout",
+            format!("{limit:?} from the end of a request to its answer (response_headers_timeout)"),
+        ));
+    }
+    if let Some(policy) = &forward.retry {
+        let mut text = format!("at most {}", policy.max_retries());
+        if let Some(limit) = policy.per_try_timeout() {
+            text += &format!(", each attempt within {limit:?}");
+        }
+        if let Some(limit) = policy.per_try_idle_timeout() {
+            text += &format!(", none without a movement for {limit:?}");
+        }
+        steps.push(step("retries", text));
+    }
+    match forward.hedge {
+        Some(Hedge::PerTryTimeout) => steps.push(step("hedge", "another request when the limit of an attempt passes")),
+        Some(Hedge::After(delay)) => steps.push(step("hedge", format!("another request after each {delay:?}"))),
+        None => {}
+    }
+    steps
+}
+
+/// The cluster of an aggregate that an attempt goes to.
+pub(crate) fn leaf(leaf: &Upstream, aggregate: &str) -> Step {
+    step("leaf", format!("`{}` of the aggregate `{aggregate}`", leaf.name))
+}
+
 /// How an endpoint is chosen. `hash`: that of the request, `None` when it is not known yet.
 pub(crate) fn balancing(upstream: &Upstream, metadata: Option<&MetadataKey>, hash: Option<Option<u64>>) -> Vec<Step> {
-    let policy = upstream.live.policy();
-    let mut steps = vec![step("balancing", policy_name(&policy))];
-    if let Some(hash) = hash.filter(|_| policy_hashes(&policy)) {
+    let cluster = upstream.live.config();
+    let policy = &cluster.lb_policy;
+    let mut steps = vec![step("balancing", policy_name(policy) + &surroundings(&cluster.lb))];
+    if let Some(hash) = hash.filter(|_| policy_hashes(policy)) {
         let text =
             hash.map_or_else(|| "nothing of the request is hashed: any endpoint".into(), |hash| format!("{hash:016x}"));
         steps.push(step("hash", text));
@@ -213,6 +243,22 @@ pub(crate) fn balancing(upstream: &Upstream, metadata: Option<&MetadataKey>, has
         steps.push(step("metadata", format!("endpoints with {metadata}, where the cluster has such a subset")));
     }
     steps
+}
+
+/// What holds beside the policy of a cluster.
+fn surroundings(settings: &LbSettings) -> String {
+    let mut text = String::new();
+    if let LocalityLb::ZoneAware { .. } = settings.localities {
+        text += ", the own zone first";
+    }
+    if let Some(slow) = settings.slow_start {
+        text += &format!(", new endpoints get less for {:?}", slow.window);
+    }
+    if let Some(subsets) = &settings.subsets {
+        let keys: Vec<_> = subsets.selectors.iter().map(|selector| selector.keys.join("+")).collect();
+        text += &format!(", subsets by {}", keys.join(", "));
+    }
+    text
 }
 
 /// Whether consistent hashing chooses.
@@ -261,8 +307,51 @@ pub(crate) fn pick(endpoint: &Endpoint<Subchannel>) -> String {
     text + &format!(", {} in flight", endpoint.in_flight())
 }
 
+/// What a request finds in a cluster: how much is in flight, and the endpoints that are not used, and why.
+pub(crate) fn standing(upstream: &Upstream) -> Vec<Step> {
+    let status = upstream.live.status(Instant::now());
+    let held = status.endpoints.iter().filter(|endpoint| endpoint.is_held_out()).take(MAX_ENDPOINTS);
+    let held = held.map(|endpoint| step("endpoint", endpoint.to_string()));
+    [step("load", status.to_string())].into_iter().chain(held).collect()
+}
+
+/// How a cluster's endpoints are spoken to and watched.
+fn manners(cluster: &Cluster, profile: Profile) -> Vec<Step> {
+    let version = match (cluster.http_protocol, profile) {
+        (Some(HttpProtocol::Http1), _) | (None, Profile::Envoy) => "HTTP/1.1",
+        (Some(HttpProtocol::Http2), _) | (None, Profile::Grpc) => "HTTP/2",
+    };
+    let security = match &cluster.transport_socket {
+        TransportSocket::Plaintext => "in plaintext",
+        TransportSocket::Tls(_) => "over TLS",
+    };
+    let matches =
+        if cluster.transport_socket_matches.is_empty() { "" } else { ", unless their metadata asks otherwise" };
+    let text = format!("{version} {security}{matches}, connections within {:?}", cluster.connect_timeout);
+    let mut steps = vec![step("transport", text)];
+    if let Some(rules) = &cluster.outlier_detection {
+        let OutlierDetection { base_ejection_time, max_ejection_percent, .. } = **rules;
+        let text = format!("ejected for {base_ejection_time:?} at first, at most {max_ejection_percent} %");
+        steps.push(step("outliers", text));
+    }
+    if let Some(check) = &cluster.health_check {
+        let kind = match check.checker {
+            HealthChecker::Http(_) => "HTTP",
+            HealthChecker::Grpc(_) => "gRPC",
+            HealthChecker::Tcp(_) => "TCP",
+        };
+        steps.push(step("checks", format!("over {kind}, each {:?}", check.interval)));
+    }
+    steps
+}
+
 /// What a cluster looks like now.
-fn serving(upstream: &Upstream, steps: &mut Vec<Step>) {
+fn serving(upstream: &Upstream, profile: Profile, steps: &mut Vec<Step>) {
+    steps.extend(manners(&upstream.live.config(), profile));
+    for DropOverload { category, percentage } in &upstream.live.drops() {
+        let share = f64::from(percentage.0) / 10_000.0;
+        steps.push(step("overload", format!("{share} % are dropped, category {category}")));
+    }
     let status = upstream.live.status(Instant::now());
     steps.push(step("load", status.to_string()));
     for endpoint in status.endpoints.iter().take(MAX_ENDPOINTS) {

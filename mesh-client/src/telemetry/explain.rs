@@ -32,8 +32,9 @@ struct Trail {
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What was decided: `target`, `config`, `listener`, `virtual host`, `route`, `timeout`, `filters`, `cluster`, `subset`, `breaker`,
-    /// `balancing`, `hash`, `metadata`, `pick`, `peer`, `attempt`, `hedge`, `mirror`, `trace`, `error`, ….
+    /// What was decided: `target`, `config`, `listener`, `virtual host`, `skipped`, `route`, `timeout`, `retries`, `hedge`, `mirror`, `filters`,
+    /// `rewrite`, `edits`, `cluster`, `leaf`, `subset`, `balancing`, `hash`, `metadata`, `breaker`, `load`, `endpoint`, `transport`,
+    /// `outliers`, `checks`, `overload`, `wait`, `connect`, `pick`, `peer`, `attempt`, `trace`, `error`, ….
     pub subject: &'static str,
     /// The decision and its reason.
     pub text: String,

@@ -219,10 +219,12 @@ async fn envoy_shares_requests_among_the_priorities_of_all_clusters() {
     let world = World::on(cp).await;
     let envoy = envoy_mesh(&world.cp).await;
     // Half of the endpoints times 1.4 cover 70 %.
-    let seen = Way::Channel.spread(&envoy, 1000).await;
-    assert_eq!(seen.len(), 2, "{seen:?}");
-    assert!((640..=760).contains(&seen["a"]), "{seen:?}");
-    assert!(seen.contains_key("c"), "{seen:?}");
+    for way in Way::BOTH {
+        let seen = way.spread(&envoy, 1000).await;
+        assert_eq!(seen.len(), 2, "{seen:?}");
+        assert!((640..=760).contains(&seen["a"]), "{seen:?}");
+        assert!(seen.contains_key("c"), "{seen:?}");
+    }
     // gRPC: the first that has any.
     assert_eq!(names(&world.mesh, Way::Channel).await, "a");
 }

@@ -4,14 +4,16 @@ use crate::{
     filters_service::{config, limited},
     support::{
         GUARD, H2Server, HOUR, Served, TARGET, World,
+        code::Local,
         echo::{Echo, Way, get},
-        hello, hello_with, mesh_on, plain_mesh, routes, rule, service, to, until,
+        mesh_on, routes, rule, service, to, until,
     },
 };
 use envoy_types::pb::{
     envoy::extensions::filters::http::ratelimit::v3::RateLimit, google::protobuf::Duration as ProtoDuration,
 };
 use h2::Reason;
+use mesh_client::policy::Policy;
 use std::{
     future::poll_fn,
     sync::{Arc, Mutex},
@@ -82,30 +84,32 @@ async fn while_a_copy_is_on_its_way_too() {
 
 #[tokio::test]
 async fn while_all_streams_of_the_connection_are_taken() {
-    let (server, held) = H2Server::holding(1).await;
-    let channel = plain_mesh().await.fixed_channel(&[server.addr()]).unwrap();
-    let first = tokio::spawn({
-        let channel = channel.clone();
-        async move { hello_with(&channel, |r| r.set_timeout(HOUR)).await }
-    });
-    until("the only stream is taken", async || held.lock().unwrap().len() == 1).await;
-    let before = channel.load();
-    for _ in 0..10 {
-        let call = hello_with(&channel, |r| r.set_timeout(HOUR));
-        drop_when("a call waits in the line", call, async || channel.load().pending == before.pending + 1).await;
-        assert_eq!(channel.load(), before, "the one in flight is all there is");
+    for way in Way::BOTH {
+        let (server, held) = H2Server::holding(1).await;
+        let Local { mesh, channel } = Local::new(&[server.addr()], Policy::default()).await;
+        let first = tokio::spawn({
+            let mesh = mesh.clone();
+            async move { way.hello_with(&mesh, |r| r.set_timeout(HOUR)).await }
+        });
+        until("the only stream is taken", async || held.lock().unwrap().len() == 1).await;
+        let before = channel.load();
+        for _ in 0..10 {
+            let call = way.hello_with(&mesh, |r| r.set_timeout(HOUR));
+            drop_when("a call waits in the line", call, async || channel.load().pending == before.pending + 1).await;
+            assert_eq!(channel.load(), before, "the one in flight is all there is");
+        }
+        // Nobody is left in the line before the next.
+        let next = tokio::spawn({
+            let mesh = mesh.clone();
+            async move { way.hello(&mesh).await }
+        });
+        until("the next one waits", async || channel.load().pending == before.pending + 1).await;
+        for call in [first, next] {
+            until("it has the stream", async || held.lock().unwrap().len() == 1).await;
+            held.lock().unwrap().pop().unwrap().ok();
+            tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap().unwrap();
+        }
+        until("nothing is left", async || channel.load().is_idle()).await;
+        assert_eq!(server.accepted(), 1);
     }
-    // Nobody is left in the line before the next.
-    let next = tokio::spawn({
-        let channel = channel.clone();
-        async move { hello(&channel).await }
-    });
-    until("the next one waits", async || channel.load().pending == before.pending + 1).await;
-    for call in [first, next] {
-        until("it has the stream", async || held.lock().unwrap().len() == 1).await;
-        held.lock().unwrap().pop().unwrap().ok();
-        tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap().unwrap();
-    }
-    until("nothing is left", async || channel.load().is_idle()).await;
-    assert_eq!(server.accepted(), 1);
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{
     ANY, assert_says,
-    code::{Code, fixed},
+    code::{Local, fixed},
     echo::{Echo, Way, get, joined},
     until,
 };
@@ -12,8 +12,9 @@ use mesh_client::{
     BoxError, Downstream, Error, Mesh, Profile,
     filter::{FaultAbort, FaultConfig, FractionalPercent, HttpFilter},
     policy::{
-        Cluster, FilterOverride, Format, HashPolicy, HashSource, MetadataMatch, PathTemplate, Policy, Redirect,
-        RedirectPath, RegexRewrite, RetryOn, RetryPolicy, SafeRegex, StringMatcher, ValueMatch, WeightedCluster, route,
+        Cluster, FilterOverride, Format, HashPolicy, HashSource, MetadataMatcher, PathTemplate, Policy, Redirect,
+        RedirectPath, RegexRewrite, RetryOn, RetryPolicy, SafeRegex, StringMatcher, ValueMatcher, WeightedCluster,
+        route,
     },
 };
 use mesh_xds::resource::{ConsistentHashing, HashFunction, HttpFilterConfig, LbPolicy, RingHash};
@@ -21,11 +22,11 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 use tower::{Layer, ServiceExt};
 
 /// The same endpoints, as a fixed list and by a name, each way.
-async fn worlds(own: SocketAddr, policy: Policy, profile: Profile) -> Vec<(Code, Way)> {
+async fn worlds(own: SocketAddr, policy: Policy, profile: Profile) -> Vec<(Local, Way)> {
     let mut worlds = Vec::new();
     for target in [fixed(&[own]), format!("dns:///localhost:{}", own.port())] {
         for way in Way::BOTH {
-            worlds.push((Code::of(&target, policy.clone(), profile).await, way));
+            worlds.push((Local::with(&target, policy.clone(), |mesh| mesh.profile(profile)).await, way));
         }
     }
     worlds
@@ -38,10 +39,10 @@ fn header(name: &'static str) -> HeaderName {
 #[tokio::test]
 async fn routes_choose_clusters() {
     let [own, canary] = [Echo::start("own").await, Echo::start("canary").await];
-    let metadata = MetadataMatch {
+    let metadata = MetadataMatcher {
         filter: "auth".into(),
         path: vec!["tier".into()],
-        value: ValueMatch::String(StringMatcher::exact("gold")),
+        value: ValueMatcher::String(StringMatcher::exact("gold")),
         invert: false,
     };
     let parts = [
@@ -67,9 +68,9 @@ async fn routes_choose_clusters() {
         .with_route(route::exact("/parts").split_parts(parts))
         .with_route(route::exact("/nowhere").named("lost").to("nowhere").cluster_not_found(StatusCode::NOT_FOUND));
     for profile in [Profile::Grpc, Profile::Envoy] {
-        for (Code { mesh, .. }, way) in &worlds(own.addr(), policy.clone(), profile).await {
+        for (Local { mesh, .. }, way) in &worlds(own.addr(), policy.clone(), profile).await {
             let mut gold = get("/");
-            let tier = mesh_client::Value::object([("tier", "gold".into())]);
+            let tier = serde_json::json!({"tier": "gold"});
             gold.extensions_mut().unwrap().insert(Downstream::new().with_metadata("auth", tier));
             for request in [
                 get("/exact?q"),
@@ -139,7 +140,7 @@ async fn routes_rewrite_edit_answer_and_mirror() {
                 .unwrap(),
         )
         .with_route(route::exact("/copied").to_target().mirror("shadow", 100.0));
-    for (Code { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
+    for (Local { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
         let response = way.send(mesh, get("/old?a=b"), "").await.unwrap();
         assert_eq!(response.status(), 308);
         assert_eq!(joined(response.headers(), "location"), "http://new.example/new?a=b");
@@ -192,7 +193,7 @@ async fn routes_have_limits_retries_hashes_and_filters() {
         ..RetryPolicy::default()
     };
     let policy = Policy::default()
-        .with_timeout(Duration::from_millis(250))
+        .with_timeout(Duration::from_secs(1))
         .with_filter(fault)
         .with_cluster(Cluster::of("silent", [silent.local_addr().unwrap()]))
         .with_cluster(Cluster { lb_policy: ring, ..Cluster::of("ring", spread.iter().map(Echo::addr)) })
@@ -207,9 +208,9 @@ async fn routes_have_limits_retries_hashes_and_filters() {
         )
         .with_route(route::exact("/named").to("named"))
         .with_route(route::exact("/both").to("both"));
-    for (Code { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
+    for (Local { mesh, .. }, way) in &worlds(own.addr(), policy, Profile::Envoy).await {
         let error = way.send(mesh, get("/silent"), "").await.unwrap_err().to_string();
-        assert_says(&error, &["deadline of 250ms exceeded", "set by the route's timeout"]);
+        assert_says(&error, &["deadline of 1s exceeded", "set by the route's timeout"]);
         let error = way.send(mesh, get("/again"), "").await.unwrap_err().to_string();
         assert_says(&error, &["within its limit of 50ms (per_try_timeout)", "attempt 3"]);
 

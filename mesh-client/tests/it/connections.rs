@@ -3,8 +3,8 @@
 #![allow(deprecated, reason = "control planes still send the deprecated fields")]
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, assignment, edit_cluster, greeter, hello,
-    hello_with, http_backend, routes, rule, service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, assignment, echo::Way, edit_cluster, greeter,
+    hello, hello_with, http_backend, routes, rule, service, to, until,
 };
 use bytes::Bytes;
 use envoy_types::{
@@ -19,7 +19,7 @@ use envoy_types::{
 };
 use examples::greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient};
 use http_body_util::{BodyExt, Full};
-use mesh_client::{Mesh, MeshChannel};
+use mesh_client::Mesh;
 use mesh_control::ControlPlane;
 use mesh_xds::server::ResourceType;
 use std::{
@@ -126,30 +126,32 @@ fn per_host(max: u32) -> impl FnOnce(&mut Cluster) {
 }
 
 /// A call in a task of its own, with a far deadline.
-fn spawn_hello(channel: &MeshChannel) -> tokio::task::JoinHandle<Result<HelloReply, tonic::Status>> {
-    let channel = channel.clone();
-    tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(HOUR)).await })
+fn spawn_by(way: Way, mesh: &Mesh) -> tokio::task::JoinHandle<Result<HelloReply, tonic::Status>> {
+    let mesh = mesh.clone();
+    tokio::spawn(async move { way.hello_with(&mesh, |r| r.set_timeout(HOUR)).await })
 }
 
 #[tokio::test]
 async fn our_own_limit_of_streams_counts_beside_the_peers() {
-    let (server, held) = H2Server::holding(u32::MAX).await;
-    let yaml = pooled(&[server.addr()], "{http: {maxConcurrentStreams: 1}}");
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    edit_cluster(&cp, CLUSTER, per_host(2));
-    let world = World::on(cp).await;
-    let calls: Vec<_> = (0..3).map(|_| spawn_hello(&world.channel)).collect();
-    until("one call waits", async || held.lock().unwrap().len() == 2 && world.channel.load().pending == 1).await;
-    assert_eq!(server.accepted(), 2);
-    let connections: Vec<_> = held.lock().unwrap().iter().map(|served| served.connection).collect();
-    assert_ne!(connections[0], connections[1], "one stream each");
-    for served in std::mem::take(&mut *held.lock().unwrap()) {
-        served.ok();
-    }
-    until("the third has its turn", async || held.lock().unwrap().len() == 1).await;
-    held.lock().unwrap().remove(0).ok();
-    for call in calls {
-        tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap().unwrap();
+    for way in Way::BOTH {
+        let (server, held) = H2Server::holding(u32::MAX).await;
+        let yaml = pooled(&[server.addr()], "{http: {maxConcurrentStreams: 1}}");
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        edit_cluster(&cp, CLUSTER, per_host(2));
+        let world = World::on(cp).await;
+        let calls: Vec<_> = (0..3).map(|_| spawn_by(way, &world.mesh)).collect();
+        until("one call waits", async || held.lock().unwrap().len() == 2 && world.channel.load().pending == 1).await;
+        assert_eq!(server.accepted(), 2);
+        let connections: Vec<_> = held.lock().unwrap().iter().map(|served| served.connection).collect();
+        assert_ne!(connections[0], connections[1], "one stream each");
+        for served in std::mem::take(&mut *held.lock().unwrap()) {
+            served.ok();
+        }
+        until("the third has its turn", async || held.lock().unwrap().len() == 1).await;
+        held.lock().unwrap().remove(0).ok();
+        for call in calls {
+            tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap().unwrap();
+        }
     }
 }
 
@@ -291,40 +293,42 @@ async fn connections_are_foreseen_on_the_endpoints_that_come_next() {
 
 #[tokio::test]
 async fn a_cluster_makes_so_many_handshakes_at_once_and_no_more() {
-    const ENDPOINTS: usize = 160;
-    const CALLS: usize = 320;
-    // Endpoints that take connections and, for now, say nothing: each handshake begun stays.
-    let mut listeners = Vec::new();
-    for _ in 0..ENDPOINTS {
-        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
-    }
-    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
-    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
-    let mut servers = JoinSet::new();
-    for listener in listeners {
-        let (begun, go) = (begun.clone(), go.clone());
-        servers.spawn(async move {
-            let (tcp, _) = listener.accept().await.unwrap();
-            // The preface says that the handshake has begun. To be told that there may be something to read is not enough.
-            assert!(tcp.peek(&mut [0]).await.unwrap() > 0);
-            begun.fetch_add(1, SeqCst);
-            go.acquire().await.unwrap().forget();
-            let mut h2: h2::server::Connection<_, Bytes> = h2::server::handshake(tcp).await.unwrap();
-            while let Some(Ok((_, mut respond))) = h2.accept().await {
-                let head = http::Response::builder().header("content-type", "application/grpc");
-                respond.send_response(head.header("grpc-status", "0").body(()).unwrap(), true).unwrap();
-            }
-        });
-    }
-    let world = World::new(&pooled(&addresses, "{tcp: {connectTimeout: 20s}}")).await;
-    let calls: Vec<_> = (0..CALLS).map(|_| spawn_hello(&world.channel)).collect();
-    until("as many as may be have begun", async || begun.load(SeqCst) == 64).await;
-    until("all others wait", async || world.channel.load().pending as usize == CALLS).await;
-    assert_eq!(begun.load(SeqCst), 64);
-    go.add_permits(ENDPOINTS);
-    for call in calls {
-        // An empty response: only that it came counts.
-        let _ = tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap();
+    for way in Way::BOTH {
+        const ENDPOINTS: usize = 160;
+        const CALLS: usize = 320;
+        // Endpoints that take connections and, for now, say nothing: each handshake begun stays.
+        let mut listeners = Vec::new();
+        for _ in 0..ENDPOINTS {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let mut servers = JoinSet::new();
+        for listener in listeners {
+            let (begun, go) = (begun.clone(), go.clone());
+            servers.spawn(async move {
+                let (tcp, _) = listener.accept().await.unwrap();
+                // The preface says that the handshake has begun. To be told that there may be something to read is not enough.
+                assert!(tcp.peek(&mut [0]).await.unwrap() > 0);
+                begun.fetch_add(1, SeqCst);
+                go.acquire().await.unwrap().forget();
+                let mut h2: h2::server::Connection<_, Bytes> = h2::server::handshake(tcp).await.unwrap();
+                while let Some(Ok((_, mut respond))) = h2.accept().await {
+                    let head = http::Response::builder().header("content-type", "application/grpc");
+                    respond.send_response(head.header("grpc-status", "0").body(()).unwrap(), true).unwrap();
+                }
+            });
+        }
+        let world = World::new(&pooled(&addresses, "{tcp: {connectTimeout: 20s}}")).await;
+        let calls: Vec<_> = (0..CALLS).map(|_| spawn_by(way, &world.mesh)).collect();
+        until("as many as may be have begun", async || begun.load(SeqCst) == 64).await;
+        until("all others wait", async || world.channel.load().pending as usize == CALLS).await;
+        assert_eq!(begun.load(SeqCst), 64);
+        go.add_permits(ENDPOINTS);
+        for call in calls {
+            // An empty response: only that it came counts.
+            let _ = tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap();
+        }
     }
 }
 

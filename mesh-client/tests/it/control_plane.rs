@@ -1,7 +1,7 @@
 //! A control plane that is late, or that serves what cannot be used.
 
 use crate::support::{
-    CLUSTER, GUARD, TARGET, World, assert_says, assignment, greeter, hello, hello_with, mesh_on, prompt_hello, routes,
+    CLUSTER, GUARD, TARGET, World, assert_says, assignment, echo::Way, greeter, hello, mesh_on, prompt_hello, routes,
     rule, service, to, until,
 };
 use envoy_types::{
@@ -10,7 +10,7 @@ use envoy_types::{
     util::pack_any,
 };
 use examples::backend::Backend;
-use mesh_client::Mesh;
+use mesh_client::{Mesh, Profile};
 use mesh_control::{ControlPlane, Event};
 use mesh_xds::{
     Bootstrap,
@@ -55,33 +55,35 @@ fn v2_by_header(one: &Backend, two: &Backend) -> String {
 
 #[tokio::test]
 async fn calls_wait_for_a_control_plane_that_is_late() {
-    let backend = greeter("one").await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = port.local_addr().unwrap();
-    drop(port);
-    let mut bootstrap =
-        Bootstrap::from_json(&mesh_control::bootstrap::Bootstrap::new(addr.to_string()).to_string()).unwrap();
-    bootstrap.timing.backoff_base = Duration::from_millis(20);
-    bootstrap.timing.backoff_max = Duration::from_millis(50);
-    let mesh = Mesh::builder().bootstrap(bootstrap).build().await.unwrap();
-    let channel = mesh.channel(TARGET).unwrap();
+    for way in Way::BOTH {
+        let backend = greeter("one").await;
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = port.local_addr().unwrap();
+        drop(port);
+        let mut bootstrap =
+            Bootstrap::from_json(&mesh_control::bootstrap::Bootstrap::new(addr.to_string()).to_string()).unwrap();
+        bootstrap.timing.backoff_base = Duration::from_millis(20);
+        bootstrap.timing.backoff_max = Duration::from_millis(50);
+        let mesh = Mesh::builder().bootstrap(bootstrap).build().await.unwrap();
+        let channel = mesh.channel(TARGET).unwrap();
 
-    let limit = Duration::from_millis(500);
-    let status = hello_with(&channel, |r| r.set_timeout(limit)).await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &[TARGET, &addr.to_string(), "within 500ms", "refused"]);
-    let error = channel.ready(limit).await.unwrap_err();
-    assert!(error.is_timeout() && error.is_local(), "{error:?}");
-    assert_says(&error.to_string(), &[TARGET, &addr.to_string(), "within 500ms", "refused"]);
+        let limit = Duration::from_millis(500);
+        let status = way.hello_with(&mesh, |r| r.set_timeout(limit)).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &[TARGET, &addr.to_string(), "within 500ms", "refused"]);
+        let error = channel.ready(limit).await.unwrap_err();
+        assert!(error.is_timeout() && error.is_local(), "{error:?}");
+        assert_says(&error.to_string(), &[TARGET, &addr.to_string(), "within 500ms", "refused"]);
 
-    let waiting = tokio::spawn({
-        let channel = channel.clone();
-        async move { hello_with(&channel, |r| r.set_timeout(GUARD)).await }
-    });
-    let yaml = service(&[("one", backend.addr())]);
-    let _cp = ControlPlane::builder().listen(addr).yaml(yaml).start().await.unwrap();
-    assert_eq!(waiting.await.unwrap().unwrap().backend, "one");
-    channel.ready(GUARD).await.unwrap();
+        let waiting = tokio::spawn({
+            let mesh = mesh.clone();
+            async move { way.hello_with(&mesh, |r| r.set_timeout(GUARD)).await }
+        });
+        let yaml = service(&[("one", backend.addr())]);
+        let _cp = ControlPlane::builder().listen(addr).yaml(yaml).start().await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().backend, "one");
+        channel.ready(GUARD).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -137,9 +139,16 @@ async fn a_bad_resource_is_refused_by_itself_and_its_last_good_version_stays() {
     assert_eq!(&*refused.version, version.to_string());
     let neighbour = status_of(&world.mesh, V2, "Cluster").unwrap();
     assert_eq!((neighbour.client_status, &*neighbour.version), (ClientResourceStatus::Acked, &*version.to_string()));
-    assert_eq!(hello(&world.channel).await.unwrap().backend, "v1");
-    let two = hello_with(&world.channel, |r| drop(r.metadata_mut().insert("x-two", "1".parse().unwrap()))).await;
-    assert_eq!(two.unwrap().backend, "v2");
+    for way in Way::BOTH {
+        assert_eq!(way.hello(&world.mesh).await.unwrap().backend, "v1");
+        assert_eq!(
+            way.hello_with(&world.mesh, |r| drop(r.metadata_mut().insert("x-two", "1".parse().unwrap())))
+                .await
+                .unwrap()
+                .backend,
+            "v2"
+        );
+    }
 }
 
 #[tokio::test]
@@ -148,10 +157,11 @@ async fn a_resource_that_was_never_good_is_named_to_the_caller() {
     let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())])).start().await.unwrap();
     let bad = changed(&cp, CLUSTER, |c| c.eds_cluster_config = None);
     cp.cache().update(ResourceType::Cluster, CLUSTER, bad);
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    let status = prompt_hello(&channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[TARGET, CLUSTER, "rejected", "eds"]);
+    for way in Way::BOTH {
+        let status = way.prompt(&mesh_on(&cp).await).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[TARGET, CLUSTER, "rejected", "eds"]);
+    }
 }
 
 #[tokio::test]
@@ -172,40 +182,47 @@ async fn a_listener_that_does_not_exist_fails_calls_at_once() {
 
 #[tokio::test]
 async fn a_route_to_a_cluster_that_does_not_exist_fails_calls_at_once() {
-    let (one, two) = (greeter("v1").await, greeter("v2").await);
-    let yaml = v2_by_header(&one, &two);
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    cp.cache().remove(ResourceType::Cluster, V2);
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    let call = hello_with(&channel, |r| {
-        r.set_timeout(crate::support::HOUR);
-        r.metadata_mut().insert("x-two", "1".parse().unwrap());
-    });
-    let status = tokio::time::timeout(Duration::from_secs(10), call).await.expect("not promptly").unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[TARGET, V2, "does not exist"]);
-    assert_eq!(hello(&channel).await.unwrap().backend, "v1", "the other route serves");
+    for way in Way::BOTH {
+        let (one, two) = (greeter("v1").await, greeter("v2").await);
+        let yaml = v2_by_header(&one, &two);
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        cp.cache().remove(ResourceType::Cluster, V2);
+        let mesh = mesh_on(&cp).await;
+        let call = way.hello_with(&mesh, |r| {
+            r.set_timeout(crate::support::HOUR);
+            r.metadata_mut().insert("x-two", "1".parse().unwrap());
+        });
+        let status = tokio::time::timeout(Duration::from_secs(10), call).await.expect("not promptly").unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &[TARGET, V2, "does not exist"]);
+        assert_eq!(way.hello(&mesh).await.unwrap().backend, "v1", "the other route serves");
+    }
 }
 
 #[tokio::test]
 async fn no_healthy_endpoint_fails_calls_at_once_until_there_is_one() {
-    let backend = greeter("one").await;
-    let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())])).start().await.unwrap();
-    let serve = |assignment| cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(assignment));
-    serve(assignment(&[], HealthStatus::Healthy));
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    let status = prompt_hello(&channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &[TARGET, CLUSTER, "no endpoints"]);
-
-    serve(assignment(&[&[backend.addr()]], HealthStatus::Unhealthy));
-    until("the unhealthy endpoint is known", async || {
-        let status = prompt_hello(&channel).await.unwrap_err();
+    for way in Way::BOTH {
+        let backend = greeter("one").await;
+        let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())])).start().await.unwrap();
+        let serve = |assignment| cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(assignment));
+        serve(assignment(&[], HealthStatus::Healthy));
+        // Envoy would disregard health here.
+        let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Grpc);
+        let mesh = mesh.build().await.unwrap();
+        let _channel = mesh.channel(TARGET).unwrap();
+        let status = way.prompt(&mesh).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
-        status.message().contains("none of its 1 endpoints is healthy")
-    })
-    .await;
-    assert_eq!(backend.state().calls(), 0);
-    serve(assignment(&[&[backend.addr()]], HealthStatus::Healthy));
-    until("the healthy endpoint serves", async || hello(&channel).await.is_ok()).await;
+        assert_says(status.message(), &[TARGET, CLUSTER, "no endpoints"]);
+
+        serve(assignment(&[&[backend.addr()]], HealthStatus::Unhealthy));
+        until("the unhealthy endpoint is known", async || {
+            let status = way.prompt(&mesh).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable);
+            status.message().contains("none of its 1 endpoints is healthy")
+        })
+        .await;
+        assert_eq!(backend.state().calls(), 0);
+        serve(assignment(&[&[backend.addr()]], HealthStatus::Healthy));
+        until("the healthy endpoint serves", async || way.hello(&mesh).await.is_ok()).await;
+    }
 }

@@ -17,8 +17,8 @@ use envoy_types::pb::{
         },
         r#type::{
             matcher::v3::{
-                DoubleMatcher, FilterStateMatcher, ListMatcher, MetadataMatcher, OrMatcher, ValueMatcher,
-                double_matcher, filter_state_matcher, list_matcher,
+                AddressMatcher, DoubleMatcher, FilterStateMatcher, ListMatcher, MetadataMatcher, OrMatcher,
+                ValueMatcher, double_matcher, filter_state_matcher, list_matcher,
                 metadata_matcher::{PathSegment, path_segment::Segment},
                 string_matcher,
                 value_matcher::{self, NullMatch},
@@ -26,13 +26,15 @@ use envoy_types::pb::{
             v3::DoubleRange,
         },
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, UInt32Value},
+    xds::core::v3::CidrRange,
 };
 use futures::StreamExt;
 use http::request::Builder;
 use mesh_client::{Downstream, Explain, Inbound, Value};
 use mesh_control::ControlPlane;
 use mesh_tls::{ClientSettings, ClientTls, FileSource, FileSourceConfig, Mode, PeerIdentity};
+use serde_json::json;
 use std::{collections::BTreeSet, sync::Arc};
 use tokio::net::TcpStream;
 
@@ -124,7 +126,7 @@ async fn routes_match_by_metadata_of_every_kind() {
         (Kind::OrMatch(either), vec!["a".into(), true.into()], vec!["b".into(), Value::Null]),
     ];
     let key = |key: &str| PathSegment { segment: Some(Segment::Key(key.into())) };
-    let nested = |value: Value| metadata(Value::object([("user", Value::object([("tier", value)]))]));
+    let nested = |value: Value| metadata(json!({"user": {"tier": value}}));
     for (kind, takes, leaves) in cases {
         for invert in [false, true] {
             let matcher = MetadataMatcher {
@@ -138,8 +140,8 @@ async fn routes_match_by_metadata_of_every_kind() {
             let takes = takes.iter().map(|value| (nested(value.clone()), hit));
             let missing = [
                 get("/"),
-                metadata(Value::object([("user", "x".into())])),
-                with(get("/"), Downstream::new().with_metadata("other", Value::object([("user", Value::Null)]))),
+                metadata(json!({"user": "x"})),
+                with(get("/"), Downstream::new().with_metadata("other", json!({"user": null}))),
             ];
             let leaves = leaves.iter().map(|value| nested(value.clone())).chain(missing);
             check(found, takes.chain(leaves.map(|request| (request, miss))).collect()).await;
@@ -159,6 +161,37 @@ async fn routes_match_by_filter_state_and_explain_says_why_not() {
     assert_eq!(Way::Layer.backend(&world.mesh, with(tenant("red"), explain.clone())).await, "no");
     let said = explain.to_string();
     assert!(said.contains("filter state \"tenant\" is absent or not equal to \"blue\""), "{said}");
+}
+
+#[tokio::test]
+async fn routes_match_by_addresses_in_the_filter_state() {
+    let range = |prefix: &str, length: u32| CidrRange {
+        address_prefix: prefix.into(),
+        prefix_len: Some(UInt32Value { value: length }),
+    };
+    let found = |invert_match| {
+        let ranges = vec![range("10.0.0.0", 8), range("2001:db8::", 32)];
+        let matcher = Some(filter_state_matcher::Matcher::AddressMatch(AddressMatcher { ranges, invert_match }));
+        RouteMatch { filter_state: vec![FilterStateMatcher { key: "peer".into(), matcher }], ..under("/") }
+    };
+    let from = |peer: &str| with(get("/"), Downstream::new().with_filter_state("peer", peer));
+    let (within, outside) = (["10.1.2.3", "10.1.2.3:4711", "[2001:db8::7]:80"], ["11.1.2.3", "2001:db9::7"]);
+    for (invert, hit, miss) in [(false, "yes", "no"), (true, "no", "yes")] {
+        let hits = within.map(|peer| (from(peer), hit)).into_iter();
+        let misses = outside.map(|peer| (from(peer), miss)).into_iter();
+        // What is no address is neither inside nor outside.
+        let never = [(from("nobody"), "no"), (get("/"), "no")];
+        check(found(invert), hits.chain(misses).chain(never).collect()).await;
+    }
+
+    let (world, _backends) = world(vec![to("yes", found(false)), to("no", under(""))]).await;
+    let explain = Explain::default();
+    assert_eq!(Way::Channel.backend(&world.mesh, with(from("11.1.2.3"), explain.clone())).await, "no");
+    let said = explain.to_string();
+    assert!(
+        said.contains("filter state \"peer\" is absent, no address, or not in [10.0.0.0/8, 2001:db8::/32]"),
+        "{said}"
+    );
 }
 
 /// The backends that so many requests go to.

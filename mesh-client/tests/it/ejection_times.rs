@@ -57,6 +57,35 @@ async fn mesh_of(
     (mesh, (cp, channel))
 }
 
+/// An endpoint that fails beside one that does not, and a mesh over both with what keeps it alive.
+struct Pair {
+    bad: Host,
+    good: Host,
+    mesh: Mesh,
+    _kept: (ControlPlane, MeshChannel),
+}
+
+impl Pair {
+    async fn new(change: impl FnOnce(&mut Cluster)) -> Self {
+        let net = Memory::new();
+        let (bad, good) = (net.host("bad"), net.host("good"));
+        bad.set_status(503);
+        let (mesh, kept) = mesh_of(&net, &[&bad, &good], change).await;
+        Self { bad, good, mesh, _kept: kept }
+    }
+
+    /// One failure ejects, for ten seconds at first.
+    async fn ejecting(detection: OutlierDetection) -> Self {
+        let detection = OutlierDetection {
+            consecutive_5xx: number(1),
+            base_ejection_time: seconds(10),
+            max_ejection_percent: number(100),
+            ..detection
+        };
+        Self::new(|cluster| cluster.outlier_detection = Some(detection)).await
+    }
+}
+
 /// A request each 100 ms, for so long.
 async fn traffic(way: Way, mesh: &Mesh, seconds: usize) {
     for _ in 0..10 * seconds {
@@ -73,19 +102,10 @@ fn told(gaps: &[Duration]) -> Vec<f64> {
 #[tokio::test(start_paused = true)]
 async fn an_ejection_lasts_longer_each_time_up_to_the_longest_and_a_clean_spell_is_forgiven() {
     for way in Way::BOTH {
-        let net = Memory::new();
-        let (bad, good) = (net.host("bad"), net.host("good"));
-        bad.set_status(503);
-        let detection = OutlierDetection {
-            consecutive_5xx: number(1),
-            interval: seconds(5),
-            base_ejection_time: seconds(10),
-            max_ejection_time: seconds(25),
-            max_ejection_percent: number(100),
-            ..OutlierDetection::default()
-        };
-        let (mesh, _kept) = mesh_of(&net, &[&bad, &good], |cluster| cluster.outlier_detection = Some(detection)).await;
-        traffic(way, &mesh, 90).await;
+        let detection =
+            OutlierDetection { interval: seconds(5), max_ejection_time: seconds(25), ..OutlierDetection::default() };
+        let Pair { bad, mesh, .. } = &Pair::ejecting(detection).await;
+        traffic(way, mesh, 90).await;
         let gaps = bad.gaps("/x");
         // It is asked within two requests of its return, and fails again.
         for (gap, expected) in gaps.iter().zip([10.0, 20.0, 25.0, 25.0]) {
@@ -94,10 +114,10 @@ async fn an_ejection_lasts_longer_each_time_up_to_the_longest_and_a_clean_spell_
         assert_eq!(gaps.len(), 4, "{:?}", told(&gaps));
         // Each interval without an ejection takes one multiple off.
         bad.set_status(200);
-        traffic(way, &mesh, 60).await;
+        traffic(way, mesh, 60).await;
         let before = bad.seen("/x").len();
         bad.set_status(503);
-        traffic(way, &mesh, 15).await;
+        traffic(way, mesh, 15).await;
         let gaps = bad.gaps("/x").split_off(before);
         assert!((10.0..10.35).contains(&gaps[0].as_secs_f64()), "{way:?}: {:?}", told(&gaps));
     }
@@ -106,20 +126,14 @@ async fn an_ejection_lasts_longer_each_time_up_to_the_longest_and_a_clean_spell_
 #[tokio::test(start_paused = true)]
 async fn jitter_makes_every_ejection_another_bit_longer() {
     for way in Way::BOTH {
-        let net = Memory::new();
-        let (bad, good) = (net.host("bad"), net.host("good"));
-        bad.set_status(503);
         let detection = OutlierDetection {
-            consecutive_5xx: number(1),
             interval: seconds(3000),
-            base_ejection_time: seconds(10),
             max_ejection_time: seconds(10),
             max_ejection_time_jitter: seconds(4),
-            max_ejection_percent: number(100),
             ..OutlierDetection::default()
         };
-        let (mesh, _kept) = mesh_of(&net, &[&bad, &good], |cluster| cluster.outlier_detection = Some(detection)).await;
-        traffic(way, &mesh, 300).await;
+        let Pair { bad, mesh, .. } = &Pair::ejecting(detection).await;
+        traffic(way, mesh, 300).await;
         let gaps = told(&bad.gaps("/x"));
         assert!(gaps.len() >= 20 && gaps.iter().all(|gap| (10.0..14.4).contains(gap)), "{way:?}: {gaps:?}");
         // Of twenty draws hardly ever none is in the first quarter, or in the last.
@@ -146,18 +160,15 @@ fn check() -> HealthCheck {
 #[tokio::test(start_paused = true)]
 async fn checks_are_rare_until_there_is_traffic() {
     for way in Way::BOTH {
-        let net = Memory::new();
-        let (well, ill) = (net.host("well"), net.host("ill"));
-        ill.set_status(503);
         let check = HealthCheck { unhealthy_interval: seconds(5), no_traffic_healthy_interval: seconds(90), ..check() };
-        let (mesh, _kept) = mesh_of(&net, &[&well, &ill], |cluster| cluster.health_checks = vec![check]).await;
+        let Pair { bad, good, mesh, .. } = &Pair::new(|cluster| cluster.health_checks = vec![check]).await;
         tokio::time::sleep(Duration::from_secs(365)).await;
-        let gaps = [&well, &ill].map(|host| told(&host.gaps("/healthz")));
+        let gaps = [good, bad].map(|host| told(&host.gaps("/healthz")));
         assert_eq!(gaps, [vec![90.0; 4], vec![60.0; 6]]);
         // The first request makes it matter: from the next check on.
-        assert_eq!(way.backend(&mesh, get("/x")).await, "well");
+        assert_eq!(way.backend(mesh, get("/x")).await, "good");
         tokio::time::sleep(Duration::from_secs(195)).await;
-        let gaps = [(&well, 5), (&ill, 7)].map(|(host, before)| told(&host.gaps("/healthz")[before..]));
+        let gaps = [(good, 5), (bad, 7)].map(|(host, before)| told(&host.gaps("/healthz")[before..]));
         assert!(gaps[0].len() >= 9 && gaps[0].iter().all(|gap| *gap == 10.0), "{way:?}: {gaps:?}");
         assert!(gaps[1].len() >= 20 && gaps[1].iter().all(|gap| *gap == 5.0), "{way:?}: {gaps:?}");
     }

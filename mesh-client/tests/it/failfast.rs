@@ -2,11 +2,12 @@
 
 use crate::support::{
     ANY, GUARD, TARGET, World, assert_says,
+    code::{Local, fixed},
     echo::{Way, get},
     routes, rule, service, to, until,
 };
 use bytes::Bytes;
-use mesh_client::Mesh;
+use mesh_client::{Mesh, MeshBuilder, policy::Policy};
 use mesh_control::ControlPlane;
 use std::time::Duration;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -64,22 +65,24 @@ async fn calls_fail_at_once_after_one_has_waited_in_vain_until_an_endpoint_is_re
 
 #[tokio::test]
 async fn a_wait_for_a_stream_has_the_same_limit() {
-    // One stream, which is never answered.
-    let held = std::sync::Mutex::new(Vec::new());
-    let server = crate::support::H2Server::limited(1, move |served| {
-        held.lock().unwrap().push(served);
-        crate::support::Then::GoOn
-    })
-    .await;
-    let mesh = Mesh::builder().failfast(Some(Duration::from_millis(50))).build().await.unwrap();
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    let first = tokio::spawn({
-        let channel = channel.clone();
-        async move { crate::support::hello(&channel).await }
-    });
-    until("the stream is taken", async || channel.load().streams == 1).await;
-    let status = crate::support::prompt_hello(&channel).await.unwrap_err();
-    assert_says(status.message(), &["no endpoint was ready within 50ms (failfast)", &server.addr().to_string()]);
-    first.abort();
-    until("all is given back", async || channel.load().is_idle()).await;
+    for way in Way::BOTH {
+        // One stream, which is never answered.
+        let held = std::sync::Mutex::new(Vec::new());
+        let server = crate::support::H2Server::limited(1, move |served| {
+            held.lock().unwrap().push(served);
+            crate::support::Then::GoOn
+        })
+        .await;
+        let limit = |mesh: MeshBuilder| mesh.failfast(Some(Duration::from_millis(50)));
+        let Local { mesh, channel } = Local::with(&fixed(&[server.addr()]), Policy::default(), limit).await;
+        let first = tokio::spawn({
+            let mesh = mesh.clone();
+            async move { way.hello(&mesh).await }
+        });
+        until("the stream is taken", async || channel.load().streams == 1).await;
+        let status = way.prompt(&mesh).await.unwrap_err();
+        assert_says(status.message(), &["no endpoint was ready within 50ms (failfast)", &server.addr().to_string()]);
+        first.abort();
+        until("all is given back", async || channel.load().is_idle()).await;
+    }
 }

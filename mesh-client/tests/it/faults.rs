@@ -1,13 +1,13 @@
 //! Endpoints that misbehave: refused connections, black holes, cut responses, GOAWAY and REFUSED_STREAM storms.
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, echo::Way, greeter, hello, hello_with, mesh_on,
-    plain_mesh, prompt_hello, routes, service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, TARGET, Then, World, assert_says, code::Local, echo::Way, greeter, hello,
+    hello_with, mesh_on, prompt_hello, routes, service, to, until,
 };
-use examples::greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient};
+use examples::greeter::HelloRequest;
 use futures::{StreamExt, stream};
 use h2::Reason;
-use mesh_client::{Keepalive, Mesh, MeshChannel};
+use mesh_client::{Keepalive, Mesh, policy::Policy};
 use mesh_control::ControlPlane;
 use std::{
     collections::HashSet,
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::Notify};
-use tonic::{Code, Status};
+use tonic::Code;
 
 /// A retry policy for what fails without a response.
 fn retried(conditions: &str) -> String {
@@ -26,11 +26,6 @@ fn retried(conditions: &str) -> String {
         "[{{route: [{{destination: {}}}], retries: {{attempts: 3, retryOn: \"{conditions}\", backoff: 1ms}}}}]",
         to("")
     ))
-}
-
-/// A channel to fixed addresses, without any policy.
-async fn plain_channel(addresses: &[std::net::SocketAddr]) -> MeshChannel {
-    plain_mesh().await.fixed_channel(addresses).unwrap()
 }
 
 /// Calls with their number in the metadata, `concurrency` at a time, by turns either way, without a retry policy; all must succeed.
@@ -48,10 +43,6 @@ async fn storm(server: &H2Server, calls: usize, concurrency: usize) {
 }
 
 /// How a call with an hour's deadline ends, which is far sooner.
-async fn prompt(way: Way, mesh: &Mesh) -> Result<HelloReply, Status> {
-    let call = way.hello_with(mesh, |r| r.set_timeout(HOUR));
-    tokio::time::timeout(GUARD, call).await.expect("did not end promptly")
-}
 
 #[tokio::test]
 async fn endpoints_that_refuse_connections_fail_calls_at_once() {
@@ -60,7 +51,7 @@ async fn endpoints_that_refuse_connections_fail_calls_at_once() {
     two.kill().await;
     let world = World::new(&service(&[("one", one.addr()), ("two", two.addr())])).await;
     for way in Way::BOTH {
-        let status = prompt(way, &world.mesh).await.unwrap_err();
+        let status = way.prompt(&world.mesh).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert_says(status.message(), &[TARGET, CLUSTER, "127.0.0.1:", "refused"]);
     }
@@ -71,20 +62,22 @@ async fn endpoints_that_refuse_connections_fail_calls_at_once() {
 
 #[tokio::test]
 async fn a_black_hole_holds_a_call_until_its_deadline_and_no_longer() {
-    let hole = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let channel = plain_channel(&[hole.local_addr().unwrap()]).await;
-    let call = hello_with(&channel, |r| r.set_timeout(Duration::from_millis(100)));
-    let status = tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(
-        status.message(),
-        &[
-            "deadline of 100ms exceeded while waiting for a connection",
-            "grpc-timeout",
-            &hole.local_addr().unwrap().to_string(),
-        ],
-    );
-    assert!(channel.load().is_idle(), "{:?}", channel.load());
+    for way in Way::BOTH {
+        let hole = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let Local { mesh, channel } = Local::new(&[hole.local_addr().unwrap()], Policy::default()).await;
+        let call = way.hello_with(&mesh, |r| r.set_timeout(Duration::from_millis(100)));
+        let status = tokio::time::timeout(GUARD, call).await.expect("hangs").unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(
+            status.message(),
+            &[
+                "deadline of 100ms exceeded while waiting for a connection",
+                "grpc-timeout",
+                &hole.local_addr().unwrap().to_string(),
+            ],
+        );
+        assert!(channel.load().is_idle(), "{:?}", channel.load());
+    }
 }
 
 #[tokio::test]
@@ -94,7 +87,7 @@ async fn a_black_hole_is_given_up_after_the_connect_timeout() {
     let rule = crate::support::rule("{connectionPool: {tcp: {connectTimeout: 50ms}}}", &[]);
     let world = World::new(&(service(&[("hole", addr)]) + &rule)).await;
     for way in Way::BOTH {
-        let status = prompt(way, &world.mesh).await.unwrap_err();
+        let status = way.prompt(&world.mesh).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert_says(status.message(), &[CLUSTER, &addr.to_string(), "HTTP handshake took longer than 50ms"]);
     }
@@ -119,7 +112,7 @@ async fn keepalive_notices_a_peer_that_went_silent() {
     let mesh = builder.build().await.unwrap();
     let _channel = mesh.channel(TARGET).unwrap();
     for call in 0..8 {
-        assert_eq!(prompt(Way::BOTH[call % 2], &mesh).await.unwrap().backend, "good");
+        assert_eq!(Way::BOTH[call % 2].prompt(&mesh).await.unwrap().backend, "good");
     }
 }
 
@@ -136,51 +129,55 @@ async fn without_keepalive_a_silent_peer_costs_the_deadline() {
 
 #[tokio::test]
 async fn a_response_that_is_reset_fails_through_its_body() {
-    let reset = Arc::new(Notify::new());
-    let now = reset.clone();
-    let server = H2Server::start(move |mut served| {
-        let now = now.clone();
-        tokio::spawn(async move {
-            let mut body = served.begin();
-            now.notified().await;
-            body.send_reset(Reason::INTERNAL_ERROR);
-        });
-        Then::GoOn
-    })
-    .await;
-    let channel = plain_channel(&[server.addr()]).await;
-    let request = HelloRequest { name: "all".to_owned(), count: 2 };
-    let mut replies = GreeterClient::new(channel.clone()).say_hellos(request).await.unwrap().into_inner();
-    replies.next().await.unwrap().unwrap();
-    reset.notify_one();
-    let status = replies.next().await.unwrap().unwrap_err();
-    assert_eq!(status.code(), Code::Internal);
-    assert_says(status.message(), &["the response was cut off: stream reset", &server.addr().to_string()]);
-    assert!(channel.load().is_idle(), "{:?}", channel.load());
+    for way in Way::BOTH {
+        let reset = Arc::new(Notify::new());
+        let now = reset.clone();
+        let server = H2Server::start(move |mut served| {
+            let now = now.clone();
+            tokio::spawn(async move {
+                let mut body = served.begin();
+                now.notified().await;
+                body.send_reset(Reason::INTERNAL_ERROR);
+            });
+            Then::GoOn
+        })
+        .await;
+        let Local { mesh, channel } = Local::new(&[server.addr()], Policy::default()).await;
+        let request = HelloRequest { name: "all".to_owned(), count: 2 };
+        let mut replies = way.client(&mesh).say_hellos(request).await.unwrap().into_inner();
+        replies.next().await.unwrap().unwrap();
+        reset.notify_one();
+        let status = replies.next().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), Code::Internal);
+        assert_says(status.message(), &["the response was cut off: stream reset", &server.addr().to_string()]);
+        assert!(channel.load().is_idle(), "{:?}", channel.load());
+    }
 }
 
 #[tokio::test]
 async fn a_connection_that_is_cut_in_a_response_fails_through_its_body() {
-    let mut backend = greeter("one").await;
-    let channel = plain_channel(&[backend.addr()]).await;
-    let request = HelloRequest { name: "all".to_owned(), count: u32::MAX };
-    let mut replies = GreeterClient::new(channel.clone()).say_hellos(request).await.unwrap().into_inner();
-    assert_eq!(replies.next().await.unwrap().unwrap().backend, "one");
-    let load = channel.load();
-    assert_eq!((load.requests, load.attempts, load.streams, load.connections), (1, 1, 1, 1));
-    backend.kill().await;
-    let rest = async {
-        loop {
-            if let Err(status) = replies.next().await.expect("an error comes before the end") {
-                return status;
+    for way in Way::BOTH {
+        let mut backend = greeter("one").await;
+        let Local { mesh, channel } = Local::new(&[backend.addr()], Policy::default()).await;
+        let request = HelloRequest { name: "all".to_owned(), count: u32::MAX };
+        let mut replies = way.client(&mesh).say_hellos(request).await.unwrap().into_inner();
+        assert_eq!(replies.next().await.unwrap().unwrap().backend, "one");
+        let load = channel.load();
+        assert_eq!((load.requests, load.attempts, load.streams, load.connections), (1, 1, 1, 1));
+        backend.kill().await;
+        let rest = async {
+            loop {
+                if let Err(status) = replies.next().await.expect("an error comes before the end") {
+                    return status;
+                }
             }
-        }
-    };
-    let status = tokio::time::timeout(GUARD, rest).await.expect("hangs");
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &["the response was cut off", &backend.addr().to_string()]);
-    assert!(channel.load().is_idle(), "{:?}", channel.load());
-    until("the connection is gone", async || channel.load().connections == 0).await;
+        };
+        let status = tokio::time::timeout(GUARD, rest).await.expect("hangs");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &["the response was cut off", &backend.addr().to_string()]);
+        assert!(channel.load().is_idle(), "{:?}", channel.load());
+        until("the connection is gone", async || channel.load().connections == 0).await;
+    }
 }
 
 #[tokio::test]
@@ -216,20 +213,22 @@ async fn refused_streams_are_sent_again_without_a_policy() {
 
 #[tokio::test]
 async fn a_server_that_refuses_every_stream_is_named() {
-    let attempts = Arc::new(AtomicU32::new(0));
-    let seen = attempts.clone();
-    let server = H2Server::start(move |mut served| {
-        seen.fetch_add(1, Ordering::Relaxed);
-        served.respond.send_reset(Reason::REFUSED_STREAM);
-        Then::GoOn
-    })
-    .await;
-    let channel = plain_channel(&[server.addr()]).await;
-    let status = prompt_hello(&channel).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_says(status.message(), &["peer refused the stream", &server.addr().to_string(), "attempt 2"]);
-    assert_eq!(attempts.load(Ordering::Relaxed), 2, "one transparent retry, no more (gRFC A6)");
-    assert!(channel.load().is_idle());
+    for way in Way::BOTH {
+        let attempts = Arc::new(AtomicU32::new(0));
+        let seen = attempts.clone();
+        let server = H2Server::start(move |mut served| {
+            seen.fetch_add(1, Ordering::Relaxed);
+            served.respond.send_reset(Reason::REFUSED_STREAM);
+            Then::GoOn
+        })
+        .await;
+        let Local { mesh, channel } = Local::new(&[server.addr()], Policy::default()).await;
+        let status = way.prompt(&mesh).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_says(status.message(), &["peer refused the stream", &server.addr().to_string(), "attempt 2"]);
+        assert_eq!(attempts.load(Ordering::Relaxed), 2, "one transparent retry, no more (gRFC A6)");
+        assert!(channel.load().is_idle());
+    }
 }
 
 #[tokio::test]
@@ -246,7 +245,7 @@ async fn a_connection_cut_before_the_response_is_retried_by_policy_only() {
             })
             .await;
             let world = World::new(&(service(&[("one", server.addr())]) + &retried(conditions))).await;
-            match prompt(way, &world.mesh).await {
+            match way.prompt(&world.mesh).await {
                 Ok(_) => assert!(succeeds, "{way:?}"),
                 Err(status) => assert_eq!((status.code(), succeeds), (Code::Unavailable, false), "{way:?}: {status}"),
             }
@@ -282,29 +281,29 @@ async fn a_body_over_the_replay_cap_goes_on_and_is_not_retried() {
 
 #[tokio::test]
 async fn removed_endpoints_are_drained_without_a_failed_call() {
-    let (old, new) = (greeter("old").await, greeter("new").await);
-    let cp = ControlPlane::builder().yaml(service(&[("old", old.addr())])).start().await.unwrap();
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    old.state().set_delay(Duration::from_millis(500));
-    let slow: Vec<_> = (0..10)
-        .map(|_| {
-            let channel = channel.clone();
-            tokio::spawn(async move { hello_with(&channel, |r| r.set_timeout(HOUR)).await })
+    for way in Way::BOTH {
+        let (old, new) = (greeter("old").await, greeter("new").await);
+        let cp = ControlPlane::builder().yaml(service(&[("old", old.addr())])).start().await.unwrap();
+        let mesh = mesh_on(&cp).await;
+        let channel = mesh.channel(TARGET).unwrap();
+        old.state().set_delay(Duration::from_millis(500));
+        let slow: Vec<_> = (0..10)
+            .map(|_| {
+                let mesh = mesh.clone();
+                tokio::spawn(async move { way.hello_with(&mesh, |r| r.set_timeout(HOUR)).await })
+            })
+            .collect();
+        until("the calls are in flight", async || old.state().in_flight() == 10).await;
+        cp.apply(&service(&[("new", new.addr())])).await.unwrap();
+        until("new calls go to the new endpoint", async || {
+            new.state().calls() > 0 || way.hello_with(&mesh, |r| r.set_timeout(Duration::from_millis(50))).await.is_ok()
         })
-        .collect();
-    until("the calls are in flight", async || old.state().in_flight() == 10).await;
-    cp.apply(&service(&[("new", new.addr())])).await.unwrap();
-    until("new calls go to the new endpoint", async || {
-        new.state().calls() > 0 || {
-            let channel = channel.clone();
-            hello_with(&channel, |r| r.set_timeout(Duration::from_millis(50))).await.is_ok()
+        .await;
+        for call in slow {
+            assert_eq!(call.await.unwrap().unwrap().backend, "old");
         }
-    })
-    .await;
-    for call in slow {
-        assert_eq!(call.await.unwrap().unwrap().backend, "old");
+        assert!(channel.load().is_idle());
+        until("only the connection to the new endpoint is left", async || channel.load().connections == 1).await;
+        assert_eq!(way.hello(&mesh).await.unwrap().backend, "new");
     }
-    assert!(channel.load().is_idle());
-    until("only the connection to the new endpoint is left", async || channel.load().connections == 1).await;
-    assert_eq!(hello(&channel).await.unwrap().backend, "new");
 }

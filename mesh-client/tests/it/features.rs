@@ -30,21 +30,23 @@ fn route(fields: &str) -> String {
 
 #[tokio::test]
 async fn b3_headers_go_on_to_the_backend() {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let keep = Arc::clone(&seen);
-    let server = H2Server::start(move |served| {
-        keep.lock().unwrap().push(served.request.headers().get("b3").cloned());
-        served.ok();
-        Then::GoOn
-    })
-    .await;
-    let world = World::new(&service(&[("one", server.addr())])).await;
-    let sent = "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1";
-    let call = hello_with(&world.channel, |r| drop(r.metadata_mut().insert("b3", sent.parse().unwrap())));
-    call.await.unwrap();
-    let seen = seen.lock().unwrap();
-    let got = seen[0].as_ref().expect("no b3 header arrived").to_str().unwrap();
-    assert!(got.starts_with("80f198ee56343ba864fe8b2a57d3eff7-") && got.ends_with("-1"), "{got}");
+    for way in Way::BOTH {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&seen);
+        let server = H2Server::start(move |served| {
+            keep.lock().unwrap().push(served.request.headers().get("b3").cloned());
+            served.ok();
+            Then::GoOn
+        })
+        .await;
+        let world = World::new(&service(&[("one", server.addr())])).await;
+        let sent = "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1";
+        let call = way.hello_with(&world.mesh, |r| drop(r.metadata_mut().insert("b3", sent.parse().unwrap())));
+        call.await.unwrap();
+        let seen = seen.lock().unwrap();
+        let got = seen[0].as_ref().expect("no b3 header arrived").to_str().unwrap();
+        assert!(got.starts_with("80f198ee56343ba864fe8b2a57d3eff7-") && got.ends_with("-1"), "{got}");
+    }
 }
 
 const TRACE: &str = "80f198ee56343ba864fe8b2a57d3eff7";
@@ -120,26 +122,28 @@ async fn a_server_that_calls_on_continues_the_trace_of_its_caller() {
 
 #[tokio::test]
 async fn each_attempt_has_its_own_limit_under_the_envoy_profile() {
-    let attempts = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&attempts);
-    let held = Mutex::new(Vec::new());
-    let server = H2Server::start(move |served| {
-        if count.fetch_add(1, SeqCst) == 0 {
-            held.lock().unwrap().push(served); // never answered
-        } else {
-            served.ok();
-        }
-        Then::GoOn
-    })
-    .await;
-    let retries = "retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"gateway-error,reset\", backoff: 1ms}";
-    let yaml = service(&[("one", server.addr())]) + &route(retries);
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap();
-    let channel = mesh.channel(TARGET).unwrap();
-    let call = hello_with(&channel, |r| r.set_timeout(crate::support::GUARD));
-    call.await.unwrap();
-    assert_eq!(attempts.load(SeqCst), 2);
+    for way in Way::BOTH {
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&attempts);
+        let held = Mutex::new(Vec::new());
+        let server = H2Server::start(move |served| {
+            if count.fetch_add(1, SeqCst) == 0 {
+                held.lock().unwrap().push(served); // never answered
+            } else {
+                served.ok();
+            }
+            Then::GoOn
+        })
+        .await;
+        let retries = "retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"gateway-error,reset\", backoff: 1ms}";
+        let yaml = service(&[("one", server.addr())]) + &route(retries);
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        let mesh =
+            Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy).build().await.unwrap();
+        let call = way.hello_with(&mesh, |r| r.set_timeout(crate::support::GUARD));
+        call.await.unwrap();
+        assert_eq!(attempts.load(SeqCst), 2);
+    }
 }
 
 #[tokio::test]

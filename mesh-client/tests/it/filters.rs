@@ -3,7 +3,7 @@
 use crate::support::{
     CLUSTER, GUARD, TARGET, World, assert_says,
     echo::{Echo, Way, get, joined},
-    edit, greeter, hello, mesh_on, routes, rule, service, to, until,
+    edit, greeter, mesh_on, routes, rule, service, to, until,
 };
 use bytes::Bytes;
 use envoy_types::pb::{
@@ -212,80 +212,83 @@ async fn a_filter_of_ones_own_changes_answers_waits_and_watches() {
 
 #[tokio::test]
 async fn a_filter_of_ones_own_sees_how_calls_end() {
-    let backend = greeter("v1").await;
-    let yaml = service(&[("v1", backend.addr())]) + &routes(&anything()) + &rule("{}", &["v1"]);
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    add_filter(&cp, "stamp", stamp("ink"), false);
-    let (mesh, log) = stamping(&cp).await;
-    let channel = mesh.channel(TARGET).unwrap();
-    let mut client = examples::greeter::greeter_client::GreeterClient::new(channel.clone());
-    let request = || examples::greeter::HelloRequest { name: "all".to_owned(), count: 2 };
-    let mut stream = client.say_hellos(request()).await.unwrap().into_inner();
-    while stream.message().await.unwrap().is_some() {}
-    let trailers = stream.trailers().await.unwrap().unwrap();
-    assert_eq!(trailers.get("x-late").unwrap(), "1");
-    assert_eq!(log.lock().unwrap().pop().unwrap(), "Complete 200 Some(0)");
+    for way in Way::BOTH {
+        let backend = greeter("v1").await;
+        let yaml = service(&[("v1", backend.addr())]) + &routes(&anything()) + &rule("{}", &["v1"]);
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        add_filter(&cp, "stamp", stamp("ink"), false);
+        let (mesh, log) = stamping(&cp).await;
+        let mut client = way.client(&mesh);
+        let request = || examples::greeter::HelloRequest { name: "all".to_owned(), count: 2 };
+        let mut stream = client.say_hellos(request()).await.unwrap().into_inner();
+        while stream.message().await.unwrap().is_some() {}
+        let trailers = stream.trailers().await.unwrap().unwrap();
+        assert_eq!(trailers.get("x-late").unwrap(), "1");
+        assert_eq!(log.lock().unwrap().pop().unwrap(), "Complete 200 Some(0)");
 
-    backend.state().set_unavailable(true);
-    hello(&channel).await.unwrap_err();
-    assert_eq!(log.lock().unwrap().pop().unwrap(), "Complete 200 Some(14)");
-    backend.state().set_unavailable(false);
+        backend.state().set_unavailable(true);
+        way.hello(&mesh).await.unwrap_err();
+        assert_eq!(log.lock().unwrap().pop().unwrap(), "Complete 200 Some(14)");
+        backend.state().set_unavailable(false);
 
-    let request = || examples::greeter::HelloRequest { name: "all".to_owned(), count: u32::MAX };
-    let mut stream = client.say_hellos(request()).await.unwrap().into_inner();
-    stream.message().await.unwrap();
-    drop(stream);
-    assert_eq!(log.lock().unwrap().pop().unwrap(), "Cancelled 200 None");
+        let request = || examples::greeter::HelloRequest { name: "all".to_owned(), count: u32::MAX };
+        let mut stream = client.say_hellos(request()).await.unwrap().into_inner();
+        stream.message().await.unwrap();
+        drop(stream);
+        assert_eq!(log.lock().unwrap().pop().unwrap(), "Cancelled 200 None");
 
-    let mut request = get("/stuck").header("content-type", "application/grpc").header("grpc-timeout", "50m");
-    let explain = Explain::default();
-    request.extensions_mut().unwrap().insert(explain.clone());
-    let error = Way::Channel.send(&mesh, request, "").await.unwrap_err();
-    assert_says(&error.to_string(), &["deadline of 50ms exceeded in filter `stamp`", "grpc-timeout"]);
+        let mut request = get("/stuck").header("content-type", "application/grpc").header("grpc-timeout", "50m");
+        let explain = Explain::default();
+        request.extensions_mut().unwrap().insert(explain.clone());
+        let error = way.send(&mesh, request, "").await.unwrap_err();
+        assert_says(&error.to_string(), &["deadline of 50ms exceeded in filter `stamp`", "grpc-timeout"]);
+    }
 }
 
 #[tokio::test]
 async fn the_most_specific_override_counts_and_may_switch_a_filter_off() {
-    let backend = Echo::start("v1").await;
-    let cp = plane(&anything(), &backend).await;
-    let switch = |disabled, config| packed(&FilterConfig { config, is_optional: false, disabled });
-    add_filter(&cp, "stamp", stamp("chain"), false);
-    let (mesh, _) = stamping(&cp).await;
-    let stamps = async |expected: &str| {
-        until(expected, async || {
-            Way::Channel.send(&mesh, get("/x"), "").await.unwrap();
-            backend.last().header("x-stamp") == expected
-        })
-        .await;
-    };
-    stamps("chain").await;
-    edit_routes(&cp, |r| drop(r.typed_per_filter_config.insert("stamp".into(), stamp("routes"))));
-    stamps("routes").await;
-    edit_routes(&cp, |r| {
-        drop(r.virtual_hosts[0].typed_per_filter_config.insert("stamp".into(), typed_struct("host")));
-    });
-    stamps("host").await;
-    edit_routes(&cp, |r| {
-        let overrides = &mut r.virtual_hosts[0].routes[0].typed_per_filter_config;
-        overrides.insert("stamp".into(), switch(true, None));
-    });
-    stamps("").await;
-    edit_routes(&cp, |r| {
-        let Some(route::Action::Route(action)) = &mut r.virtual_hosts[0].routes[0].action else { panic!() };
-        let name = CLUSTER.replace("||", "|v1|");
-        let mut cluster = envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight {
-            name,
-            weight: Some(UInt32Value { value: 1 }),
-            ..Default::default()
+    for way in Way::BOTH {
+        let backend = Echo::start("v1").await;
+        let cp = plane(&anything(), &backend).await;
+        let switch = |disabled, config| packed(&FilterConfig { config, is_optional: false, disabled });
+        add_filter(&cp, "stamp", stamp("chain"), false);
+        let (mesh, _) = stamping(&cp).await;
+        let stamps = async |expected: &str| {
+            until(expected, async || {
+                way.send(&mesh, get("/x"), "").await.unwrap();
+                backend.last().header("x-stamp") == expected
+            })
+            .await;
         };
-        cluster.typed_per_filter_config.insert("stamp".into(), switch(false, Some(stamp("cluster"))));
-        let weighted = envoy_types::pb::envoy::config::route::v3::WeightedCluster {
-            clusters: vec![cluster],
-            ..Default::default()
-        };
-        action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(weighted));
-    });
-    stamps("cluster").await;
+        stamps("chain").await;
+        edit_routes(&cp, |r| drop(r.typed_per_filter_config.insert("stamp".into(), stamp("routes"))));
+        stamps("routes").await;
+        edit_routes(&cp, |r| {
+            drop(r.virtual_hosts[0].typed_per_filter_config.insert("stamp".into(), typed_struct("host")));
+        });
+        stamps("host").await;
+        edit_routes(&cp, |r| {
+            let overrides = &mut r.virtual_hosts[0].routes[0].typed_per_filter_config;
+            overrides.insert("stamp".into(), switch(true, None));
+        });
+        stamps("").await;
+        edit_routes(&cp, |r| {
+            let Some(route::Action::Route(action)) = &mut r.virtual_hosts[0].routes[0].action else { panic!() };
+            let name = CLUSTER.replace("||", "|v1|");
+            let mut cluster = envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight {
+                name,
+                weight: Some(UInt32Value { value: 1 }),
+                ..Default::default()
+            };
+            cluster.typed_per_filter_config.insert("stamp".into(), switch(false, Some(stamp("cluster"))));
+            let weighted = envoy_types::pb::envoy::config::route::v3::WeightedCluster {
+                clusters: vec![cluster],
+                ..Default::default()
+            };
+            action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(weighted));
+        });
+        stamps("cluster").await;
+    }
 }
 
 #[tokio::test]
@@ -384,22 +387,24 @@ async fn faults_come_from_the_chain_and_slow_responses_down() {
 
 #[tokio::test]
 async fn a_slow_response_takes_its_time_and_keeps_to_the_deadline() {
-    let backend = greeter("v1").await;
-    let yaml = service(&[("v1", backend.addr())]) + &routes(&anything()) + &rule("{}", &["v1"]);
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    let limit =
-        FaultRateLimit { percentage: all(), limit_type: Some(LimitType::FixedLimit(FixedLimit { limit_kbps: 1 })) };
-    let fault = HttpFault { response_rate_limit: Some(limit), ..HttpFault::default() };
-    add_filter(&cp, "fault", packed(&fault), false);
-    let world = World::on(cp).await;
-    let mut client = examples::greeter::greeter_client::GreeterClient::new(world.channel.clone());
-    let started = Instant::now();
-    let name = "x".repeat(256);
-    client.say_hello(examples::greeter::HelloRequest { name, count: 0 }).await.unwrap();
-    assert!(started.elapsed() >= Duration::from_millis(180), "256 bytes in {:?}", started.elapsed());
-    let mut request = tonic::Request::new(examples::greeter::HelloRequest { name: "x".repeat(100_000), count: 0 });
-    request.set_timeout(Duration::from_millis(300));
-    let status = client.say_hello(request).await.unwrap_err();
-    assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
-    until("nothing is left", async || world.channel.load().is_idle()).await;
+    for way in Way::BOTH {
+        let backend = greeter("v1").await;
+        let yaml = service(&[("v1", backend.addr())]) + &routes(&anything()) + &rule("{}", &["v1"]);
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        let limit =
+            FaultRateLimit { percentage: all(), limit_type: Some(LimitType::FixedLimit(FixedLimit { limit_kbps: 1 })) };
+        let fault = HttpFault { response_rate_limit: Some(limit), ..HttpFault::default() };
+        add_filter(&cp, "fault", packed(&fault), false);
+        let world = World::on(cp).await;
+        let mut client = way.client(&world.mesh);
+        let started = Instant::now();
+        let name = "x".repeat(256);
+        client.say_hello(examples::greeter::HelloRequest { name, count: 0 }).await.unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(180), "256 bytes in {:?}", started.elapsed());
+        let mut request = tonic::Request::new(examples::greeter::HelloRequest { name: "x".repeat(100_000), count: 0 });
+        request.set_timeout(Duration::from_millis(300));
+        let status = client.say_hello(request).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
+        until("nothing is left", async || world.channel.load().is_idle()).await;
+    }
 }

@@ -96,28 +96,31 @@ async fn mutations_are_made_in_order_on_request_query_and_response() {
 
 #[tokio::test]
 async fn all_levels_of_routes_are_made_after_the_filters_own() {
-    let backend = Echo::start("v1").await;
-    let cp = plane(&anything(), &backend).await;
-    let level = |text: &str| Mutations {
-        request_mutations: vec![add("x-level", text, HeaderAppendAction::AppendIfExistsOrAdd)],
-        ..Mutations::default()
-    };
-    let of_route = |text| packed(&HeaderMutationPerRoute { mutations: Some(level(text)) });
-    let chain = |wins| HeaderMutation { mutations: Some(level("chain")), most_specific_header_mutations_wins: wins };
-    add_filter(&cp, "mutation", packed(&chain(false)), false);
-    edit_routes(&cp, |r| {
-        r.virtual_hosts[0].routes[0].typed_per_filter_config.insert("mutation".into(), of_route("route"));
-        r.virtual_hosts[0].typed_per_filter_config.insert("mutation".into(), of_route("host"));
-        r.typed_per_filter_config.insert("mutation".into(), of_route("routes"));
-    });
-    let mesh = mesh_on(&cp).await;
-    for (wins, expected) in [(false, "chain,route,host,routes"), (true, "chain,routes,host,route")] {
-        add_filter(&cp, "mutation", packed(&chain(wins)), false);
-        until(expected, async || {
-            Way::Layer.send(&mesh, get("/"), "").await.unwrap();
-            backend.last().header("x-level") == expected
-        })
-        .await;
+    for way in Way::BOTH {
+        let backend = Echo::start("v1").await;
+        let cp = plane(&anything(), &backend).await;
+        let level = |text: &str| Mutations {
+            request_mutations: vec![add("x-level", text, HeaderAppendAction::AppendIfExistsOrAdd)],
+            ..Mutations::default()
+        };
+        let of_route = |text| packed(&HeaderMutationPerRoute { mutations: Some(level(text)) });
+        let chain =
+            |wins| HeaderMutation { mutations: Some(level("chain")), most_specific_header_mutations_wins: wins };
+        add_filter(&cp, "mutation", packed(&chain(false)), false);
+        edit_routes(&cp, |r| {
+            r.virtual_hosts[0].routes[0].typed_per_filter_config.insert("mutation".into(), of_route("route"));
+            r.virtual_hosts[0].typed_per_filter_config.insert("mutation".into(), of_route("host"));
+            r.typed_per_filter_config.insert("mutation".into(), of_route("routes"));
+        });
+        let mesh = mesh_on(&cp).await;
+        for (wins, expected) in [(false, "chain,route,host,routes"), (true, "chain,routes,host,route")] {
+            add_filter(&cp, "mutation", packed(&chain(wins)), false);
+            until(expected, async || {
+                way.send(&mesh, get("/"), "").await.unwrap();
+                backend.last().header("x-level") == expected
+            })
+            .await;
+        }
     }
 }
 

@@ -151,40 +151,47 @@ async fn a_limit_that_is_not_enforced_marks_requests_and_one_not_enabled_does_no
 
 #[tokio::test]
 async fn descriptors_have_buckets_of_their_own() {
-    let backend = Echo::start("v1").await;
-    let cp = plane(&anything(), &backend).await;
-    let entry = |key: &str, value: &str| Entry { key: key.into(), value: value.into() };
-    let descriptor = |plan: &str, tokens| LocalRateLimitDescriptor {
-        entries: vec![entry("generic_key", "api"), entry("plan", plan)],
-        token_bucket: bucket(tokens),
-        shadow_mode: false,
-    };
-    let config = LocalRateLimit {
-        descriptors: vec![descriptor("gold", 3), descriptor("", 1)],
-        always_consume_default_token_bucket: Some(BoolValue { value: false }),
-        ..limit(2)
-    };
-    edit_routes(&cp, |r| {
-        let Some(route::Action::Route(action)) = &mut r.virtual_hosts[0].routes[0].action else { panic!() };
-        action.rate_limits = vec![by_plan()];
-        r.virtual_hosts[0].routes[0].typed_per_filter_config.insert("limit".into(), packed(&config));
-    });
-    add_filter(&cp, "limit", packed(&LocalRateLimit { stat_prefix: "off".into(), ..LocalRateLimit::default() }), false);
-    let mesh = mesh_on(&cp).await;
-    let channel = mesh.channel(TARGET).unwrap();
-    channel.ready(crate::support::GUARD).await.unwrap();
-    let passed = async |plan: Option<&str>| {
-        let mut passed = 0;
-        for _ in 0..6 {
-            let request = plan.map_or_else(|| get("/"), |plan| get("/").header("x-plan", plan));
-            passed += u32::from(Way::Channel.send(&mesh, request, "").await.unwrap().status() == StatusCode::OK);
-        }
-        passed
-    };
-    assert_eq!(passed(Some("gold")).await, 3);
-    assert_eq!(passed(Some("a")).await, 1);
-    assert_eq!(passed(Some("b")).await, 1, "each value has its own");
-    assert_eq!(passed(None).await, 2, "no descriptor: the general one");
+    for way in Way::BOTH {
+        let backend = Echo::start("v1").await;
+        let cp = plane(&anything(), &backend).await;
+        let entry = |key: &str, value: &str| Entry { key: key.into(), value: value.into() };
+        let descriptor = |plan: &str, tokens| LocalRateLimitDescriptor {
+            entries: vec![entry("generic_key", "api"), entry("plan", plan)],
+            token_bucket: bucket(tokens),
+            shadow_mode: false,
+        };
+        let config = LocalRateLimit {
+            descriptors: vec![descriptor("gold", 3), descriptor("", 1)],
+            always_consume_default_token_bucket: Some(BoolValue { value: false }),
+            ..limit(2)
+        };
+        edit_routes(&cp, |r| {
+            let Some(route::Action::Route(action)) = &mut r.virtual_hosts[0].routes[0].action else { panic!() };
+            action.rate_limits = vec![by_plan()];
+            r.virtual_hosts[0].routes[0].typed_per_filter_config.insert("limit".into(), packed(&config));
+        });
+        add_filter(
+            &cp,
+            "limit",
+            packed(&LocalRateLimit { stat_prefix: "off".into(), ..LocalRateLimit::default() }),
+            false,
+        );
+        let mesh = mesh_on(&cp).await;
+        let channel = mesh.channel(TARGET).unwrap();
+        channel.ready(crate::support::GUARD).await.unwrap();
+        let passed = async |plan: Option<&str>| {
+            let mut passed = 0;
+            for _ in 0..6 {
+                let request = plan.map_or_else(|| get("/"), |plan| get("/").header("x-plan", plan));
+                passed += u32::from(way.send(&mesh, request, "").await.unwrap().status() == StatusCode::OK);
+            }
+            passed
+        };
+        assert_eq!(passed(Some("gold")).await, 3);
+        assert_eq!(passed(Some("a")).await, 1);
+        assert_eq!(passed(Some("b")).await, 1, "each value has its own");
+        assert_eq!(passed(None).await, 2, "no descriptor: the general one");
+    }
 }
 
 #[tokio::test]

@@ -98,33 +98,35 @@ fn admission(threshold: f64) -> AdmissionControl {
 
 #[tokio::test]
 async fn calls_are_refused_by_chance_while_too_few_succeed() {
-    let backend = greeter("v1").await;
-    let route = format!("[{{name: all, route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("v1"));
-    let yaml = service(&[("v1", backend.addr())]) + &routes(&route) + &rule("{}", &["v1"]);
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    add_filter(&cp, "admission", packed(&admission(90.0)), false);
-    let mesh = mesh_on(&cp).await;
-    let channel = mesh.channel(TARGET).unwrap();
-    for _ in 0..50 {
-        hello(&channel).await.unwrap();
-    }
-    backend.state().set_unavailable(true);
-    let mut refused = 0;
-    for _ in 0..400 {
-        let status = hello(&channel).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unavailable);
-        refused += u32::from(status.message() == "denied by admission control");
-    }
-    assert!((50..400).contains(&refused), "{refused} of 400");
-    assert!(backend.state().failed() < 350, "{} reached the backend", backend.state().failed());
-    let explain = mesh.explain(&get("/").body(()).unwrap().into_parts().0).to_string();
-    assert_says(&explain, &["admission control: 50 of "]);
+    for way in Way::BOTH {
+        let backend = greeter("v1").await;
+        let route = format!("[{{name: all, route: [{{destination: {}}}], retries: {{attempts: 0}}}}]", to("v1"));
+        let yaml = service(&[("v1", backend.addr())]) + &routes(&route) + &rule("{}", &["v1"]);
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        add_filter(&cp, "admission", packed(&admission(90.0)), false);
+        let mesh = mesh_on(&cp).await;
+        let _channel = mesh.channel(TARGET).unwrap();
+        for _ in 0..50 {
+            way.hello(&mesh).await.unwrap();
+        }
+        backend.state().set_unavailable(true);
+        let mut refused = 0;
+        for _ in 0..400 {
+            let status = way.hello(&mesh).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable);
+            refused += u32::from(status.message() == "denied by admission control");
+        }
+        assert!((50..400).contains(&refused), "{refused} of 400");
+        assert!(backend.state().failed() < 350, "{} reached the backend", backend.state().failed());
+        let explain = mesh.explain(&get("/").body(()).unwrap().into_parts().0).to_string();
+        assert_says(&explain, &["admission control: 50 of "]);
 
-    let said = {
-        add_filter(&cp, "admission", packed(&admission(0.5)), false);
-        super::filters::refused(&mesh, "Listener").await
-    };
-    assert_says(&said, &["http_filters[1].typed_config.sr_threshold", "less than 1 percent"]);
+        let said = {
+            add_filter(&cp, "admission", packed(&admission(0.5)), false);
+            super::filters::refused(&mesh, "Listener").await
+        };
+        assert_says(&said, &["http_filters[1].typed_config.sr_threshold", "less than 1 percent"]);
+    }
 }
 
 fn concurrency() -> AdaptiveConcurrency {

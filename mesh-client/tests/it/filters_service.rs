@@ -6,7 +6,7 @@ use crate::{
     support::{
         TARGET, assert_says,
         echo::{Echo, Way, get, joined},
-        hello, mesh_on, until,
+        mesh_on, until,
     },
 };
 use envoy_types::pb::{
@@ -52,10 +52,10 @@ use tonic::{Code, Request, Response, Status};
 
 /// A rate limit service with one counter for each value of the last entry.
 #[derive(Clone, Default)]
-struct Rls {
+pub(crate) struct Rls {
     /// Requests that each plan may make.
     limit: Arc<AtomicU32>,
-    asked: Arc<Mutex<Vec<RateLimitRequest>>>,
+    pub(crate) asked: Arc<Mutex<Vec<RateLimitRequest>>>,
 }
 
 #[tonic::async_trait]
@@ -91,7 +91,7 @@ impl RateLimitService for Rls {
 }
 
 impl Rls {
-    async fn start(limit: u32) -> (Self, SocketAddr, JoinHandle<()>) {
+    pub(crate) async fn start(limit: u32) -> (Self, SocketAddr, JoinHandle<()>) {
         let service = Self::default();
         service.limit.store(limit, Ordering::Relaxed);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -196,27 +196,28 @@ async fn a_service_says_which_requests_go_on() {
 
 #[tokio::test]
 async fn limits_of_virtual_hosts_and_domains_of_routes_count() {
-    let backend = Echo::start("v1").await;
-    let (rls, addr, _task) = Rls::start(0).await;
-    let cp = limited(&backend, addr, &RateLimit { rate_limited_as_resource_exhausted: true, ..config() }).await;
-    let of_host = {
-        use envoy_types::pb::envoy::config::route::v3::{RateLimit, rate_limit::action};
-        let fixed = action::GenericKey { descriptor_value: "host".into(), ..action::GenericKey::default() };
-        let fixed = crate::filters_limits::action(action::ActionSpecifier::GenericKey(fixed));
-        RateLimit { actions: vec![fixed], ..RateLimit::default() }
-    };
-    let of_route = RateLimitPerRoute { vh_rate_limits: 1, domain: "other".into(), ..RateLimitPerRoute::default() };
-    edit_routes(&cp, |r| {
-        r.virtual_hosts[0].rate_limits = vec![of_host];
-        r.virtual_hosts[0].typed_per_filter_config.insert("limit".into(), packed(&of_route));
-    });
-    let mesh = mesh_on(&cp).await;
-    let channel = mesh.channel(TARGET).unwrap();
-    let status = hello(&channel).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "slow down"));
-    let asked = rls.asked.lock().unwrap().pop().unwrap();
-    assert_eq!((asked.domain.as_str(), asked.descriptors.len()), ("other", 1));
-    assert_eq!(asked.descriptors[0].entries[0].value, "host");
+    for way in Way::BOTH {
+        let backend = Echo::start("v1").await;
+        let (rls, addr, _task) = Rls::start(0).await;
+        let cp = limited(&backend, addr, &RateLimit { rate_limited_as_resource_exhausted: true, ..config() }).await;
+        let of_host = {
+            use envoy_types::pb::envoy::config::route::v3::{RateLimit, rate_limit::action};
+            let fixed = action::GenericKey { descriptor_value: "host".into(), ..action::GenericKey::default() };
+            let fixed = crate::filters_limits::action(action::ActionSpecifier::GenericKey(fixed));
+            RateLimit { actions: vec![fixed], ..RateLimit::default() }
+        };
+        let of_route = RateLimitPerRoute { vh_rate_limits: 1, domain: "other".into(), ..RateLimitPerRoute::default() };
+        edit_routes(&cp, |r| {
+            r.virtual_hosts[0].rate_limits = vec![of_host];
+            r.virtual_hosts[0].typed_per_filter_config.insert("limit".into(), packed(&of_route));
+        });
+        let mesh = mesh_on(&cp).await;
+        let status = way.hello(&mesh).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "slow down"));
+        let asked = rls.asked.lock().unwrap().pop().unwrap();
+        assert_eq!((asked.domain.as_str(), asked.descriptors.len()), ("other", 1));
+        assert_eq!(asked.descriptors[0].entries[0].value, "host");
+    }
 }
 
 #[tokio::test]

@@ -91,46 +91,54 @@ async fn a_cookie_keeps_callers_at_their_endpoint() {
 
 #[tokio::test]
 async fn a_header_keeps_callers_at_their_endpoint() {
-    let backends = three().await;
-    let config = session(packed(&HeaderBasedSessionState { name: "x-session".into() }));
-    let cp = world(&backends, &format!("[{{name: all, route: [{{destination: {}}}]}}]", to("")), &config).await;
-    let mesh = mesh_on(&cp).await;
-    let first = Way::Layer.send(&mesh, get("/"), "").await.unwrap();
-    let (backend, value) = (joined(first.headers(), "x-backend"), joined(first.headers(), "x-session"));
-    for _ in 0..6 {
-        let again = Way::Layer.send(&mesh, get("/").header("x-session", &value), "").await.unwrap();
-        assert_eq!(joined(again.headers(), "x-backend"), backend);
+    for way in Way::BOTH {
+        let backends = three().await;
+        let config = session(packed(&HeaderBasedSessionState { name: "x-session".into() }));
+        let cp = world(&backends, &format!("[{{name: all, route: [{{destination: {}}}]}}]", to("")), &config).await;
+        let mesh = mesh_on(&cp).await;
+        let first = way.send(&mesh, get("/"), "").await.unwrap();
+        let (backend, value) = (joined(first.headers(), "x-backend"), joined(first.headers(), "x-session"));
+        for _ in 0..6 {
+            let again = way.send(&mesh, get("/").header("x-session", &value), "").await.unwrap();
+            assert_eq!(joined(again.headers(), "x-backend"), backend);
+        }
+        let off = StatefulSessionPerRoute { r#override: Some(Override::Disabled(true)) };
+        edit_routes(&cp, |r| drop(r.virtual_hosts[0].typed_per_filter_config.insert("session".into(), packed(&off))));
+        until("the route has no sessions", async || {
+            let response = way.send(&mesh, get("/"), "").await.unwrap();
+            joined(response.headers(), "x-session").is_empty()
+        })
+        .await;
     }
-    let off = StatefulSessionPerRoute { r#override: Some(Override::Disabled(true)) };
-    edit_routes(&cp, |r| drop(r.virtual_hosts[0].typed_per_filter_config.insert("session".into(), packed(&off))));
-    until("the route has no sessions", async || {
-        let response = Way::Layer.send(&mesh, get("/"), "").await.unwrap();
-        joined(response.headers(), "x-session").is_empty()
-    })
-    .await;
 }
 
 #[tokio::test]
 async fn a_session_keeps_its_cluster_where_the_route_splits() {
-    let backends = three().await;
-    let part = |name| format!("{{destination: {}, weight: 33}}", to(name));
-    let http =
-        format!("[{{name: all, route: [{}, {}, {{destination: {}, weight: 34}}]}}]", part("v1"), part("v2"), to("v3"));
-    let cp = world(&backends, &http, &cookie("")).await;
-    let mesh = mesh_on(&cp).await;
-    let mut seen = HashSet::new();
-    for _ in 0..12 {
-        let first = Way::Channel.send(&mesh, get("/"), "").await.unwrap();
-        let value = joined(first.headers(), "set-cookie").split(';').next().unwrap().to_owned();
-        let backend = joined(first.headers(), "x-backend");
-        for _ in 0..3 {
-            let again = Way::Channel.send(&mesh, get("/").header("cookie", &value), "").await.unwrap();
-            assert_eq!(joined(again.headers(), "x-backend"), backend);
-            assert_eq!(joined(again.headers(), "set-cookie"), "");
+    for way in Way::BOTH {
+        let backends = three().await;
+        let part = |name| format!("{{destination: {}, weight: 33}}", to(name));
+        let http = format!(
+            "[{{name: all, route: [{}, {}, {{destination: {}, weight: 34}}]}}]",
+            part("v1"),
+            part("v2"),
+            to("v3")
+        );
+        let cp = world(&backends, &http, &cookie("")).await;
+        let mesh = mesh_on(&cp).await;
+        let mut seen = HashSet::new();
+        for _ in 0..12 {
+            let first = way.send(&mesh, get("/"), "").await.unwrap();
+            let value = joined(first.headers(), "set-cookie").split(';').next().unwrap().to_owned();
+            let backend = joined(first.headers(), "x-backend");
+            for _ in 0..3 {
+                let again = way.send(&mesh, get("/").header("cookie", &value), "").await.unwrap();
+                assert_eq!(joined(again.headers(), "x-backend"), backend);
+                assert_eq!(joined(again.headers(), "set-cookie"), "");
+            }
+            seen.insert(backend);
         }
-        seen.insert(backend);
+        assert!(seen.len() > 1, "sessions begin anywhere: {seen:?} of {CLUSTER}");
     }
-    assert!(seen.len() > 1, "sessions begin anywhere: {seen:?} of {CLUSTER}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use crate::support::{
     CLUSTER, TARGET, World, assert_says, assignment,
     echo::{Echo, Way, get, joined},
-    edit, edit_cluster, greeter, hello_with, mesh_on, routes, rule, service, to, until,
+    edit, edit_cluster, greeter, mesh_on, routes, rule, service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -127,17 +127,17 @@ async fn the_same_key_goes_to_the_same_backend() {
 
 #[tokio::test]
 async fn an_endpoint_that_goes_moves_few_keys_but_its_own() {
-    for (change, may_move) in [(ring as fn(&mut Cluster), 32), (maglev, 20)] {
+    for ((change, may_move), way) in [(ring as fn(&mut Cluster), 32), (maglev, 20)].into_iter().zip(Way::BOTH) {
         let (world, backends) = world(vec![header("x-user")], change).await;
-        let before = users(&world.mesh, Way::Channel, 200).await;
+        let before = users(&world.mesh, way, 200).await;
         let left: Vec<_> = backends[1..].iter().map(Echo::addr).collect();
         let served = assignment(&[&left], HealthStatus::Healthy);
         world.cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
         until("its keys have gone elsewhere", async || {
-            users(&world.mesh, Way::Channel, 200).await.values().all(|backend| backend != "a")
+            users(&world.mesh, way, 200).await.values().all(|backend| backend != "a")
         })
         .await;
-        let after = users(&world.mesh, Way::Channel, 200).await;
+        let after = users(&world.mesh, way, 200).await;
         let moved = before.iter().filter(|(user, backend)| *backend != "a" && after[*user] != **backend).count();
         // A ring keeps its size: the others have more places each, and take some from each other (gRFC A42). Maglev gives a little of
         // its stability for evenness. By the number of endpoints alone 160 of 200 would move.
@@ -145,7 +145,7 @@ async fn an_endpoint_that_goes_moves_few_keys_but_its_own() {
         let all: Vec<_> = backends.iter().map(Echo::addr).collect();
         let served = assignment(&[&all], HealthStatus::Healthy);
         world.cp.cache().update(ResourceType::ClusterLoadAssignment, CLUSTER, pack_any(served));
-        until("all keys are back", async || users(&world.mesh, Way::Channel, 200).await == before).await;
+        until("all keys are back", async || users(&world.mesh, way, 200).await == before).await;
     }
 }
 
@@ -249,26 +249,33 @@ async fn an_endpoint_takes_no_more_than_its_share_of_a_popular_key() {
     edit_cluster(&cp, CLUSTER, a52(pack_any(config)));
     hash_by(&cp, vec![header("x-user")]);
     let world = World::on(cp).await;
-    let popular = || hello_with(&world.channel, |r| drop(r.metadata_mut().insert("x-user", "all".parse().unwrap())));
-    let home = popular().await.unwrap().backend;
-    for _ in 0..10 {
-        assert_eq!(popular().await.unwrap().backend, home, "one at a time finds room at home");
+    for way in Way::BOTH {
+        let popular =
+            || way.hello_with(&world.mesh, |r| drop(r.metadata_mut().insert("x-user", "all".parse().unwrap())));
+        let home = popular().await.unwrap().backend;
+        for _ in 0..10 {
+            assert_eq!(popular().await.unwrap().backend, home, "one at a time finds room at home");
+        }
+        let delay_all = |millis| {
+            for backend in &backends {
+                backend.state().set_delay(std::time::Duration::from_millis(millis));
+            }
+        };
+        delay_all(200);
+        let at_once = join_all((0..50).map(|_| popular())).await;
+        let mut seen = BTreeMap::<String, u32>::new();
+        for reply in at_once {
+            *seen.entry(reply.unwrap().backend).or_default() += 1;
+        }
+        assert_eq!(seen.len(), 5, "{seen:?}");
+        assert!(seen.values().all(|count| *count <= 13), "at most 1.2 of the tenth part of 51 each: {seen:?}");
+        delay_all(0);
     }
-    for backend in &backends {
-        backend.state().set_delay(std::time::Duration::from_millis(200));
-    }
-    let at_once = join_all((0..50).map(|_| popular())).await;
-    let mut seen = BTreeMap::<String, u32>::new();
-    for reply in at_once {
-        *seen.entry(reply.unwrap().backend).or_default() += 1;
-    }
-    assert_eq!(seen.len(), 5, "{seen:?}");
-    assert!(seen.values().all(|count| *count <= 13), "at most 1.2 of the tenth part of 51 each: {seen:?}");
 }
 
 #[tokio::test]
 async fn a_retry_walks_on_to_the_next_place() {
-    for change in [ring as fn(&mut Cluster), maglev] {
+    for (change, way) in [ring as fn(&mut Cluster), maglev].into_iter().zip(Way::BOTH) {
         let backends = join_all(NAMES.map(greeter)).await;
         let endpoints: Vec<_> = backends.iter().map(|backend| ("v1", backend.addr())).collect();
         let retries = "{attempts: 2, retryOn: unavailable, backoff: 1ms}";
@@ -278,10 +285,10 @@ async fn a_retry_walks_on_to_the_next_place() {
         hash_by(&cp, vec![header("x-user")]);
         let mesh = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap().profile(Profile::Envoy);
         let mesh = mesh.build().await.unwrap();
-        let channel = mesh.channel(TARGET).unwrap();
+        let _channel = mesh.channel(TARGET).unwrap();
         let ask = async |user: usize| {
             let name = format!("user-{user}");
-            hello_with(&channel, |r| drop(r.metadata_mut().insert("x-user", name.parse().unwrap()))).await
+            way.hello_with(&mesh, |r| drop(r.metadata_mut().insert("x-user", name.parse().unwrap()))).await
         };
         let mut homes = Vec::new();
         for user in 0..40 {

@@ -2,8 +2,9 @@
 
 use crate::support::{
     CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, assert_says,
+    code::Local,
     echo::{Way, get},
-    edit, hello, hello_with, routes, service, to, until,
+    edit, routes, service, to, until,
 };
 use envoy_types::pb::envoy::config::route::v3::{HedgePolicy, RouteConfiguration, route};
 use http::Response;
@@ -23,7 +24,6 @@ use std::{
     },
     time::Duration,
 };
-use tonic::Code;
 
 /// What becomes of the requests of a server, in their order; of the last one on.
 #[derive(Clone, Copy, Debug)]
@@ -136,102 +136,115 @@ async fn the_first_still_wins_when_it_is_sooner() {
 
 #[tokio::test]
 async fn a_bad_answer_of_one_is_left_to_the_other_and_the_last_is_given() {
-    let (server, counts) = server(&[Answer::Later(250), Answer::Now(503), Answer::Now(500)]).await;
-    let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
-    assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 200);
-    let (failing, seen) = self::server(&[Answer::Now(503)]).await;
-    let (_cp, mesh) = on_per_try_timeout(failing.addr(), None).await;
-    assert_eq!(Way::Channel.send(&mesh, get("/"), "").await.unwrap().status(), 503);
-    // Retried one after the other, as without hedging.
-    assert_eq!(seen.seen.load(SeqCst), 3);
-    assert!(counts.seen.load(SeqCst) >= 2);
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Later(250), Answer::Now(503), Answer::Now(500)]).await;
+        let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+        assert_eq!(way.send(&mesh, get("/"), "").await.unwrap().status(), 200, "{way:?}");
+        let (failing, seen) = self::server(&[Answer::Now(503)]).await;
+        let (_cp, mesh) = on_per_try_timeout(failing.addr(), None).await;
+        assert_eq!(way.send(&mesh, get("/"), "").await.unwrap().status(), 503, "{way:?}");
+        // Retried one after the other, as without hedging.
+        assert_eq!(seen.seen.load(SeqCst), 3);
+        assert!(counts.seen.load(SeqCst) >= 2);
+    }
 }
 
 #[tokio::test]
 async fn without_a_budget_there_is_one_attempt() {
-    let (server, counts) = server(&[Answer::Later(300), Answer::Now(200)]).await;
-    let (_cp, mesh) = on_per_try_timeout(server.addr(), Some(RetryBudget::fixed(0))).await;
-    assert_eq!(Way::Layer.send(&mesh, get("/"), "").await.unwrap().headers()["x-late"], "1");
-    assert_eq!(counts.seen.load(SeqCst), 1);
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Later(300), Answer::Now(200)]).await;
+        let (_cp, mesh) = on_per_try_timeout(server.addr(), Some(RetryBudget::fixed(0))).await;
+        assert_eq!(way.send(&mesh, get("/"), "").await.unwrap().headers()["x-late"], "1", "{way:?}");
+        assert_eq!(counts.seen.load(SeqCst), 1);
+    }
 }
 
-/// gRPC's rules: an attempt after each 100 ms, as many as gRPC makes.
-async fn after_a_delay(delay: Duration) -> Mesh {
+/// gRPC's rules: an attempt after each delay, as many as gRPC makes.
+async fn after_a_delay(server: &H2Server, delay: Duration) -> Local {
     let on = RetryOn { grpc_codes: 1 << 14, ..RetryOn::default() };
     let retry = RetryPolicy { on, num_retries: 4, ..RetryPolicy::default() };
-    let policy = Policy { retry: Some(Arc::new(retry)), hedge: Some(Hedge::After(delay)), ..Policy::default() };
-    Mesh::builder().policy(policy).build().await.unwrap()
+    let policy = Policy { hedge: Some(Hedge::After(delay)), ..Policy::default().with_retry(retry) };
+    Local::new(&[server.addr()], policy).await
 }
 
 #[tokio::test]
 async fn attempts_follow_each_other_after_the_delay_of_a6() {
-    let (server, counts) = server(&[Answer::Hold, Answer::Hold, Answer::Ok(0)]).await;
-    let mesh = after_a_delay(Duration::from_millis(50)).await;
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    hello_with(&channel, |request| request.set_timeout(GUARD)).await.unwrap();
-    assert_eq!(counts.seen.load(SeqCst), 3);
-    until("the others are reset", async || counts.reset.load(SeqCst) == 2).await;
-    assert_eq!(channel.load().requests, 0);
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Hold, Answer::Hold, Answer::Ok(0)]).await;
+        let code = after_a_delay(&server, Duration::from_millis(50)).await;
+        way.hello_with(&code.mesh, |request| request.set_timeout(GUARD)).await.unwrap();
+        assert_eq!(counts.seen.load(SeqCst), 3, "{way:?}");
+        until("the others are reset", async || counts.reset.load(SeqCst) == 2).await;
+        assert_eq!(code.channel.load().requests, 0);
+    }
 }
 
 #[tokio::test]
 async fn a_failure_that_is_not_fatal_starts_the_next_at_once_and_a_fatal_one_ends_the_call() {
-    // The first waits; the second fails at 50 ms, and the third follows without a delay of its own. Another hour would pass otherwise.
-    let (server, counts) = server(&[Answer::Fail(14, None), Answer::Ok(0)]).await;
-    let mesh = after_a_delay(HOUR).await;
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    let call = hello_with(&channel, |request| request.set_timeout(2 * HOUR));
-    tokio::time::timeout(GUARD, call).await.expect("waits for the delay").unwrap();
-    assert_eq!(counts.seen.load(SeqCst), 2);
+    for way in Way::BOTH {
+        // The next follows without a delay of its own. Another hour would pass otherwise.
+        let (server, counts) = server(&[Answer::Fail(14, None), Answer::Ok(0)]).await;
+        let code = after_a_delay(&server, HOUR).await;
+        let call = way.hello_with(&code.mesh, |request| request.set_timeout(2 * HOUR));
+        tokio::time::timeout(GUARD, call).await.expect("waits for the delay").unwrap();
+        assert_eq!(counts.seen.load(SeqCst), 2, "{way:?}");
 
-    let (server, counts) = self::server(&[Answer::Hold, Answer::Fail(3, None)]).await;
-    let mesh = after_a_delay(Duration::from_millis(50)).await;
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    assert_eq!(hello(&channel).await.unwrap_err().code(), Code::InvalidArgument);
-    until("the first is reset", async || counts.reset.load(SeqCst) == 1).await;
-    assert_eq!((counts.seen.load(SeqCst), channel.load().requests), (2, 0));
+        let (server, counts) = self::server(&[Answer::Hold, Answer::Fail(3, None)]).await;
+        let code = after_a_delay(&server, Duration::from_millis(50)).await;
+        assert_eq!(way.hello(&code.mesh).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        until("the first is reset", async || counts.reset.load(SeqCst) == 1).await;
+        assert_eq!((counts.seen.load(SeqCst), code.channel.load().requests), (2, 0), "{way:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_failure_that_is_not_retried_leaves_the_attempts_beside_it_alone() {
-    let (server, counts) = server(&[Answer::Ok(400), Answer::Reset, Answer::Hold]).await;
-    let mesh = after_a_delay(Duration::from_millis(250)).await;
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    hello_with(&channel, |request| request.set_timeout(GUARD)).await.unwrap();
-    assert_eq!((counts.seen.load(SeqCst), channel.load().requests), (2, 0));
-    // Alone it is the answer.
-    let (server, counts) = self::server(&[Answer::Reset]).await;
-    let error = hello(&mesh.fixed_channel(&[server.addr()]).unwrap()).await.unwrap_err();
-    assert_eq!((error.code(), counts.seen.load(SeqCst)), (Code::Internal, 1));
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Ok(400), Answer::Reset, Answer::Hold]).await;
+        let code = after_a_delay(&server, Duration::from_millis(250)).await;
+        way.hello_with(&code.mesh, |request| request.set_timeout(GUARD)).await.unwrap();
+        assert_eq!((counts.seen.load(SeqCst), code.channel.load().requests), (2, 0), "{way:?}");
+        // Alone it is the answer.
+        let (server, counts) = self::server(&[Answer::Reset]).await;
+        let code = after_a_delay(&server, Duration::from_millis(250)).await;
+        let error = way.hello(&code.mesh).await.unwrap_err();
+        assert_eq!((error.code(), counts.seen.load(SeqCst)), (tonic::Code::Internal, 1), "{way:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_asks_for_no_more_attempts_gets_none() {
-    let (server, counts) = server(&[Answer::Ok(400), Answer::Fail(14, Some("-1")), Answer::Hold]).await;
-    let mesh = after_a_delay(Duration::from_millis(50)).await;
-    // The first is still awaited.
-    hello(&mesh.fixed_channel(&[server.addr()]).unwrap()).await.unwrap();
-    assert_eq!(counts.seen.load(SeqCst), 2);
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Ok(400), Answer::Fail(14, Some("-1")), Answer::Hold]).await;
+        let code = after_a_delay(&server, Duration::from_millis(50)).await;
+        // The first is still awaited.
+        way.hello(&code.mesh).await.unwrap();
+        assert_eq!(counts.seen.load(SeqCst), 2, "{way:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_caller_who_gives_up_ends_all_attempts() {
-    let (server, counts) = server(&[Answer::Hold]).await;
-    let mesh = after_a_delay(Duration::from_millis(20)).await;
-    let channel = mesh.fixed_channel(&[server.addr()]).unwrap();
-    let call = hello(&channel);
-    assert!(tokio::time::timeout(Duration::from_millis(300), call).await.is_err());
-    let seen = counts.seen.load(SeqCst);
-    assert!(seen >= 3, "{seen}");
-    until("all are reset", async || counts.reset.load(SeqCst) == counts.seen.load(SeqCst)).await;
-    until("all is given back", async || channel.load().is_idle()).await;
+    for way in Way::BOTH {
+        let (server, counts) = server(&[Answer::Hold]).await;
+        let code = after_a_delay(&server, Duration::from_millis(20)).await;
+        let call = way.hello(&code.mesh);
+        assert!(tokio::time::timeout(Duration::from_millis(300), call).await.is_err());
+        let seen = counts.seen.load(SeqCst);
+        assert!(seen >= 3, "{way:?}: {seen}");
+        until("all are reset", async || counts.reset.load(SeqCst) == counts.seen.load(SeqCst)).await;
+        code.until_idle().await;
+    }
 }
 
 #[tokio::test]
 async fn explain_tells_of_the_attempts_side_by_side() {
-    let (server, _) = server(&[Answer::Hold, Answer::Now(200)]).await;
-    let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
-    let explain = Explain::default();
-    Way::Channel.send(&mesh, get("/").extension(explain.clone()), "").await.unwrap();
-    assert_says(&explain.explanation().to_string(), &["attempt 2 starts beside those in flight", "2 at", "HTTP 200"]);
+    for way in Way::BOTH {
+        let (server, _) = server(&[Answer::Hold, Answer::Now(200)]).await;
+        let (_cp, mesh) = on_per_try_timeout(server.addr(), None).await;
+        let explain = Explain::default();
+        way.send(&mesh, get("/").extension(explain.clone()), "").await.unwrap();
+        let said = explain.explanation().to_string();
+        assert_says(&said, &["attempt 2 starts beside those in flight", "2 at", "HTTP 200"]);
+    }
 }

@@ -13,6 +13,8 @@ mod bootstrap;
 mod breakers;
 mod cancel;
 mod cancel_places;
+mod code_clusters;
+mod code_filters;
 mod code_routes;
 mod connections;
 mod connections_layer;

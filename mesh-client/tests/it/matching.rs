@@ -1,7 +1,7 @@
 //! What a route may match beside headers: paths of every kind, query parameters, cookies, methods, gRPC; and hosts.
 
 use crate::support::{
-    CLUSTER, World, assert_says,
+    CLUSTER, World,
     echo::{Echo, Way, get},
     edit, rule, service,
 };
@@ -15,10 +15,7 @@ use envoy_types::pb::envoy::{
         },
     },
     extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
-    r#type::matcher::v3::{
-        AddressMatcher, FilterStateMatcher, RegexMatcher, StringMatcher, filter_state_matcher,
-        string_matcher::MatchPattern,
-    },
+    r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
 };
 use envoy_types::{pb::google::protobuf::BoolValue, util::pack_any};
 use http::Request;
@@ -184,23 +181,6 @@ async fn query_parameters_cookies_methods_and_schemes() {
         vec![typed("application/grpc-web"), typed("application/json")],
     )
     .await;
-}
-
-#[tokio::test]
-async fn a_match_that_a_client_cannot_decide_skips_its_route_and_says_so() {
-    let matcher = Some(filter_state_matcher::Matcher::AddressMatch(AddressMatcher::default()));
-    let state = RouteMatch { filter_state: vec![FilterStateMatcher { key: "k".into(), matcher }], ..under("/") };
-    let (world, _backends) = world(vec![to("yes", state), to("no", under("/"))]).await;
-    assert_eq!(Way::Channel.backend(&world.mesh, get("/")).await, "no");
-    let status = world.mesh.status().unwrap();
-    let notes: Vec<String> =
-        status.resources.iter().flat_map(|resource| resource.notes.iter()).map(ToString::to_string).collect();
-    assert_says(
-        &notes.join("\n"),
-        &[
-            "virtual_hosts[0].routes[0].match.filter_state[0].address_match: a client's filter state is strings: not supported, the route is skipped",
-        ],
-    );
 }
 
 #[tokio::test]

@@ -77,8 +77,8 @@ async fn a_share_of_the_requests_is_copied() {
     for (percentage, expected) in [(0, 0..=0), (50, 60..=140)] {
         let fields = format!("mirrors: [{{destination: {}, percentage: {{value: {percentage}}}}}]", to("v2"));
         let world = World::new(&mirrored(addrs, &fields, "{}")).await;
-        for _ in 0..200 {
-            assert_eq!(Way::Channel.backend(&world.mesh, get("/")).await, "v1");
+        for call in 0..200 {
+            assert_eq!(Way::BOTH[call % 2].backend(&world.mesh, get("/")).await, "v1");
         }
         // A copy is on its way when its request is answered: the last ones need a moment.
         until("the copies come", async || expected.contains(&backends[1].seen().len())).await;
@@ -87,20 +87,22 @@ async fn a_share_of_the_requests_is_copied() {
 
 #[tokio::test]
 async fn authority_and_sampling_of_a_copy_are_as_configured() {
-    let backends = echoes().await;
-    let yaml = mirrored([backends[0].addr(), backends[1].addr()], &format!("mirror: {}", to("v2")), "{}");
-    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
-    edit_mirror(&cp, |mirror| {
-        mirror.disable_shadow_host_suffix_append = true;
-        mirror.trace_sampled = Some(BoolValue { value: false });
-    });
-    let mesh = mesh_on(&cp).await;
-    Way::Layer.send(&mesh, get("/"), "").await.unwrap();
-    copies(&backends[1], 1).await;
-    let (seen, copy) = (backends[0].last(), backends[1].last());
-    assert_eq!(copy.authority(), seen.authority());
-    let (parent, copied) = (seen.header("traceparent"), copy.header("traceparent"));
-    assert_eq!(parent.strip_suffix("-01"), copied.strip_suffix("-00"), "{parent} {copied}");
+    for way in Way::BOTH {
+        let backends = echoes().await;
+        let yaml = mirrored([backends[0].addr(), backends[1].addr()], &format!("mirror: {}", to("v2")), "{}");
+        let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+        edit_mirror(&cp, |mirror| {
+            mirror.disable_shadow_host_suffix_append = true;
+            mirror.trace_sampled = Some(BoolValue { value: false });
+        });
+        let mesh = mesh_on(&cp).await;
+        way.send(&mesh, get("/"), "").await.unwrap();
+        copies(&backends[1], 1).await;
+        let (seen, copy) = (backends[0].last(), backends[1].last());
+        assert_eq!(copy.authority(), seen.authority());
+        let (parent, copied) = (seen.header("traceparent"), copy.header("traceparent"));
+        assert_eq!(parent.strip_suffix("-01"), copied.strip_suffix("-00"), "{parent} {copied}");
+    }
 }
 
 #[tokio::test]

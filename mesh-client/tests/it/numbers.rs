@@ -31,35 +31,37 @@ fn requests(snapshotter: &Snapshotter, wanted: [(&str, &str); 3]) -> u64 {
 
 #[tokio::test]
 async fn requests_that_reach_no_endpoint_are_counted_with_their_flag() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recorder = metrics::set_default_local_recorder(&recorder);
-    let backend = greeter("one").await;
-    let greeter = service(&[("one", backend.addr())]);
-    let route =
-        |fields: &str| greeter.clone() + &routes(&format!("[{{route: [{{destination: {}}}], {fields}}}]", to("")));
+    for way in Way::BOTH {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let _recorder = metrics::set_default_local_recorder(&recorder);
+        let backend = greeter("one").await;
+        let greeter = service(&[("one", backend.addr())]);
+        let route =
+            |fields: &str| greeter.clone() + &routes(&format!("[{{route: [{{destination: {}}}], {fields}}}]", to("")));
 
-    let cp = ControlPlane::builder().yaml(route("match: [{uri: {prefix: /nothing}}]")).start().await.unwrap();
-    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
-    let no_route = [("response_flags", "NR"), ("destination_service", "unknown"), ("response_code", "404")];
-    assert_eq!(requests(&snapshotter, no_route), 1);
+        let cp = ControlPlane::builder().yaml(route("match: [{uri: {prefix: /nothing}}]")).start().await.unwrap();
+        way.hello(&mesh_on(&cp).await).await.unwrap_err();
+        let no_route = [("response_flags", "NR"), ("destination_service", "unknown"), ("response_code", "404")];
+        assert_eq!(requests(&snapshotter, no_route), 1);
 
-    let cp = ControlPlane::builder().yaml(route("name: r")).start().await.unwrap();
-    cp.cache().remove(ResourceType::Cluster, CLUSTER);
-    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
-    assert_eq!(
-        requests(&snapshotter, [("response_flags", "NC"), ("cluster", CLUSTER), ("grpc_response_status", "14")]),
-        1
-    );
+        let cp = ControlPlane::builder().yaml(route("name: r")).start().await.unwrap();
+        cp.cache().remove(ResourceType::Cluster, CLUSTER);
+        way.hello(&mesh_on(&cp).await).await.unwrap_err();
+        assert_eq!(
+            requests(&snapshotter, [("response_flags", "NC"), ("cluster", CLUSTER), ("grpc_response_status", "14")]),
+            1
+        );
 
-    let abort = "fault: {abort: {grpcStatus: ABORTED, percentage: {value: 100}}}";
-    let cp = ControlPlane::builder().yaml(route(abort)).start().await.unwrap();
-    hello(&mesh_on(&cp).await.channel(TARGET).unwrap()).await.unwrap_err();
-    assert_eq!(
-        requests(&snapshotter, [("response_flags", "FI"), ("cluster", CLUSTER), ("grpc_response_status", "10")]),
-        1
-    );
-    assert_eq!(backend.state().calls(), 0);
+        let abort = "fault: {abort: {grpcStatus: ABORTED, percentage: {value: 100}}}";
+        let cp = ControlPlane::builder().yaml(route(abort)).start().await.unwrap();
+        way.hello(&mesh_on(&cp).await).await.unwrap_err();
+        assert_eq!(
+            requests(&snapshotter, [("response_flags", "FI"), ("cluster", CLUSTER), ("grpc_response_status", "10")]),
+            1
+        );
+        assert_eq!(backend.state().calls(), 0);
+    }
 }
 
 #[tokio::test]
@@ -96,27 +98,29 @@ async fn what_a_route_answers_itself_is_counted() {
 
 #[tokio::test]
 async fn requests_over_a_limit_are_counted_with_their_flag() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recorder = metrics::set_default_local_recorder(&recorder);
-    let backend = Echo::start("v1").await;
-    let cp = plane(&anything(), &backend).await;
-    add_filter(&cp, "limit", packed(&limit(1)), false);
-    let mesh = mesh_on(&cp).await;
-    let _channel = mesh.channel(TARGET).unwrap();
-    for _ in 0..3 {
-        Way::Channel.send(&mesh, get("/"), "").await.unwrap();
-    }
-    let cluster = CLUSTER.replace("||", "|v1|");
-    let wanted = [("response_flags", "RL"), ("cluster", cluster.as_str()), ("response_code", "429")];
-    assert_eq!(requests(&snapshotter, wanted), 2);
+    for way in Way::BOTH {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let _recorder = metrics::set_default_local_recorder(&recorder);
+        let backend = Echo::start("v1").await;
+        let cp = plane(&anything(), &backend).await;
+        add_filter(&cp, "limit", packed(&limit(1)), false);
+        let mesh = mesh_on(&cp).await;
+        let _channel = mesh.channel(TARGET).unwrap();
+        for _ in 0..3 {
+            way.send(&mesh, get("/"), "").await.unwrap();
+        }
+        let cluster = CLUSTER.replace("||", "|v1|");
+        let wanted = [("response_flags", "RL"), ("cluster", cluster.as_str()), ("response_code", "429")];
+        assert_eq!(requests(&snapshotter, wanted), 2);
 
-    // Nobody listens where the rate limit service should be.
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let mut service = config();
-    service.failure_mode_deny = true;
-    let cp = limited(&backend, dead, &service).await;
-    Way::Channel.send(&mesh_on(&cp).await, get("/").header("x-plan", "a"), "").await.unwrap();
-    let wanted = [("response_flags", "RLSE"), ("cluster", cluster.as_str()), ("response_code", "500")];
-    assert_eq!(requests(&snapshotter, wanted), 1);
+        // Nobody listens where the rate limit service should be.
+        let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut service = config();
+        service.failure_mode_deny = true;
+        let cp = limited(&backend, dead, &service).await;
+        way.send(&mesh_on(&cp).await, get("/").header("x-plan", "a"), "").await.unwrap();
+        let wanted = [("response_flags", "RLSE"), ("cluster", cluster.as_str()), ("response_code", "500")];
+        assert_eq!(requests(&snapshotter, wanted), 1);
+    }
 }

@@ -20,10 +20,6 @@ fn route(fields: &str) -> String {
 const NO_RETRY: &str = "retries: {attempts: 0}";
 
 /// How a call with an hour's deadline fails, which is far sooner.
-async fn prompt(way: Way, world: &World) -> tonic::Status {
-    let call = way.hello_with(&world.mesh, |r| r.set_timeout(HOUR));
-    tokio::time::timeout(GUARD, call).await.expect("did not end promptly").unwrap_err()
-}
 
 #[tokio::test]
 async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
@@ -87,7 +83,7 @@ async fn max_requests_refuses_the_next_one_at_once() {
     until("the first call is in flight", async || backend.state().in_flight() == 1).await;
 
     for way in Way::BOTH {
-        let status = prompt(way, &world).await;
+        let status = way.prompt(&world.mesh).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert_says(status.message(), &[TARGET, CLUSTER, "circuit breaker is open", "limit of 1 reached"]);
     }
@@ -115,7 +111,7 @@ async fn max_pending_requests_limits_who_waits_for_a_connection() {
     });
     until("two calls are in line", async || world.channel.load().pending == 2).await;
     for way in Way::BOTH {
-        let status = prompt(way, &world).await;
+        let status = way.prompt(&world.mesh).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert_says(status.message(), &[CLUSTER, "circuit breaker is open", "max_pending_requests limit of 2 reached"]);
     }

@@ -3,7 +3,6 @@
 use crate::support::{
     GUARD, H2Server, HOUR, TARGET, Then, World,
     echo::{Way, get, joined},
-    hello_with,
     raw_h2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RawH2, field},
     routes, service, to,
 };
@@ -130,26 +129,28 @@ async fn envoys_conditions_decide_what_is_retried() {
 
 #[tokio::test]
 async fn a_connection_that_cannot_be_made_is_tried_again_on_connect_failure_only() {
-    for conditions in ["connect-failure", "reset-before-request", "retriable-4xx", "refused-stream"] {
-        // The first connection is closed before it says a word; the address serves from then on.
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (_cp, mesh) = envoy_mesh(listener.local_addr().unwrap(), &retried(conditions, 50, "100ms")).await;
-        let serve = async {
-            drop(listener.accept().await.unwrap());
-            let (tcp, _) = listener.accept().await.unwrap();
-            let mut h2: h2::server::Connection<_, Bytes> = h2::server::handshake(tcp).await.unwrap();
-            while let Some(Ok((_, mut respond))) = h2.accept().await {
-                respond.send_response(http::Response::new(()), true).unwrap();
-            }
-        };
-        let status = tokio::select! {
-            status = by_channel(&mesh) => status,
-            () = serve => panic!("the connection was closed"),
-        };
-        // Without a connection nothing of the request was sent.
-        let retries = ["connect-failure", "reset-before-request"].contains(&conditions);
-        let expected = retries.then_some(StatusCode::OK);
-        assert_eq!(status, expected, "{conditions}");
+    for way in Way::BOTH {
+        for conditions in ["connect-failure", "reset-before-request", "retriable-4xx", "refused-stream"] {
+            // The first connection is closed before it says a word; the address serves from then on.
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (_cp, mesh) = envoy_mesh(listener.local_addr().unwrap(), &retried(conditions, 50, "100ms")).await;
+            let serve = async {
+                drop(listener.accept().await.unwrap());
+                let (tcp, _) = listener.accept().await.unwrap();
+                let mut h2: h2::server::Connection<_, Bytes> = h2::server::handshake(tcp).await.unwrap();
+                while let Some(Ok((_, mut respond))) = h2.accept().await {
+                    respond.send_response(http::Response::new(()), true).unwrap();
+                }
+            };
+            let status = tokio::select! {
+                sent = way.send(&mesh, get("/x"), "") => sent.ok().map(|response| response.status()),
+                () = serve => panic!("the connection was closed"),
+            };
+            // Without a connection nothing of the request was sent.
+            let retries = ["connect-failure", "reset-before-request"].contains(&conditions);
+            let expected = retries.then_some(StatusCode::OK);
+            assert_eq!(status, expected, "{conditions}");
+        }
     }
 }
 
@@ -265,7 +266,7 @@ async fn statuses_of_grpc_are_retried_by_their_name() {
 }
 
 /// A call by gRPC's rules to a server whose first answer is UNAVAILABLE with this pushback: how it ended, and the attempts made.
-async fn pushed_back(pushback: &[&'static str], backoff: &str) -> (Code, usize) {
+async fn pushed_back(way: Way, pushback: &[&'static str], backoff: &str) -> (Code, usize) {
     let seen = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&seen);
     let trailers: Vec<_> = pushback.iter().map(|value| ("grpc-retry-pushback-ms", *value)).collect();
@@ -279,24 +280,28 @@ async fn pushed_back(pushback: &[&'static str], backoff: &str) -> (Code, usize) 
     })
     .await;
     let world = World::new(&(service(&[("one", server.addr())]) + &retried("unavailable", 2, backoff))).await;
-    let call = hello_with(&world.channel, |r| r.set_timeout(2 * HOUR));
+    let call = way.hello_with(&world.mesh, |r| r.set_timeout(2 * HOUR));
     let result = tokio::time::timeout(GUARD, call).await.expect("does not come back when the server says");
     (result.map_or_else(|status| status.code(), |_| Code::Ok), seen.load(SeqCst))
 }
 
 #[tokio::test]
 async fn a_server_says_when_to_retry() {
-    let begun = tokio::time::Instant::now();
-    // Instead of the back-off, which would take an hour.
-    assert_eq!(pushed_back(&["150"], "3600s").await, (Code::Ok, 2));
-    assert!(begun.elapsed() >= Duration::from_millis(150), "{:?}", begun.elapsed());
-    assert_eq!(pushed_back(&["0"], "3600s").await, (Code::Ok, 2));
-    assert_eq!(pushed_back(&[], "1ms").await, (Code::Ok, 2));
+    for way in Way::BOTH {
+        let begun = tokio::time::Instant::now();
+        // Instead of the back-off, which would take an hour.
+        assert_eq!(pushed_back(way, &["150"], "3600s").await, (Code::Ok, 2));
+        assert!(begun.elapsed() >= Duration::from_millis(150), "{:?}", begun.elapsed());
+        assert_eq!(pushed_back(way, &["0"], "3600s").await, (Code::Ok, 2));
+        assert_eq!(pushed_back(way, &[], "1ms").await, (Code::Ok, 2));
+    }
 }
 
 #[tokio::test]
 async fn a_server_forbids_a_retry() {
-    for pushback in [&["-1"][..], &["soon"], &[""], &["1.5"], &["10", "20"], &["99999999999"]] {
-        assert_eq!(pushed_back(pushback, "1ms").await, (Code::Unavailable, 1), "{pushback:?}");
+    for way in Way::BOTH {
+        for pushback in [&["-1"][..], &["soon"], &[""], &["1.5"], &["10", "20"], &["99999999999"]] {
+            assert_eq!(pushed_back(way, pushback, "1ms").await, (Code::Unavailable, 1), "{pushback:?}");
+        }
     }
 }

@@ -147,37 +147,42 @@ async fn headers_of_responses_and_requests_decide_too() {
 
 #[tokio::test]
 async fn the_server_says_when_a_rate_limit_ends() {
-    let (server, seen) = server(|number, served| match number {
-        0 => respond(served, 503, &[("x-reset", "never"), ("retry-after", "1")]),
-        _ => respond(served, 200, &[]),
-    })
-    .await;
-    let cp = control_plane(&[server.addr()], "5xx", |policy, _| {
-        let hour = Some(ProtoDuration { seconds: 3600, nanos: 0 });
-        policy.retry_back_off.as_mut().unwrap().base_interval = hour;
-        let header = |name: &str, format: ResetHeaderFormat| ResetHeader { name: name.into(), format: format.into() };
-        policy.rate_limited_retry_back_off = Some(RateLimitedRetryBackOff {
-            reset_headers: vec![
-                header("x-reset", ResetHeaderFormat::UnixTimestamp),
-                header("Retry-After", ResetHeaderFormat::Seconds),
-            ],
-            max_interval: None,
-        });
-    })
-    .await;
-    let begun = tokio::time::Instant::now();
-    assert_eq!(Way::Channel.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 200);
-    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!(seen.lock().unwrap().len(), 2);
+    for way in Way::BOTH {
+        let (server, seen) = server(|number, served| match number {
+            0 => respond(served, 503, &[("x-reset", "never"), ("retry-after", "1")]),
+            _ => respond(served, 200, &[]),
+        })
+        .await;
+        let cp = control_plane(&[server.addr()], "5xx", |policy, _| {
+            let hour = Some(ProtoDuration { seconds: 3600, nanos: 0 });
+            policy.retry_back_off.as_mut().unwrap().base_interval = hour;
+            let header =
+                |name: &str, format: ResetHeaderFormat| ResetHeader { name: name.into(), format: format.into() };
+            policy.rate_limited_retry_back_off = Some(RateLimitedRetryBackOff {
+                reset_headers: vec![
+                    header("x-reset", ResetHeaderFormat::UnixTimestamp),
+                    header("Retry-After", ResetHeaderFormat::Seconds),
+                ],
+                max_interval: None,
+            });
+        })
+        .await;
+        let begun = tokio::time::Instant::now();
+        assert_eq!(way.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 200);
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert_eq!(seen.lock().unwrap().len(), 2);
+    }
 }
 
 #[tokio::test]
 async fn what_a_rate_limit_refused_is_retried_only_where_the_policy_says_so() {
-    for (conditions, attempts) in [("5xx", 1), ("envoy-ratelimited", 3), ("5xx,envoy-ratelimited", 3)] {
-        let (server, seen) = server(|_, served| respond(served, 503, &[("x-envoy-ratelimited", "true")])).await;
-        let cp = control_plane(&[server.addr()], conditions, |_, _| {}).await;
-        assert_eq!(Way::Layer.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 503);
-        assert_eq!(seen.lock().unwrap().len(), attempts, "{conditions}");
+    for way in Way::BOTH {
+        for (conditions, attempts) in [("5xx", 1), ("envoy-ratelimited", 3), ("5xx,envoy-ratelimited", 3)] {
+            let (server, seen) = server(|_, served| respond(served, 503, &[("x-envoy-ratelimited", "true")])).await;
+            let cp = control_plane(&[server.addr()], conditions, |_, _| {}).await;
+            assert_eq!(way.send(&envoy(&cp).await, get("/"), "").await.unwrap().status(), 503);
+            assert_eq!(seen.lock().unwrap().len(), attempts, "{conditions}");
+        }
     }
 }
 
@@ -203,16 +208,18 @@ async fn both_sides_are_told_how_often_a_request_was_tried() {
 
 #[tokio::test]
 async fn every_attempt_has_a_span_id_of_its_own_where_child_spans_are_on() {
-    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let (server, seen) = server(|number, served| respond(served, if number == 0 { 503 } else { 200 }, &[])).await;
-    let cp = control_plane(&[server.addr()], "5xx", |_, _| {}).await;
-    let propagation = mesh_client::trace::Propagation::default().child_spans(true);
-    let mesh = builder(&cp, Profile::Envoy).trace(propagation).build().await.unwrap();
-    Way::Channel.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
-    let parents: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "traceparent")).collect();
-    let [first, second] = &parents[..] else { panic!("{parents:?}") };
-    assert!(first.starts_with(&PARENT[..36]) && second.starts_with(&PARENT[..36]), "{parents:?}");
-    assert!(first != PARENT && second != PARENT && first != second, "{parents:?}");
+    for way in Way::BOTH {
+        const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let (server, seen) = server(|number, served| respond(served, if number == 0 { 503 } else { 200 }, &[])).await;
+        let cp = control_plane(&[server.addr()], "5xx", |_, _| {}).await;
+        let propagation = mesh_client::trace::Propagation::default().child_spans(true);
+        let mesh = builder(&cp, Profile::Envoy).trace(propagation).build().await.unwrap();
+        way.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
+        let parents: Vec<_> = seen.lock().unwrap().iter().map(|head| joined(head, "traceparent")).collect();
+        let [first, second] = &parents[..] else { panic!("{parents:?}") };
+        assert!(first.starts_with(&PARENT[..36]) && second.starts_with(&PARENT[..36]), "{parents:?}");
+        assert!(first != PARENT && second != PARENT && first != second, "{parents:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use crate::support::{
     TARGET,
     echo::{Echo, Way, get},
-    edit, greeter, hello, mesh_on, routes, service, to,
+    edit, greeter, mesh_on, routes, service, to,
 };
 use envoy_types::{
     pb::envoy::{
@@ -66,49 +66,54 @@ fn ids(traceparent: &str) -> (String, String) {
 
 #[tokio::test]
 async fn open_telemetry_exports_calls_and_attempts_and_backends_see_the_attempts() {
-    let backend = greeter("one").await;
-    let retries = routes(&format!(
-        "[{{name: r, route: [{{destination: {}}}], retries: {{attempts: 2, retryOn: unavailable}}}}]",
-        to("")
-    ));
-    let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())]) + &retries).start().await.unwrap();
-    let channel = mesh(&cp).await.channel(TARGET).unwrap();
-    let (exporter, _provider, _guard) = open_telemetry();
+    for way in Way::BOTH {
+        let backend = greeter("one").await;
+        let retries = routes(&format!(
+            "[{{name: r, route: [{{destination: {}}}], retries: {{attempts: 2, retryOn: unavailable}}}}]",
+            to("")
+        ));
+        let cp = ControlPlane::builder().yaml(service(&[("one", backend.addr())]) + &retries).start().await.unwrap();
+        let mesh = mesh(&cp).await;
+        let _channel = mesh.channel(TARGET).unwrap();
+        let (exporter, _provider, _guard) = open_telemetry();
 
-    // In the span of a handler, whose own caller is known too: the span is nearer.
-    backend.state().fail_next(1);
-    let handler = tracing::info_span!("handler");
-    let incoming = http::HeaderMap::from_iter([("traceparent".parse().unwrap(), PARENT.parse().unwrap())]);
-    let context = trace::TraceContext::extract(&incoming).unwrap();
-    tracing::Instrument::instrument(trace::scope(context, async { hello(&channel).await }), handler).await.unwrap();
-    let spans = exporter.get_finished_spans().unwrap();
-    let [handler] = named(&spans, "handler")[..] else { panic!("one handler") };
-    let [call] = named(&spans, "Sent.helloworld.Greeter.SayHello")[..] else { panic!("one call") };
-    let attempts = named(&spans, "Attempt.helloworld.Greeter.SayHello");
-    let [first, second] = attempts[..] else { panic!("{} attempts", attempts.len()) };
-    assert_eq!(call.parent_span_id, handler.span_context.span_id());
-    assert_eq!((&call.span_kind, &call.status), (&SpanKind::Client, &Status::Ok));
-    assert_eq!((attribute(call, "mesh.attempts"), attribute(call, "mesh.route")), ("2".to_owned(), "r".to_owned()));
-    for (attempt, previous) in [(first, "0"), (second, "1")] {
-        assert_eq!(attempt.parent_span_id, call.span_context.span_id());
-        assert_eq!(attempt.span_context.trace_id(), handler.span_context.trace_id());
-        assert_eq!(attribute(attempt, "previous-rpc-attempts"), previous);
-        assert_eq!(attribute(attempt, "transparent-retry"), "false");
+        // In the span of a handler, whose own caller is known too: the span is nearer.
+        backend.state().fail_next(1);
+        let handler = tracing::info_span!("handler");
+        let incoming = http::HeaderMap::from_iter([("traceparent".parse().unwrap(), PARENT.parse().unwrap())]);
+        let context = trace::TraceContext::extract(&incoming).unwrap();
+        tracing::Instrument::instrument(trace::scope(context, async { way.hello(&mesh).await }), handler)
+            .await
+            .unwrap();
+        let spans = exporter.get_finished_spans().unwrap();
+        let [handler] = named(&spans, "handler")[..] else { panic!("one handler") };
+        let [call] = named(&spans, "Sent.helloworld.Greeter.SayHello")[..] else { panic!("one call") };
+        let attempts = named(&spans, "Attempt.helloworld.Greeter.SayHello");
+        let [first, second] = attempts[..] else { panic!("{} attempts", attempts.len()) };
+        assert_eq!(call.parent_span_id, handler.span_context.span_id());
+        assert_eq!((&call.span_kind, &call.status), (&SpanKind::Client, &Status::Ok));
+        assert_eq!((attribute(call, "mesh.attempts"), attribute(call, "mesh.route")), ("2".to_owned(), "r".to_owned()));
+        for (attempt, previous) in [(first, "0"), (second, "1")] {
+            assert_eq!(attempt.parent_span_id, call.span_context.span_id());
+            assert_eq!(attempt.span_context.trace_id(), handler.span_context.trace_id());
+            assert_eq!(attribute(attempt, "previous-rpc-attempts"), previous);
+            assert_eq!(attribute(attempt, "transparent-retry"), "false");
+        }
+        assert!(matches!(first.status, Status::Error { .. }), "{:?}", first.status);
+        assert_eq!(second.status, Status::Ok);
+        let events = |span: &SpanData| span.events.iter().map(|event| event.name.to_string()).collect::<Vec<_>>();
+        assert!(events(first).contains(&"Delayed LB pick complete".to_owned()), "{:?}", events(first));
+        assert_eq!(events(second), ["Outbound message", "Inbound message"]);
+
+        // No span around it: the caller that is known is the parent, far away.
+        exporter.reset();
+        let context = trace::TraceContext::extract(&incoming).unwrap();
+        trace::scope(context, async { way.hello(&mesh).await }).await.unwrap();
+        let spans = exporter.get_finished_spans().unwrap();
+        let [call] = named(&spans, "Sent.helloworld.Greeter.SayHello")[..] else { panic!("one call") };
+        assert_eq!(call.span_context.trace_id().to_string(), TRACE);
+        assert_eq!((call.parent_span_id, call.parent_span_is_remote), (SpanId::from(0xb7ad_6b71_6920_3331), true));
     }
-    assert!(matches!(first.status, Status::Error { .. }), "{:?}", first.status);
-    assert_eq!(second.status, Status::Ok);
-    let events = |span: &SpanData| span.events.iter().map(|event| event.name.to_string()).collect::<Vec<_>>();
-    assert!(events(first).contains(&"Delayed LB pick complete".to_owned()), "{:?}", events(first));
-    assert_eq!(events(second), ["Outbound message", "Inbound message"]);
-
-    // No span around it: the caller that is known is the parent, far away.
-    exporter.reset();
-    let context = trace::TraceContext::extract(&incoming).unwrap();
-    trace::scope(context, async { hello(&channel).await }).await.unwrap();
-    let spans = exporter.get_finished_spans().unwrap();
-    let [call] = named(&spans, "Sent.helloworld.Greeter.SayHello")[..] else { panic!("one call") };
-    assert_eq!(call.span_context.trace_id().to_string(), TRACE);
-    assert_eq!((call.parent_span_id, call.parent_span_is_remote), (SpanId::from(0xb7ad_6b71_6920_3331), true));
 }
 
 #[tokio::test]
@@ -194,29 +199,35 @@ async fn any_subscriber_sees_the_ids_that_go_out_and_without_one_none_are_made()
 
 #[tokio::test]
 async fn the_listener_says_how_many_new_traces_are_recorded() {
-    let backend = Echo::start("v1").await;
-    let cp = crate::filters::plane(&crate::filters::anything(), &backend).await;
-    let name = &TARGET["xds:///".len()..];
-    edit::<Listener>(&cp, ResourceType::Listener, name, |listener| {
-        let api = listener.api_listener.as_mut().and_then(|api| api.api_listener.as_mut()).unwrap();
-        let mut manager = HttpConnectionManager::decode(&*api.value).unwrap();
-        manager.tracing = Some(http_connection_manager::Tracing {
-            random_sampling: Some(Percent { value: 0.0 }),
-            ..http_connection_manager::Tracing::default()
+    for way in Way::BOTH {
+        let backend = Echo::start("v1").await;
+        let cp = crate::filters::plane(&crate::filters::anything(), &backend).await;
+        let name = &TARGET["xds:///".len()..];
+        edit::<Listener>(&cp, ResourceType::Listener, name, |listener| {
+            let api = listener.api_listener.as_mut().and_then(|api| api.api_listener.as_mut()).unwrap();
+            let mut manager = HttpConnectionManager::decode(&*api.value).unwrap();
+            manager.tracing = Some(http_connection_manager::Tracing {
+                random_sampling: Some(Percent { value: 0.0 }),
+                ..http_connection_manager::Tracing::default()
+            });
+            *api = pack_any(manager);
         });
-        *api = pack_any(manager);
-    });
-    let says = async |builder: mesh_client::MeshBuilder, request: http::request::Builder| {
-        let mesh = builder.bootstrap_json(&cp.bootstrap()).unwrap().build().await.unwrap();
-        let _channel = mesh.channel(TARGET).unwrap();
-        Way::Channel.send(&mesh, request, "").await.unwrap();
-        backend.last().header("traceparent").rsplit_once('-').unwrap().1.to_owned()
-    };
-    assert_eq!(says(Mesh::builder(), get("/")).await, "00");
-    assert_eq!(says(Mesh::builder(), get("/").header("x-client-trace-id", "1")).await, "01", "the caller asks for it");
-    assert_eq!(says(Mesh::builder(), get("/").header("traceparent", PARENT)).await, "01", "it was decided before");
-    let own = trace::Propagation::default().sampling(1.0);
-    assert_eq!(says(Mesh::builder().trace(own), get("/")).await, "01");
+        let says = async |builder: mesh_client::MeshBuilder, request: http::request::Builder| {
+            let mesh = builder.bootstrap_json(&cp.bootstrap()).unwrap().build().await.unwrap();
+            let _channel = mesh.channel(TARGET).unwrap();
+            way.send(&mesh, request, "").await.unwrap();
+            backend.last().header("traceparent").rsplit_once('-').unwrap().1.to_owned()
+        };
+        assert_eq!(says(Mesh::builder(), get("/")).await, "00");
+        assert_eq!(
+            says(Mesh::builder(), get("/").header("x-client-trace-id", "1")).await,
+            "01",
+            "the caller asks for it"
+        );
+        assert_eq!(says(Mesh::builder(), get("/").header("traceparent", PARENT)).await, "01", "it was decided before");
+        let own = trace::Propagation::default().sampling(1.0);
+        assert_eq!(says(Mesh::builder().trace(own), get("/")).await, "01");
+    }
 }
 
 #[tokio::test]

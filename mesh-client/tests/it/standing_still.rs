@@ -78,21 +78,23 @@ async fn a_stream_that_moves_lives_and_one_that_stands_still_is_ended() {
 
 #[tokio::test]
 async fn waiting_for_the_head_of_the_response_is_standing_still_and_not_retried() {
-    let (held, seen) = (Mutex::new(Vec::new()), Arc::new(AtomicUsize::new(0)));
-    let count = seen.clone();
-    let server = H2Server::start(move |served| {
-        count.fetch_add(1, SeqCst);
-        held.lock().unwrap().push(served);
-        Then::GoOn
-    })
-    .await;
-    let (_cp, mesh) = mesh(server.addr(), Profile::Envoy, |action| action.idle_timeout = millis(100)).await;
-    let request = get("/").body(Full::<Bytes>::default()).unwrap();
-    let error: Error = mesh.channel(TARGET).unwrap().oneshot(request).await.unwrap_err();
-    assert!(error.is_timeout(), "{error}");
-    assert_says(&error.to_string(), &["nothing moved on the stream for 100ms"]);
-    assert_eq!(seen.load(SeqCst), 1);
-    assert_eq!(mesh.channel(TARGET).unwrap().load().requests, 0);
+    for way in Way::BOTH {
+        let (held, seen) = (Mutex::new(Vec::new()), Arc::new(AtomicUsize::new(0)));
+        let count = seen.clone();
+        let server = H2Server::start(move |served| {
+            count.fetch_add(1, SeqCst);
+            held.lock().unwrap().push(served);
+            Then::GoOn
+        })
+        .await;
+        let (_cp, mesh) = mesh(server.addr(), Profile::Envoy, |action| action.idle_timeout = millis(100)).await;
+        let error = way.send(&mesh, get("/"), "").await.unwrap_err();
+        let error = error.downcast_ref::<Error>().expect("the mesh's own");
+        assert!(error.is_timeout(), "{error}");
+        assert_says(&error.to_string(), &["nothing moved on the stream for 100ms"]);
+        assert_eq!(seen.load(SeqCst), 1);
+        assert_eq!(mesh.channel(TARGET).unwrap().load().requests, 0);
+    }
 }
 
 #[tokio::test]

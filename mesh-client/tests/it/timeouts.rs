@@ -1,14 +1,15 @@
 //! A timeout says which one it was, of what length, at which attempt.
 
 use crate::support::{
-    ANY, CLUSTER, GUARD, H2Server, TARGET, Then, assert_says,
+    ANY, CLUSTER, H2Server, TARGET, Then, assert_says,
+    code::{Local, fixed},
     echo::{Echo, Way, get},
-    hello, hello_with, routes, service, to,
+    hello, routes, service, to,
 };
 use bytes::Bytes;
 use futures::StreamExt;
 use http_body::Frame;
-use http_body_util::{Full, StreamBody};
+use http_body_util::StreamBody;
 use mesh_client::{
     BoxError, Error, Mesh, MeshBuilder, Profile,
     policy::{Cluster, Policy},
@@ -24,7 +25,6 @@ use std::{
     time::Duration,
 };
 use tonic::Code;
-use tower::ServiceExt;
 
 /// Refuses as many requests, and never answers the others.
 async fn server(refused: usize) -> H2Server {
@@ -103,29 +103,30 @@ async fn of_the_response_headers_leaves_slow_requests_and_slow_bodies_alone() {
 
 #[tokio::test]
 async fn of_the_response_headers_over_http1() {
-    let silent = tokio::net::TcpListener::bind(ANY).await.unwrap();
-    let cluster = Cluster { http_protocol: Some(HttpProtocol::Http1), ..Cluster::of("target", []) };
-    let mesh = Mesh::builder()
-        .policy(Policy::default().with_target(cluster).with_timeout(Duration::ZERO))
-        .response_headers_timeout(Duration::from_millis(80));
-    let channel = mesh.build().await.unwrap().fixed_channel(&[silent.local_addr().unwrap()]).unwrap();
-    for body in ["", "body"] {
-        let request = http::Request::post("http://silent.example/").body(Full::<Bytes>::from(body)).unwrap();
-        let call = tokio::time::timeout(GUARD, channel.clone().oneshot(request));
-        let error = call.await.expect("hangs").unwrap_err();
-        assert_says(&error.to_string(), &["had no headers 80ms after the request was sent", "attempt 1"]);
+    for way in Way::BOTH {
+        let silent = tokio::net::TcpListener::bind(ANY).await.unwrap();
+        let cluster = Cluster { http_protocol: Some(HttpProtocol::Http1), ..Cluster::of("target", []) };
+        let policy = Policy::default().with_target(cluster).with_timeout(Duration::ZERO);
+        let limit = |mesh: MeshBuilder| mesh.response_headers_timeout(Duration::from_millis(80));
+        let code = Local::with(&fixed(&[silent.local_addr().unwrap()]), policy, limit).await;
+        for body in ["", "body"] {
+            let error = way.send(&code.mesh, get("/").method("POST"), body).await.unwrap_err();
+            assert_says(&error.to_string(), &["had no headers 80ms after the request was sent", "attempt 1"]);
+        }
     }
 }
 
 #[tokio::test]
 async fn of_the_route_in_the_second_attempt() {
-    let server = server(1).await;
-    let fields = "timeout: 300ms, retries: {attempts: 2, retryOn: \"5xx\", backoff: 1ms}";
-    let (_cp, mesh) = mesh(&server, fields, Profile::Envoy).await;
-    let error = Way::Channel.send(&mesh, get("/"), "").await.unwrap_err().to_string();
-    let endpoint = format!("endpoint {}", server.addr());
-    assert_says(&error, &["deadline of 300ms exceeded", "before the response began", "set by the route's timeout"]);
-    assert_says(&error, &["attempt 2", &endpoint, CLUSTER]);
+    for way in Way::BOTH {
+        let server = server(1).await;
+        let fields = "timeout: 300ms, retries: {attempts: 2, retryOn: \"5xx\", backoff: 1ms}";
+        let (_cp, mesh) = mesh(&server, fields, Profile::Envoy).await;
+        let error = way.send(&mesh, get("/"), "").await.unwrap_err().to_string();
+        let endpoint = format!("endpoint {}", server.addr());
+        assert_says(&error, &["deadline of 300ms exceeded", "before the response began", "set by the route's timeout"]);
+        assert_says(&error, &["attempt 2", &endpoint, CLUSTER]);
+    }
 }
 
 #[tokio::test]
@@ -141,12 +142,13 @@ async fn of_the_last_attempt() {
 
 #[tokio::test]
 async fn of_the_caller_in_the_third_attempt() {
-    let server = server(2).await;
-    let fields = "retries: {attempts: 3, retryOn: unavailable, backoff: 1ms}";
-    let (_cp, mesh) = mesh(&server, fields, Profile::Grpc).await;
-    let channel = mesh.channel(TARGET).unwrap();
-    let call = hello_with(&channel, |request| request.set_timeout(Duration::from_millis(400)));
-    let status = call.await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_says(status.message(), &["deadline of 400ms exceeded", "set by the caller's grpc-timeout", "attempt 3"]);
+    for way in Way::BOTH {
+        let server = server(2).await;
+        let fields = "retries: {attempts: 3, retryOn: unavailable, backoff: 1ms}";
+        let (_cp, mesh) = mesh(&server, fields, Profile::Grpc).await;
+        let call = way.hello_with(&mesh, |request| request.set_timeout(Duration::from_millis(400)));
+        let status = call.await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_says(status.message(), &["deadline of 400ms exceeded", "set by the caller's grpc-timeout", "attempt 3"]);
+    }
 }

@@ -1,62 +1,47 @@
 //! Facts about a request that are not part of it, and their matchers: dynamic metadata and filter state.
 
-use super::StringMatcher;
-use std::{collections::BTreeMap, sync::Arc};
+use super::{CidrRange, StringMatcher};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 /// A value as JSON has it (`google.protobuf.Value`).
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// `null`
-    Null,
-    /// A boolean.
-    Bool(bool),
-    /// A number.
-    Number(f64),
-    /// A string.
-    String(String),
-    /// An array.
-    List(Vec<Self>),
-    /// An object.
-    Object(BTreeMap<String, Self>),
-}
+pub use serde_json::Value;
 
-/// `envoy.type.matcher.v3.MetadataMatcher`, validated.
+/// `envoy.type.matcher.v3.MetadataMatcher` over the dynamic metadata of a request, validated.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MetadataMatch {
-    /// The namespace: in Envoy the filter that set the metadata.
+pub struct MetadataMatcher {
+    /// Whose metadata: a namespace such as `envoy.filters.http.jwt_authn`, in Envoy the filter that set it.
     pub filter: Arc<str>,
     /// Keys of objects within objects; not empty.
     pub path: Vec<String>,
     /// What is asked of the value there.
-    pub value: ValueMatch,
-    /// The result is inverted, that of a missing value too.
+    pub value: ValueMatcher,
+    /// The result is inverted, that of absent metadata too.
     pub invert: bool,
 }
 
 /// `envoy.type.matcher.v3.ValueMatcher`. A value of another kind, or none at all, does not match.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ValueMatch {
-    /// It is `null`.
+#[non_exhaustive]
+pub enum ValueMatcher {
+    /// Null.
     Null,
-    /// It is this number.
-    Number(f64),
-    /// It is a number in `start..end`.
-    Range {
-        /// First inside.
-        start: f64,
-        /// First outside.
-        end: f64,
-    },
-    /// It is this boolean.
-    Bool(bool),
-    /// It is a string that matches.
+    /// A number in the half-open range.
+    DoubleRange(f64, f64),
+    /// This number.
+    Double(f64),
+    /// A string.
     String(StringMatcher),
-    /// There is a value. `false` never matches (as in Envoy).
+    /// This truth value.
+    Bool(bool),
+    /// There is a value; `false` never matches, as in Envoy.
     Present(bool),
-    /// It is a list with an element that matches (`list_match.one_of`).
-    OneOf(Box<Self>),
-    /// One of these matches.
-    Or(Vec<Self>),
+    /// A list with an element that matches.
+    List(Box<Self>),
+    /// One of these.
+    OneOf(Vec<Self>),
 }
 
 /// `envoy.type.matcher.v3.FilterStateMatcher` over objects that are strings. One that is absent does not match.
@@ -65,75 +50,62 @@ pub struct FilterStateMatcher {
     /// Name of the object.
     pub key: Arc<str>,
     /// What is asked of it.
-    pub value: StringMatcher,
+    pub value: FilterStateMatch,
 }
 
-impl Value {
-    /// An object of these.
-    pub fn object<K: Into<String>>(fields: impl IntoIterator<Item = (K, Self)>) -> Self {
-        Self::Object(fields.into_iter().map(|(key, value)| (key.into(), value)).collect())
-    }
-
-    /// What this path of keys leads to.
-    pub fn at<K: AsRef<str>>(&self, path: impl IntoIterator<Item = K>) -> Option<&Self> {
-        path.into_iter().try_fold(self, |value, key| match value {
-            Self::Object(fields) => fields.get(key.as_ref()),
-            _ => None,
-        })
-    }
+/// What is asked of an object of the filter state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FilterStateMatch {
+    /// It is a string that matches.
+    String(StringMatcher),
+    /// It is an IP address, with a port or without, in one of these ranges (`AddressMatcher`). What is no address does not match.
+    Address {
+        /// Any of them.
+        ranges: Vec<CidrRange>,
+        /// Addresses in none of them instead.
+        invert: bool,
+    },
 }
 
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::String(text.to_owned())
-    }
-}
-
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::String(text)
+impl MetadataMatcher {
+    /// Whether the metadata of a request match. `of` gives the value of a namespace. No allocation.
+    pub fn matches<'v>(&self, of: impl FnOnce(&str) -> Option<&'v Value>) -> bool {
+        let found = self.path.iter().try_fold(of(&self.filter), |value, key| Some(value?.get(key.as_str())));
+        self.value.matches(found.flatten()) != self.invert
     }
 }
 
-impl From<bool> for Value {
-    fn from(flag: bool) -> Self {
-        Self::Bool(flag)
-    }
-}
-
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
-        Self::Number(number)
-    }
-}
-
-impl<V: Into<Self>> From<Vec<V>> for Value {
-    fn from(list: Vec<V>) -> Self {
-        Self::List(list.into_iter().map(Into::into).collect())
-    }
-}
-
-impl MetadataMatch {
-    /// Whether it matches what is in its namespace. No allocation.
-    pub fn matches(&self, namespace: Option<&Value>) -> bool {
-        self.value.matches(namespace.and_then(|value| value.at(&self.path))) != self.invert
-    }
-}
-
-impl ValueMatch {
-    /// Whether it matches; `None`: there is no value. No allocation.
+impl ValueMatcher {
+    /// Whether a value, or none, matches. No allocation.
     pub fn matches(&self, value: Option<&Value>) -> bool {
         match (self, value) {
-            (Self::Or(any), value) => any.iter().any(|matcher| matcher.matches(value)),
+            (Self::OneOf(any), value) => any.iter().any(|one| one.matches(value)),
+            (_, None) => false,
+            (Self::Null, Some(value)) => value.is_null(),
+            (Self::DoubleRange(start, end), Some(value)) => {
+                value.as_f64().is_some_and(|number| (*start..*end).contains(&number))
+            }
+            #[allow(clippy::float_cmp, reason = "Envoy compares exactly")]
+            (Self::Double(wanted), Some(value)) => value.as_f64() == Some(*wanted),
+            (Self::String(matcher), Some(value)) => value.as_str().is_some_and(|text| matcher.matches(text)),
+            (Self::Bool(wanted), Some(value)) => value.as_bool() == Some(*wanted),
             (Self::Present(wanted), Some(_)) => *wanted,
-            (Self::Null, Some(Value::Null)) => true,
-            #[allow(clippy::float_cmp, reason = "an exact match is meant")]
-            (Self::Number(wanted), Some(Value::Number(number))) => wanted == number,
-            (Self::Range { start, end }, Some(Value::Number(number))) => (*start..*end).contains(number),
-            (Self::Bool(wanted), Some(Value::Bool(flag))) => wanted == flag,
-            (Self::String(matcher), Some(Value::String(text))) => matcher.matches(text),
-            (Self::OneOf(matcher), Some(Value::List(list))) => list.iter().any(|value| matcher.matches(Some(value))),
-            _ => false,
+            (Self::List(element), Some(Value::Array(list))) => list.iter().any(|value| element.matches(Some(value))),
+            (Self::List(_), Some(_)) => false,
+        }
+    }
+}
+
+impl FilterStateMatcher {
+    /// Whether an object, or none, matches. No allocation.
+    pub fn matches(&self, object: Option<&str>) -> bool {
+        match (&self.value, object) {
+            (_, None) => false,
+            (FilterStateMatch::String(matcher), Some(text)) => matcher.matches(text),
+            (FilterStateMatch::Address { ranges, invert }, Some(text)) => {
+                let address = text.parse::<IpAddr>().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip()));
+                address.is_ok_and(|address| ranges.iter().any(|range| range.contains(address)) != *invert)
+            }
         }
     }
 }
@@ -141,44 +113,56 @@ impl ValueMatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn values_match_by_their_kind() {
-        let text = |text: &str| ValueMatch::String(StringMatcher::exact(text));
-        let range = ValueMatch::Range { start: 1.0, end: 2.0 };
-        let list = |matcher| ValueMatch::OneOf(Box::new(matcher));
-        for (matcher, takes, leaves) in [
-            (ValueMatch::Null, vec![Value::Null], vec![Value::Bool(false), Value::from("")]),
-            (ValueMatch::Bool(false), vec![false.into()], vec![true.into(), Value::Null]),
-            (ValueMatch::Number(1.5), vec![1.5.into()], vec![1.0.into(), "1.5".into()]),
-            (range, vec![1.0.into(), 1.9.into()], vec![0.9.into(), 2.0.into(), "1".into()]),
-            (text("a"), vec!["a".into()], vec!["b".into(), 1.0.into()]),
-            (ValueMatch::Present(true), vec![Value::Null, Value::object::<String>([])], vec![]),
-            (ValueMatch::Present(false), vec![], vec![Value::Null]),
-            (list(text("a")), vec![vec!["b", "a"].into()], vec![vec!["b"].into(), "a".into()]),
-            (ValueMatch::Or(vec![text("a"), ValueMatch::Null]), vec!["a".into(), Value::Null], vec![true.into()]),
-        ] {
-            assert!(takes.iter().all(|value| matcher.matches(Some(value))), "{matcher:?}");
-            assert!(!leaves.iter().any(|value| matcher.matches(Some(value))), "{matcher:?}");
-            assert!(!matcher.matches(None), "{matcher:?}: there is no value");
+    fn metadata_match_as_in_envoy() {
+        let claims = json!({"payload": {"iss": "a", "groups": ["x", "y"], "n": 3, "ok": true, "none": null}});
+        let matches = |path: &[&str], value: ValueMatcher| {
+            let path = path.iter().map(|key| (*key).to_owned()).collect();
+            let matcher = MetadataMatcher { filter: "jwt".into(), path, value, invert: false };
+            let of = |name: &str| (name == "jwt").then_some(&claims);
+            let inverted = MetadataMatcher { invert: true, ..matcher.clone() };
+            assert_ne!(matcher.matches(of), inverted.matches(of));
+            matcher.matches(of)
+        };
+        let text = |text: &str| ValueMatcher::String(StringMatcher::exact(text));
+        assert!(matches(&["payload", "iss"], text("a")) && !matches(&["payload", "iss"], text("b")));
+        assert!(matches(&["payload", "groups"], ValueMatcher::List(Box::new(text("y")))));
+        assert!(!matches(&["payload", "iss"], ValueMatcher::List(Box::new(text("a")))), "a string is no list");
+        assert!(matches(&["payload", "n"], ValueMatcher::Double(3.0)));
+        assert!(matches(&["payload", "n"], ValueMatcher::DoubleRange(3.0, 4.0)));
+        assert!(!matches(&["payload", "n"], ValueMatcher::DoubleRange(1.0, 3.0)));
+        assert!(matches(&["payload", "ok"], ValueMatcher::Bool(true)));
+        assert!(matches(&["payload", "none"], ValueMatcher::Null));
+        assert!(matches(&["payload", "n"], ValueMatcher::Present(true)));
+        for absent in [ValueMatcher::Null, ValueMatcher::Present(true), ValueMatcher::Present(false), text("")] {
+            assert!(!matches(&["payload", "absent"], absent));
         }
+        assert!(matches(&["payload", "iss"], ValueMatcher::OneOf(vec![text("b"), text("a")])));
     }
 
     #[test]
-    fn a_path_leads_through_objects_and_inversion_takes_what_is_missing() {
-        let value = Value::object([("a", Value::object([("b", "c".into())]))]);
-        let matcher = |path: &[&str], invert| MetadataMatch {
-            filter: "f".into(),
-            path: path.iter().map(|key| (*key).to_owned()).collect(),
-            value: ValueMatch::String(StringMatcher::exact("c")),
-            invert,
+    fn addresses_in_the_filter_state_match_with_a_port_or_without() {
+        let range = |text: &str, bits| CidrRange::new(text.parse().unwrap(), bits).unwrap();
+        let ranges = vec![range("10.0.0.0", 8), range("2001:db8::", 32)];
+        let of = |invert| FilterStateMatcher {
+            key: "k".into(),
+            value: FilterStateMatch::Address { ranges: ranges.clone(), invert },
         };
-        assert!(matcher(&["a", "b"], false).matches(Some(&value)));
-        assert!(!matcher(&["a", "b"], true).matches(Some(&value)));
-        for path in [&["a"][..], &["a", "b", "c"], &["b"]] {
-            assert!(!matcher(path, false).matches(Some(&value)), "{path:?}");
-            assert!(matcher(path, true).matches(Some(&value)), "{path:?}");
+        for (object, within) in [
+            ("10.1.2.3", Some(true)),
+            ("10.1.2.3:80", Some(true)),
+            ("::ffff:10.1.2.3", Some(true)),
+            ("[2001:db8::1]:80", Some(true)),
+            ("11.1.2.3", Some(false)),
+            ("2001:db9::1", Some(false)),
+            ("ten", None),
+            ("", None),
+        ] {
+            assert_eq!(of(false).matches(Some(object)), within == Some(true), "{object}");
+            assert_eq!(of(true).matches(Some(object)), within == Some(false), "{object}");
         }
-        assert!(matcher(&["a"], true).matches(None));
+        assert!(!of(false).matches(None) && !of(true).matches(None));
     }
 }

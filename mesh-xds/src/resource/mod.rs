@@ -63,11 +63,11 @@ pub use matcher::{
     CookieMatcher, Denominator, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,
     QueryParameterMatcherKind, RegexRewrite, SafeRegex, StringMatcher, StringPattern,
 };
-pub use metadata::{FilterStateMatcher, MetadataMatch, Value, ValueMatch};
+pub use metadata::{FilterStateMatch, FilterStateMatcher, MetadataMatcher, Value, ValueMatcher};
 pub use outlier::{FailureAccrual, OutlierDetection};
 pub use rbac::{
-    AuditLoggerConfig, AuditLoggerParser, AuditLogging, MetadataMatcher, PeerName, Permission, Principal, RbacAction,
-    RbacConfig, RbacPolicy, RbacRules, ValueMatcher,
+    AuditLoggerConfig, AuditLoggerParser, AuditLogging, PeerName, Permission, Principal, RbacAction, RbacConfig,
+    RbacPolicy, RbacRules,
 };
 pub use route::{
     AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,

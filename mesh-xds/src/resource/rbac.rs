@@ -1,6 +1,6 @@
 //! RBAC: who may do what on a server (`envoy.extensions.filters.http.rbac.v3.RBAC`, gRFC A41, audit logging of gRFC A59).
 
-use super::{CidrRange, FilterPayload, HeaderMatcher, PathTemplate, StringMatcher};
+use super::{CidrRange, FilterPayload, HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher};
 use std::{any::Any, fmt, sync::Arc};
 
 /// A filter that lets requests in or refuses them.
@@ -118,41 +118,6 @@ pub enum PeerName {
     Ip(StringMatcher),
 }
 
-/// `envoy.type.matcher.v3.MetadataMatcher` over the dynamic metadata of a request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MetadataMatcher {
-    /// Whose metadata: a namespace such as `envoy.filters.http.jwt_authn`.
-    pub filter: Arc<str>,
-    /// Keys, from the outside in.
-    pub path: Vec<String>,
-    /// What is asked of the value there.
-    pub value: ValueMatcher,
-    /// The result is inverted, that of absent metadata too.
-    pub invert: bool,
-}
-
-/// `envoy.type.matcher.v3.ValueMatcher`
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum ValueMatcher {
-    /// Null.
-    Null,
-    /// A number in the half-open range.
-    DoubleRange(f64, f64),
-    /// This number.
-    Double(f64),
-    /// A string.
-    String(StringMatcher),
-    /// This truth value.
-    Bool(bool),
-    /// There is a value; `false` never matches, as in Envoy.
-    Present(bool),
-    /// A list with an element that matches.
-    List(Box<Self>),
-    /// One of these.
-    OneOf(Vec<Self>),
-}
-
 /// `RBAC.AuditLoggingOptions`, of which something is told to somebody.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditLogging {
@@ -204,36 +169,6 @@ impl AuditLoggerConfig {
     }
 }
 
-impl MetadataMatcher {
-    /// Whether the metadata of a request match. `of` gives the value of a namespace.
-    pub fn matches<'v>(&self, of: impl FnOnce(&str) -> Option<&'v serde_json::Value>) -> bool {
-        let found = self.path.iter().try_fold(of(&self.filter), |value, key| Some(value?.get(key.as_str())));
-        self.value.matches(found.flatten()) != self.invert
-    }
-}
-
-impl ValueMatcher {
-    /// Whether a value, or none, matches.
-    pub fn matches(&self, value: Option<&serde_json::Value>) -> bool {
-        use serde_json::Value;
-        match (self, value) {
-            (Self::OneOf(any), value) => any.iter().any(|one| one.matches(value)),
-            (_, None) => false,
-            (Self::Null, Some(value)) => value.is_null(),
-            (Self::DoubleRange(start, end), Some(value)) => {
-                value.as_f64().is_some_and(|number| (*start..*end).contains(&number))
-            }
-            #[allow(clippy::float_cmp, reason = "Envoy compares exactly")]
-            (Self::Double(wanted), Some(value)) => value.as_f64() == Some(*wanted),
-            (Self::String(matcher), Some(value)) => value.as_str().is_some_and(|text| matcher.matches(text)),
-            (Self::Bool(wanted), Some(value)) => value.as_bool() == Some(*wanted),
-            (Self::Present(wanted), Some(_)) => *wanted,
-            (Self::List(element), Some(Value::Array(list))) => list.iter().any(|value| element.matches(Some(value))),
-            (Self::List(_), Some(_)) => false,
-        }
-    }
-}
-
 impl PartialEq for AuditLoggerConfig {
     /// By what came, not by what was made of it.
     fn eq(&self, other: &Self) -> bool {
@@ -255,38 +190,5 @@ impl fmt::Debug for AuditLoggerConfig {
                 f.debug_struct("Custom").field("type_name", type_name).field("payload", payload).finish_non_exhaustive()
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn metadata_match_as_in_envoy() {
-        let claims = json!({"payload": {"iss": "a", "groups": ["x", "y"], "n": 3, "ok": true, "none": null}});
-        let matches = |path: &[&str], value: ValueMatcher| {
-            let path = path.iter().map(|key| (*key).to_owned()).collect();
-            let matcher = MetadataMatcher { filter: "jwt".into(), path, value, invert: false };
-            let of = |name: &str| (name == "jwt").then_some(&claims);
-            let inverted = MetadataMatcher { invert: true, ..matcher.clone() };
-            assert_ne!(matcher.matches(of), inverted.matches(of));
-            matcher.matches(of)
-        };
-        let text = |text: &str| ValueMatcher::String(StringMatcher::exact(text));
-        assert!(matches(&["payload", "iss"], text("a")) && !matches(&["payload", "iss"], text("b")));
-        assert!(matches(&["payload", "groups"], ValueMatcher::List(Box::new(text("y")))));
-        assert!(!matches(&["payload", "iss"], ValueMatcher::List(Box::new(text("a")))), "a string is no list");
-        assert!(matches(&["payload", "n"], ValueMatcher::Double(3.0)));
-        assert!(matches(&["payload", "n"], ValueMatcher::DoubleRange(3.0, 4.0)));
-        assert!(!matches(&["payload", "n"], ValueMatcher::DoubleRange(1.0, 3.0)));
-        assert!(matches(&["payload", "ok"], ValueMatcher::Bool(true)));
-        assert!(matches(&["payload", "none"], ValueMatcher::Null));
-        assert!(matches(&["payload", "n"], ValueMatcher::Present(true)));
-        for absent in [ValueMatcher::Null, ValueMatcher::Present(true), ValueMatcher::Present(false), text("")] {
-            assert!(!matches(&["payload", "absent"], absent));
-        }
-        assert!(matches(&["payload", "iss"], ValueMatcher::OneOf(vec![text("b"), text("a")])));
     }
 }

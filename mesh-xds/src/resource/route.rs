@@ -2,7 +2,7 @@
 
 use super::{
     Action, ClusterSpecifier, CookieMatcher, FilterOverride, FilterStateMatcher, FractionalPercent, HeaderEdits,
-    HeaderMatcher, MetadataMatch, MetadataValue, MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit,
+    HeaderMatcher, MetadataMatcher, MetadataValue, MirrorCluster, PathTemplate, QueryParameterMatcher, RateLimit,
     SafeRegex,
 };
 use http::HeaderName;
@@ -92,7 +92,7 @@ pub struct RouteMatch {
     /// Of the connection that the request came to this process by.
     pub tls: TlsContextMatch,
     /// `dynamic_metadata`: every one must match.
-    pub metadata: Vec<MetadataMatch>,
+    pub metadata: Vec<MetadataMatcher>,
     /// Every one must match.
     pub filter_state: Vec<FilterStateMatcher>,
     /// `runtime_fraction.default_value`; `None` is always.

@@ -15,9 +15,9 @@
 use crate::resource::{
     Action, AppendAction, ClusterSpecifier, CookieMatcher, DirectResponse, FilterOverride, FilterStateMatcher, Format,
     Forward, FractionalPercent, HashPolicy, HeaderAdd, HeaderEdits, HeaderMatcher, HeaderMatcherKind, HeaderOps, Hedge,
-    HostRewrite, MetadataMatch, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher, PathRewrite,
-    PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, Redirect, RegexRewrite, RetryPolicy, Route,
-    RouteMatch, RoutingPriority, SafeRegex, StringMatcher, TemplateRewrite, TlsContextMatch, WeightedCluster,
+    HostRewrite, MetadataMatcher, MetadataValue, Mirror, MirrorCluster, MirrorHost, PathMatcher, PathRewrite,
+    PathTemplate, QueryParameterMatcher, QueryParameterMatcherKind, RateLimit, Redirect, RegexRewrite, RetryPolicy,
+    Route, RouteMatch, RoutingPriority, SafeRegex, StringMatcher, TemplateRewrite, TlsContextMatch, WeightedCluster,
 };
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, uri::Authority};
@@ -177,7 +177,7 @@ impl RouteBuilder {
     }
 
     /// By metadata of the request.
-    pub fn metadata(mut self, matcher: MetadataMatch) -> Self {
+    pub fn metadata(mut self, matcher: MetadataMatcher) -> Self {
         self.matches.metadata.push(matcher);
         self
     }
@@ -344,6 +344,18 @@ impl ForwardBuilder {
     /// The same in every detail.
     pub fn mirror_with(mut self, mirror: Mirror) -> Self {
         self.forward.mirrors = self.forward.mirrors.iter().cloned().chain([mirror]).collect();
+        self
+    }
+
+    /// A rewrite of the authority keeps the original one in `x-forwarded-host`.
+    pub fn keep_host(mut self) -> Self {
+        self.forward.append_x_forwarded_host = true;
+        self
+    }
+
+    /// Descriptors for the rate limit filters, instead of those that the route has.
+    pub fn rate_limits(mut self, limits: impl IntoIterator<Item = RateLimit>) -> Self {
+        self.forward.rate_limits = limits.into_iter().collect();
         self
     }
 

@@ -362,6 +362,10 @@ impl Call {
             if let Some(watch) = &self.chosen.watch {
                 watch.delayed();
             }
+            if let Some(explain) = &self.chosen.explain {
+                let limit = until.map_or_else(String::new, |(_, limit)| format!(", at most {limit:?}"));
+                explain.add("wait", format!("for a connection to {} or a stream of one{limit}", endpoint.address()));
+            }
             line.acquiring = Some(Box::pin(async move {
                 let acquired = endpoint.link().acquire(priority);
                 match until {

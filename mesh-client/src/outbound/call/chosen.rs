@@ -150,6 +150,9 @@ impl Chosen {
             unserved(Flag::NO_CLUSTER, status);
             refused(&routing, Kind::NoCluster(status), e.to_string(), Some(entry), None)
         })?;
+        if let Some(explain) = &explain {
+            explain.extend(narrate::limits(forward, &routing.facts.settings, &head.headers));
+        }
         let route = entry.index;
         let deadline = forward.timeouts.deadline(started, &head.headers);
         let flags = Flag::NONE;
@@ -215,8 +218,12 @@ impl Chosen {
         }
         if let Some(explain) = &self.explain {
             let hash = steering.as_ref().and_then(|steering| steering.hash());
+            if leaf != upstream {
+                explain.extend([narrate::leaf(live, &choice.name)]);
+            }
             explain.extend(narrate::balancing(live, choice.metadata.as_deref(), Some(hash)));
             explain.add("breaker", narrate::breaker(live, priority));
+            explain.extend(narrate::standing(live));
         }
         let tracing = self.routing.snapshot.listener.http.tracing.as_ref();
         let trace = self.routing.facts.settings.propagation.apply(&mut head.headers, &head.extensions, tracing);

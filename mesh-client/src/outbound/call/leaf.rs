@@ -7,6 +7,7 @@ use crate::{
     outbound::{
         cluster::{AggregateRules, Avoid, LiveCluster, Pick, choose_leaf, leave_behind},
         connect::Subchannel,
+        narrate,
         pick::Part,
         retry::Failure,
     },
@@ -113,6 +114,9 @@ impl Call {
             upstreams[self.leaf].live.end_request(self.priority);
         }
         self.leaf = leaf;
+        if let Some(explain) = &self.chosen.explain {
+            explain.extend([narrate::leaf(self.leaf(), &self.chosen.choice().name)]);
+        }
         Ok(())
     }
 }

@@ -127,9 +127,9 @@ impl<L: Link> LiveCluster<L> {
         matches!(&self.view.load().cluster.discovery, Discovery::Dns(dns) if dns.logical)
     }
 
-    /// How endpoints are chosen.
-    pub(crate) fn policy(&self) -> LbPolicy {
-        self.view.load().cluster.lb_policy.clone()
+    /// Its configuration in force.
+    pub(crate) fn config(&self) -> Arc<Cluster> {
+        self.view.load().cluster.clone()
     }
 
     /// The header that requests are hashed by instead of the route's policies (gRFC A76).

@@ -49,7 +49,7 @@ use arc_swap::ArcSwap;
 use balancing::{Cut, View, Wants};
 use eject::{Metrics, Sweeper};
 use endpoint::Common;
-use mesh_xds::resource::{Cluster, ClusterLoadAssignment, RoutingPriority};
+use mesh_xds::resource::{Cluster, ClusterLoadAssignment, DropOverload, RoutingPriority};
 use outlier::Thresholds;
 use set::EndpointSet;
 use std::{
@@ -261,6 +261,11 @@ impl<L: Link> LiveCluster<L> {
     /// Ends what [`begin_request`](Self::begin_request) began.
     pub(crate) fn end_request(&self, priority: RoutingPriority) {
         self.breaker.give_back(priority, Resource::Requests);
+    }
+
+    /// The shares of requests that are dropped.
+    pub(crate) fn drops(&self) -> Vec<DropOverload> {
+        self.view.load().assignment.drops.clone()
     }
 
     /// Whether the assignment's `drop_overload` drops this request, and for which category: each in turn takes its share of

@@ -92,6 +92,17 @@ impl<L: Link> LiveCluster<L> {
     }
 }
 
+impl EndpointStatus {
+    /// Whether picks step over it, or lately could not connect to it.
+    pub(crate) fn is_held_out(&self) -> bool {
+        self.ejected_for.is_some()
+            || self.failing.is_some()
+            || self.on_probation
+            || self.last_error.is_some()
+            || !self.health.is_usable()
+    }
+}
+
 impl fmt::Display for ClusterStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.priority {

@@ -9,8 +9,9 @@ use crate::{Downstream, outbound::timeout::is_grpc};
 use http::header;
 use mesh_tls::PeerIdentity;
 use mesh_xds::resource::{
-    CookieMatcher, FilterStateMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind, MetadataMatch, PathMatcher,
-    QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch, StringMatcher, StringPattern, TlsContextMatch,
+    CookieMatcher, FilterStateMatch, FilterStateMatcher, FractionalPercent, HeaderMatcher, HeaderMatcherKind,
+    MetadataMatcher, PathMatcher, QueryParameterMatcher, QueryParameterMatcherKind, RouteMatch, StringMatcher,
+    StringPattern, TlsContextMatch,
 };
 use std::fmt;
 
@@ -31,7 +32,7 @@ struct Rare {
     /// Only gRPC, by the content type; the flag: one that is absent counts as gRPC's.
     grpc: Option<bool>,
     tls: TlsContextMatch,
-    metadata: Box<[MetadataMatch]>,
+    metadata: Box<[MetadataMatcher]>,
     filter_state: Box<[FilterStateMatcher]>,
 }
 
@@ -54,7 +55,7 @@ pub(super) enum Mismatch<'m> {
     Cookie(&'m CookieMatcher),
     NotGrpc,
     Certificate(bool),
-    Metadata(&'m MetadataMatch),
+    Metadata(&'m MetadataMatcher),
     FilterState(&'m FilterStateMatcher),
     Fraction(FractionalPercent),
 }
@@ -135,13 +136,11 @@ impl Rare {
             return Ok(());
         }
         let downstream = Downstream::of(head.extensions);
-        let metadata = |m: &&MetadataMatch| !m.matches(downstream.and_then(|d| d.metadata(&m.filter)));
+        let metadata = |m: &&MetadataMatcher| !m.matches(|namespace| downstream.and_then(|d| d.metadata(namespace)));
         if let Some(failed) = self.metadata.iter().find(metadata) {
             return Err(Mismatch::Metadata(failed));
         }
-        let state = |m: &&FilterStateMatcher| {
-            !downstream.and_then(|d| d.filter_state(&m.key)).is_some_and(|value| m.value.matches(value))
-        };
+        let state = |m: &&FilterStateMatcher| !m.matches(downstream.and_then(|d| d.filter_state(&m.key)));
         match self.filter_state.iter().find(state) {
             Some(failed) => Err(Mismatch::FilterState(failed)),
             None => Ok(()),
@@ -235,7 +234,15 @@ impl fmt::Display for Mismatch<'_> {
                 let not = if m.invert { "" } else { "absent or not " };
                 write!(f, "metadata {} of {:?} is {not}what it asks for", m.path.join("."), m.filter)
             }
-            Self::FilterState(m) => write!(f, "filter state {:?} is absent or not {}", m.key, Words(&m.value)),
+            Self::FilterState(FilterStateMatcher { key, value }) => match value {
+                FilterStateMatch::String(string) => {
+                    write!(f, "filter state {key:?} is absent or not {}", Words(string))
+                }
+                FilterStateMatch::Address { ranges, invert } => {
+                    let not = if *invert { "" } else { "not " };
+                    write!(f, "filter state {key:?} is absent, no address, or {not}in {ranges:?}")
+                }
+            },
             Self::Query(m) => match &m.kind {
                 QueryParameterMatcherKind::Present(want) => {
                     write!(f, "query parameter {} is {}", m.name, if *want { "absent" } else { "present" })

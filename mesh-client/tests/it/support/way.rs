@@ -60,6 +60,23 @@ impl Way {
         self.client(mesh).say_hello(request).await.map(tonic::Response::into_inner)
     }
 
+    /// One call with an hour's deadline that must end far sooner.
+    pub(crate) async fn prompt(self, mesh: &Mesh) -> Result<HelloReply, Status> {
+        let call = self.hello_with(mesh, |request| request.set_timeout(super::HOUR));
+        tokio::time::timeout(super::GUARD, call).await.expect("did not end promptly")
+    }
+
+    /// A request in a task of its own: its status, once its response began.
+    pub(crate) fn spawn(
+        self,
+        mesh: &Mesh,
+        request: http::request::Builder,
+        body: Body,
+    ) -> tokio::task::JoinHandle<Result<u16, Failed>> {
+        let (wire, request) = (self.wire(mesh), request.body(body).unwrap());
+        tokio::spawn(async move { Ok(wire.oneshot(request).await?.status().as_u16()) })
+    }
+
     /// Who answered so many calls, one after the other; errors by their text.
     pub(crate) async fn calls(self, mesh: &Mesh, count: usize) -> BTreeMap<String, u32> {
         let (mut seen, mut client) = (BTreeMap::new(), self.client(mesh));

@@ -15,6 +15,7 @@ mod lb_policy;
 mod lb_settings;
 mod listener;
 mod matcher;
+mod metadata;
 mod outlier;
 mod protocol_options;
 mod retry;

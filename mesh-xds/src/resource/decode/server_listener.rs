@@ -297,10 +297,14 @@ impl Decoder<'_> {
     }
 
     pub(super) fn cidr(&mut self, proto: &ProtoRange) -> Valid<CidrRange> {
-        let Ok(address) = proto.address_prefix.parse::<IpAddr>() else {
-            return Err(self.invalid_at("address_prefix", format!("\"{}\" is not an IP address", proto.address_prefix)));
+        self.address_range(&proto.address_prefix, proto.prefix_len)
+    }
+
+    pub(super) fn address_range(&mut self, prefix: &str, length: Option<UInt32Value>) -> Valid<CidrRange> {
+        let Ok(address) = prefix.parse::<IpAddr>() else {
+            return Err(self.invalid_at("address_prefix", format!("\"{prefix}\" is not an IP address")));
         };
-        let bits = proto.prefix_len.map_or(0, |bits| bits.value);
+        let bits = length.map_or(0, |bits| bits.value);
         CidrRange::new(address, bits).map_err(|error| self.invalid_at("prefix_len", error.to_string()))
     }
 

@@ -41,6 +41,30 @@ pub struct GlobalRateLimitConfig {
     pub rate_limits: Vec<RateLimit>,
 }
 
+impl GlobalRateLimitConfig {
+    /// The rate limit service in this cluster is asked about the descriptors of all requests, in this domain; Envoy's defaults.
+    pub fn of(domain: impl Into<String>, cluster: impl Into<Arc<str>>) -> Self {
+        Self {
+            domain: domain.into(),
+            stage: 0,
+            cluster: cluster.into(),
+            authority: None,
+            timeout: Some(Duration::from_millis(20)),
+            deny_on_error: FractionalPercent(0),
+            status_on_error: 500,
+            resource_exhausted: false,
+            x_headers: false,
+            ratelimited_header: true,
+            retry_after: false,
+            status: 429,
+            response_edits: HeaderOps::default(),
+            enabled: FractionalPercent::HUNDRED,
+            enforced: FractionalPercent::HUNDRED,
+            rate_limits: Vec::new(),
+        }
+    }
+}
+
 /// `RateLimitPerRoute`
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RateLimitOfRoute {

@@ -39,6 +39,29 @@ pub struct LocalRateLimitConfig {
     pub max_dynamic: usize,
 }
 
+impl LocalRateLimitConfig {
+    /// All requests are counted in this bucket, and refused when it is empty.
+    pub fn of(bucket: TokenBucket) -> Self {
+        Self {
+            status: 429,
+            bucket: Some(bucket),
+            enabled: FractionalPercent::HUNDRED,
+            enforced: FractionalPercent::HUNDRED,
+            request_edits: HeaderOps::default(),
+            response_edits: HeaderOps::default(),
+            descriptors: Vec::new(),
+            stage: 0,
+            rate_limits: Vec::new(),
+            virtual_host: VirtualHostLimits::default(),
+            always_consume_default: true,
+            x_headers: false,
+            retry_after: false,
+            resource_exhausted: false,
+            max_dynamic: 20,
+        }
+    }
+}
+
 /// `LocalRateLimitDescriptor`
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalDescriptor {

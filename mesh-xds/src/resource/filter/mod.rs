@@ -76,6 +76,13 @@ pub struct FilterOverride {
     pub config: Option<HttpFilterConfig>,
 }
 
+impl HttpFilter {
+    /// A filter that is on.
+    pub fn new(name: impl Into<Arc<str>>, config: HttpFilterConfig) -> Self {
+        Self { name: name.into(), config, disabled: false }
+    }
+}
+
 impl HttpFilterConfig {
     /// Has a meaning in a server only (gRFC A41).
     pub(crate) fn is_of_server(&self) -> bool {

@@ -3,7 +3,7 @@
 use super::is_typed_struct;
 use crate::resource::{
     AuditLoggerConfig, AuditLogging, FilterPayload, HeaderMatcher, MetadataMatcher, PathTemplate, PeerName, Permission,
-    Principal, RbacAction, RbacConfig, RbacPolicy, RbacRules, StringMatcher, ValueMatcher,
+    Principal, RbacAction, RbacConfig, RbacPolicy, RbacRules, StringMatcher,
     decode::{Decoder, Valid, type_name},
 };
 use envoy_types::pb::envoy::{
@@ -28,9 +28,7 @@ use envoy_types::pb::envoy::{
         transport_sockets::tls::v3::{SubjectAltNameMatcher, subject_alt_name_matcher::SanType},
     },
     r#type::matcher::v3::{
-        FilterStateMatcher, MetadataMatcher as ProtoMetadata, PathMatcher, ValueMatcher as ProtoValue,
-        double_matcher::MatchPattern as DoublePattern, filter_state_matcher::Matcher as StateMatcher, list_matcher,
-        metadata_matcher::path_segment::Segment, path_matcher, value_matcher::MatchPattern,
+        FilterStateMatcher, PathMatcher, filter_state_matcher::Matcher as StateMatcher, path_matcher,
     },
 };
 use std::{collections::HashMap, sync::Arc};
@@ -38,8 +36,6 @@ use std::{collections::HashMap, sync::Arc};
 const STDOUT: &str = "envoy.extensions.rbac.audit_loggers.stream.v3.StdoutAuditLog";
 /// What Istio's sidecars call the SPIFFE id of the peer.
 const PEER_PRINCIPAL: &str = "io.istio.peer_principal";
-/// Rules are nested at most so deep.
-const MAX_DEPTH: usize = 64;
 
 impl Decoder<'_> {
     pub(super) fn rbac(&mut self, proto: Rbac) -> Valid<RbacConfig> {
@@ -204,23 +200,6 @@ impl Decoder<'_> {
         })
     }
 
-    fn nested(&self, depth: usize) -> Valid<()> {
-        if depth > MAX_DEPTH { Err(self.invalid(format!("is nested more than {MAX_DEPTH} deep"))) } else { Ok(()) }
-    }
-
-    fn set<P, T>(
-        &mut self,
-        protos: Vec<P>,
-        field: &'static str,
-        one: impl Fn(&mut Self, P, usize) -> Valid<T>,
-        depth: usize,
-    ) -> Valid<Vec<T>> {
-        if protos.is_empty() {
-            return Err(self.invalid_at(field, "must not be empty"));
-        }
-        self.each(field, protos, |cx, proto| one(cx, proto, depth + 1))
-    }
-
     /// gRFC A41: what gRPC itself owns of the headers cannot be asked for.
     fn rbac_header(&mut self, proto: ProtoHeader) -> Valid<HeaderMatcher> {
         let header = self.header_matcher(proto)?;
@@ -254,47 +233,6 @@ impl Decoder<'_> {
             return Err(self.invalid_at("metadata_matcher", "is missing"));
         };
         self.at("metadata_matcher", |cx| cx.metadata_matcher(matcher))
-    }
-
-    fn metadata_matcher(&mut self, proto: ProtoMetadata) -> Valid<MetadataMatcher> {
-        let filter = self.filled("filter", proto.filter)?.into();
-        if proto.path.is_empty() {
-            return Err(self.invalid_at("path", "must not be empty"));
-        }
-        let path = self.each("path", proto.path, |cx, segment| match segment.segment {
-            Some(Segment::Key(key)) => cx.filled("key", key),
-            None => Err(cx.invalid("has no key")),
-        })?;
-        let Some(value) = proto.value else { return Err(self.invalid_at("value", "is missing")) };
-        let value = self.at("value", |cx| cx.value_matcher(value, 0))?;
-        Ok(MetadataMatcher { filter, path, value, invert: proto.invert })
-    }
-
-    fn value_matcher(&mut self, proto: ProtoValue, depth: usize) -> Valid<ValueMatcher> {
-        self.nested(depth)?;
-        Ok(match proto.match_pattern {
-            Some(MatchPattern::NullMatch(_)) => ValueMatcher::Null,
-            Some(MatchPattern::DoubleMatch(double)) => match double.match_pattern {
-                Some(DoublePattern::Range(range)) => ValueMatcher::DoubleRange(range.start, range.end),
-                Some(DoublePattern::Exact(number)) => ValueMatcher::Double(number),
-                None => return Err(self.invalid_at("double_match", "has no pattern")),
-            },
-            Some(MatchPattern::StringMatch(string)) => {
-                ValueMatcher::String(self.at("string_match", |cx| cx.string_matcher(string))?)
-            }
-            Some(MatchPattern::BoolMatch(wanted)) => ValueMatcher::Bool(wanted),
-            Some(MatchPattern::PresentMatch(wanted)) => ValueMatcher::Present(wanted),
-            Some(MatchPattern::ListMatch(list)) => match list.match_pattern {
-                Some(list_matcher::MatchPattern::OneOf(element)) => ValueMatcher::List(Box::new(
-                    self.at("list_match.one_of", |cx| cx.value_matcher(*element, depth + 1))?,
-                )),
-                None => return Err(self.invalid_at("list_match", "has no pattern")),
-            },
-            Some(MatchPattern::OrMatch(any)) => ValueMatcher::OneOf(
-                self.at("or_match", |cx| cx.set(any.value_matchers, "value_matchers", Self::value_matcher, depth))?,
-            ),
-            None => return Err(self.invalid("has no pattern that is known")),
-        })
     }
 
     fn filter_state(&mut self, proto: FilterStateMatcher) -> Valid<StringMatcher> {
