@@ -1,24 +1,13 @@
 //! `explain`: every decision about a request, before it is sent, while it is, and in the error when it fails.
 
-use crate::{
-    hedging::{Answer, server},
-    support::{
-        ANY, CLUSTER, GUARD, HOUR, TARGET, World, assert_says,
-        code::{Local, fixed},
-        echo::{Echo, Way, get},
-        greeter, hello, mesh_on, routes, rule, service, to, until,
-    },
+use crate::support::{
+    ANY, CLUSTER, GUARD, TARGET, World, assert_says,
+    echo::{Echo, Way, get},
+    greeter, hello, mesh_on, routes, rule, service, to,
 };
-use mesh_client::{
-    Error, Explain, Explanation, Mesh, MeshBuilder, Profile,
-    filter::FractionalPercent,
-    policy::{
-        Cluster, ClusterLoadAssignment, DropOverload, Endpoint, Format, Hedge, HttpProtocol, LbPolicy, LbSettings,
-        OutlierDetection, Policy, RetryOn, RetryPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector, route,
-    },
-};
+use mesh_client::{Error, Explain, Explanation, Mesh};
 use mesh_control::ControlPlane;
-use std::{collections::BTreeMap, error::Error as _, sync::Arc, time::Duration};
+use std::error::Error as _;
 
 /// Everything that a route and a cluster can say in YAML.
 fn everything() -> String {
@@ -91,106 +80,6 @@ async fn while_a_request_is_sent() {
         assert_says(first, &["grpc-status 14", "retried after"]);
         assert_says(second, &["2 at", "HTTP 200"]);
         assert_eq!(all("peer").len(), 2);
-    }
-}
-
-/// What code can say beyond that, with an endpoint that is ejected, an aggregate and shares of what is dropped.
-#[tokio::test]
-async fn every_decision_is_told_before_and_in_the_error() {
-    let (bad, _) = server(&[Answer::Now(503)]).await;
-    let nobody = std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap();
-    let subsets = SubsetConfig {
-        fallback: SubsetFallback::Any,
-        default_subset: BTreeMap::new(),
-        selectors: vec![SubsetSelector { keys: vec!["version".into()], single_host: false, fallback: None }],
-        panic_mode_any: false,
-    };
-    let lb = LbSettings {
-        slow_start: Some(SlowStart { window: HOUR, aggression: 1.0, min_weight: 10.0 }),
-        subsets: Some(Arc::new(subsets)),
-        panic_threshold: 0.0,
-        ..LbSettings::default()
-    };
-    let outlier =
-        OutlierDetection { consecutive_5xx: Some(1), max_ejection_percent: 50, ..OutlierDetection::default() };
-    let endpoints = [bad.addr(), nobody].map(Endpoint::new).to_vec();
-    let drops = vec![DropOverload { category: "spare".into(), percentage: FractionalPercent(0) }];
-    let assignment = ClusterLoadAssignment { drops, ..ClusterLoadAssignment::of("leaf", endpoints) };
-    let leaf = Cluster {
-        lb_policy: LbPolicy::least_request(3),
-        lb,
-        outlier_detection: Some(Arc::new(outlier)),
-        http_protocol: Some(HttpProtocol::Http2),
-        ..Cluster::fixed("leaf", Arc::new(assignment))
-    };
-    let on = RetryOn { http_5xx: true, connect_failure: true, ..RetryOn::default() };
-    let retry = RetryPolicy {
-        on,
-        per_try_timeout: Some(Duration::from_secs(7)),
-        per_try_idle_timeout: Some(Duration::from_secs(6)),
-        ..RetryPolicy::default()
-    };
-    let route = route::prefix("/")
-        .named("all")
-        .to("both")
-        .timeout(Duration::from_secs(9))
-        .idle_timeout(Duration::from_secs(8))
-        .retry(retry)
-        .hedge(Hedge::PerTryTimeout)
-        .rewrite_prefix("/v2/")
-        .mirror("leaf", 0.0)
-        .set_header(http::HeaderName::from_static("x-made"), Format::literal("here"));
-    let policy = Policy::default()
-        .with_route(route::exact("/never").to("leaf"))
-        .with_route(route)
-        .with_cluster(leaf)
-        .with_cluster(Cluster::aggregate("both", ["leaf"]));
-    for way in Way::BOTH {
-        let change = |mesh: MeshBuilder| {
-            mesh.profile(Profile::Envoy).explain_errors(true).response_headers_timeout(Duration::from_secs(5))
-        };
-        let local = Local::with(&fixed(&[nobody]), policy.clone(), change).await;
-        let mut error = None;
-        until("a request fails for want of a connection", async || {
-            error = way.send(&local.mesh, get("/x"), "").await.err();
-            error.is_some()
-        })
-        .await;
-        let before = local.mesh.explain(&get("/x").body(()).unwrap().into_parts().0).to_string();
-        let error = error.unwrap();
-        let after = Explanation::of_error(&*error).expect("all errors have it").to_string();
-        for trail in [&before, &after] {
-            assert_says(
-                trail,
-                &[
-                    "host:///greeter.default.svc.cluster.local:50051",
-                    "the path is not \"/never\"",
-                    "`all`",
-                    "9s (the route's timeout",
-                    "8s without a movement",
-                    "5s from the end of a request to its answer",
-                    "at most 1, each attempt within 7s, none without a movement for 6s",
-                    "another request when the limit of an attempt passes",
-                    "`leaf` of the aggregate `both`",
-                    "least request of 3 draws, new endpoints get less for 3600s, subsets by version",
-                    "max_requests",
-                    "retries in flight",
-                    &bad.addr().to_string(),
-                ],
-            );
-        }
-        assert_says(
-            &before,
-            &[
-                "HTTP/2 in plaintext, connections within 5s",
-                "ejected for 30s at first, at most 50 %",
-                "0 % are dropped, category spare",
-                "mirror",
-                &nobody.to_string(),
-                "refused",
-            ],
-        );
-        assert_says(&after, &["/x to /v2/x", "attempt", "final: ", "error "]);
     }
 }
 
