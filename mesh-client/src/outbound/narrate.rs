@@ -324,6 +324,7 @@ fn manners(cluster: &Cluster, profile: Profile) -> Vec<Step> {
     let security = match &cluster.transport_socket {
         TransportSocket::Plaintext => "in plaintext",
         TransportSocket::Tls(_) => "over TLS",
+        TransportSocket::Fallback => "as the client's fallback credentials say",
     };
     let matches =
         if cluster.transport_socket_matches.is_empty() { "" } else { ", unless their metadata asks otherwise" };
