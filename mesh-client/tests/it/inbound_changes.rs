@@ -225,6 +225,25 @@ async fn a_foreign_servers_client_is_told_to_go_and_cut_when_it_stays() {
 }
 
 #[tokio::test]
+async fn nothing_is_left_of_a_connection_that_went_when_it_was_told() {
+    let mut limits = Limits::default();
+    (limits.drain_notice, limits.drain_timeout) = (Duration::from_millis(20), SHORT);
+    let inbound = Inbound::builder().limits(limits).bind(ANY).await.unwrap();
+    // Without the layer nobody knows what is in progress.
+    let server = Server::builder().add_service(GreeterServer::new(Porter));
+    let (incoming, addr) = (inbound.incoming(), inbound.local_addr());
+    tokio::spawn(server.serve_with_incoming(incoming));
+    drop(silent(addr).await);
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    // Those that accept, and the server.
+    until("it begins with nothing", async || alive() <= 2).await;
+    let socket = silent(addr).await;
+    inbound.renew_connections();
+    drop(socket);
+    until("it ends with nothing", async || alive() <= 2).await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_of_a_foreign_server_reads_its_end_and_a_busy_one_is_served_first() {
     let (inbound, addr, _served) = foreign(|_| {}).await;
     let mut socket = TcpStream::connect(addr).await.unwrap();
