@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::{
 use hyper_util::rt::TokioIo;
 use mesh_control::ControlPlane;
 use mesh_tls::{
-    ClientSettings, ClientTls, FileSource, FileSourceConfig, Identity, PeerCheck, Roots, Source, default_provider,
+    Acceptor, CaAuth, CaTls, ClientSettings, ClientTls, FileSource, FileSourceConfig, Identity, IstioCaConfig,
+    IstioCaSource, PeerCheck, Roots, ServerSettings, Source, default_provider,
     grpc::{CertificateRequest, IstioCaClient, JwtSvidRequest, ValidateJwtSvidRequest, WorkloadApiClient},
 };
 use prost::Message as _;
@@ -118,6 +119,35 @@ async fn istios_ca_signs_for_whom_a_token_or_a_certificate_names() {
     let refused = sign(nobody, &key, Some(&foreign)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     assert!(!refused.message().contains(&foreign));
+}
+
+/// Who has renewed its certificate while the root is replaced and who has not still know each other.
+#[tokio::test]
+async fn who_asks_istios_ca_trusts_every_root_while_one_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let cp = control_plane(dir.path(), 600).await;
+    let ca = cp.ca().unwrap();
+    let source = async |account: &str| {
+        let folder = ca.issue("default", account).unwrap();
+        let tls = CaTls::Verified { roots: Roots::Source(files(&folder, false)), server_name: Some("localhost".into()) };
+        let address = cp.ca_addr().unwrap().to_string();
+        let auth = CaAuth::TokenFile(folder.join("token"));
+        let config = IstioCaConfig::new(account, address, tls, auth, default_provider());
+        let source = IstioCaSource::new(config, &tokio::runtime::Handle::current()).unwrap();
+        mesh_tls::ready(&source).await;
+        Arc::new(source)
+    };
+    let (greeter, client) = (source("greeter").await, source("client").await);
+    ca.rotate_root().unwrap();
+    greeter.renew();
+    greeter.changed().wait_for(|generation| *generation == 2).await.unwrap();
+    for (server, client) in [(&greeter, &client), (&client, &greeter)] {
+        let acceptor = Acceptor::new(ServerSettings::mtls(server.clone()), default_provider()).unwrap();
+        let tls = ClientTls::new(ClientSettings::mtls(client.clone()), default_provider()).unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let ((_, peer), _) = tokio::try_join!(tls.connect(near, None), acceptor.accept(far)).unwrap();
+        assert!(peer.to_string().ends_with(server.name()), "{peer}");
+    }
 }
 
 #[tokio::test]
