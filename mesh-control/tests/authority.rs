@@ -129,7 +129,8 @@ async fn who_asks_istios_ca_trusts_every_root_while_one_is_replaced() {
     let ca = cp.ca().unwrap();
     let source = async |account: &str| {
         let folder = ca.issue("default", account).unwrap();
-        let tls = CaTls::Verified { roots: Roots::Source(files(&folder, false)), server_name: Some("localhost".into()) };
+        let tls =
+            CaTls::Verified { roots: Roots::Source(files(&folder, false)), server_name: Some("localhost".into()) };
         let address = cp.ca_addr().unwrap().to_string();
         let auth = CaAuth::TokenFile(folder.join("token"));
         let config = IstioCaConfig::new(account, address, tls, auth, default_provider());

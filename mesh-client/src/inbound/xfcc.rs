@@ -38,8 +38,8 @@ pub struct ForwardedClient {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardedClientError {
-    /// A quote is not closed.
-    #[error("a quoted value has no end")]
+    /// A quote is not closed, or stands in a value without a backslash.
+    #[error("a quote is not closed, or not escaped")]
     Quote,
     /// A pair has no `=`.
     #[error("a part is not of the form key=value")]
@@ -76,7 +76,7 @@ impl ForwardedClient {
                     continue;
                 }
                 let (key, value) = pair.split_once('=').ok_or(ForwardedClientError::Pair)?;
-                client.set(key.trim(), value.trim());
+                client.set(key.trim(), value.trim())?;
             }
             elements.push(client);
         }
@@ -91,9 +91,12 @@ impl ForwardedClient {
         Self::parse(&joined(headers)?)
     }
 
-    fn set(&mut self, key: &str, value: &str) {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), ForwardedClientError> {
         let key = key.to_ascii_lowercase();
         let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        if closed(inner.unwrap_or(value)) != inner.unwrap_or(value) {
+            return Err(ForwardedClientError::Quote);
+        }
         let value = match inner {
             Some(subject) if key == "subject" => subject.to_owned(),
             Some(quoted) => unescaped(quoted),
@@ -109,6 +112,7 @@ impl ForwardedClient {
             "dns" => self.dns.push(value),
             _ => {}
         }
+        Ok(())
     }
 }
 
@@ -189,7 +193,7 @@ fn unescaped(quoted: &str) -> String {
     out
 }
 
-/// A subject that no quote of its own ends: in RFC 2253 every quote is escaped already.
+/// A text that no quote of its own ends, and no backslash leaves open: in RFC 2253 every quote is escaped already.
 fn closed(subject: &str) -> String {
     let mut out = String::with_capacity(subject.len());
     let mut escaped = false;
@@ -332,7 +336,9 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_an_error() {
-        assert_eq!(ForwardedClient::parse("By=\"a"), Err(ForwardedClientError::Quote));
+        for text in ["By=\"a", "By=a\"b\"", "By=\"a\"\"b\"", "Subject=a\\"] {
+            assert_eq!(ForwardedClient::parse(text), Err(ForwardedClientError::Quote), "{text}");
+        }
         assert_eq!(ForwardedClient::parse("By"), Err(ForwardedClientError::Pair));
         assert_eq!(ForwardedClient::parse(&"By=a,".repeat(65)), Err(ForwardedClientError::TooMany));
         let mut headers = HeaderMap::new();

@@ -332,7 +332,7 @@ fn manners(cluster: &Cluster, profile: Profile) -> Vec<Step> {
     let mut steps = vec![step("transport", text)];
     if let Some(rules) = &cluster.outlier_detection {
         let OutlierDetection { base_ejection_time, max_ejection_percent, .. } = **rules;
-        let text = format!("ejected for {base_ejection_time:?} at first, at most {max_ejection_percent} %");
+        let text = format!("held out for {base_ejection_time:?} at first, at most {max_ejection_percent} %");
         steps.push(step("outliers", text));
     }
     if let Some(check) = &cluster.health_check {
