@@ -62,7 +62,8 @@ async fn failure(way: Way, policy: Policy) -> (Status, Duration) {
 
 #[tokio::test]
 async fn the_limits_of_an_attempt_hold_for_each() {
-    let limits: [(&str, fn(&mut RetryPolicy)); 2] = [
+    type Change = fn(&mut RetryPolicy);
+    let limits: [(&str, Change); 2] = [
         ("limit of 300ms (per_try_timeout)", |retry| retry.per_try_timeout = Some(MS(300))),
         ("300ms (per_try_idle_timeout", |retry| retry.per_try_idle_timeout = Some(MS(300))),
     ];
