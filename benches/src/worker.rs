@@ -275,6 +275,7 @@ impl Worker {
         let name = match role {
             Role::Client { kind, .. } => kind.name(),
             Role::TonicTurns { .. } => "tonic's channels",
+            Role::HyperTurns { .. } => "bare hyper",
             Role::MeshClient { .. } => "our channel",
             _ => bail!("not a client"),
         };
