@@ -11,10 +11,13 @@ mod process;
 pub mod report;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub use process::Process;
 
@@ -70,11 +73,28 @@ pub fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// An address on which nothing listened a moment ago.
+/// Ports below those that systems hand out for port 0 and to connections, so that nobody gets one of them by chance between the look at it
+/// here and the peer's own bind: Linux's begin at 32768.
+const PORTS: Range<u16> = 20_000..32_000;
+
+/// An address for a peer that has to be told its port: nothing listens there, and no other call gave it away.
 ///
 /// # Errors
-/// `ip` is not an address of this machine.
+/// `ip` is not an address of this machine, or no port is free.
 pub fn free_addr(ip: IpAddr) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((ip, 0)).with_context(|| format!("find a free port on {ip}"))?;
-    Ok(listener.local_addr()?)
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    let count = PORTS.len();
+    // Two runs of the tests at once begin at different ports.
+    let first = std::process::id() as usize * 97;
+    let mut failed = None;
+    for _ in 0..count {
+        let offset = (first + GIVEN.fetch_add(1, Ordering::Relaxed)) % count;
+        let addr = SocketAddr::new(ip, PORTS.start + u16::try_from(offset)?);
+        match TcpListener::bind(addr) {
+            Ok(_) => return Ok(addr),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => failed = Some(error),
+            Err(error) => return Err(error).with_context(|| format!("find a free port on {ip}")),
+        }
+    }
+    bail!("no port of {PORTS:?} is free on {ip}: {failed:?}")
 }
