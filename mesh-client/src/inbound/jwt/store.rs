@@ -157,7 +157,9 @@ impl KeyStore {
     /// Whether another fetch may find a key that is not known.
     pub(crate) fn may_learn(&self) -> bool {
         let Some(remote) = &self.remote else { return false };
-        remote.lock().unknown.is_none_or(|at| at <= Instant::now())
+        let state = remote.lock();
+        // One that runs already costs nothing more.
+        state.running || state.unknown.is_none_or(|at| at <= Instant::now())
     }
 
     /// Waits for a fetch, no longer than it may take.
