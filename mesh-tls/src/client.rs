@@ -4,7 +4,7 @@ use crate::{
     CryptoProvider, PeerCheck, PeerIdentity, SanMatcher, Side, Source, TlsError, TlsVersion, TlsVersions, TrustRoots,
     alert,
     store::{Built, Generations, Parts, RootsFrom, Store},
-    verify::{Verifier, with_refusal},
+    verify::{Verifier, no_name, with_refusal},
     version::preferring_post_quantum,
 };
 use rustls::{
@@ -15,7 +15,6 @@ use rustls::{
 use rustls_pki_types::ServerName;
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -137,8 +136,7 @@ impl ClientTls {
             None if self.0.settings.check == PeerCheck::ServerName => {
                 return Err(TlsError::ServerName("none was given, but the server is verified by name".into()));
             }
-            // rustls sends no SNI for an address, and only `PeerCheck::ServerName` looks at the name
-            None => ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            None => no_name(),
         };
         let built = self.built()?;
         let connect = TlsConnector::from(built.config.clone()).connect(name, io);

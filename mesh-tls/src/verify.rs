@@ -11,7 +11,11 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::Cell,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 use webpki::{EndEntityCert, KeyUsage};
 
 /// What is asked of the peer's name, besides the chain and the [`SanMatcher`]s.
@@ -24,6 +28,9 @@ pub enum PeerCheck {
     Spiffe,
     /// The server's certificate is valid for the server name given to `connect`: a DNS name or an IP address.
     ServerName,
+    /// [`Spiffe`](Self::Spiffe), and if the server's certificate has DNS names or addresses besides its SPIFFE id, it is valid for the server
+    /// name given to `connect`: for servers that are known by their trust domain, as most certificates of SPIFFE name no host.
+    SpiffeServerName,
 }
 
 tokio::task_local! {
@@ -95,7 +102,8 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), Reason> {
         let parsed = EndEntityCert::try_from(certificate).map_err(|e| chain_reason(&e, leaf, None, self.side, now))?;
-        let spiffe = self.check == PeerCheck::Spiffe || self.roots.is_by_trust_domain();
+        let spiffe =
+            matches!(self.check, PeerCheck::Spiffe | PeerCheck::SpiffeServerName) || self.roots.is_by_trust_domain();
         let id = if spiffe { Some(spiffe_id(leaf)?) } else { None };
         let domain = id.as_ref().map(SpiffeId::trust_domain_str);
         let anchors = self.roots.anchors(domain).ok_or_else(|| Reason::UnknownTrustDomain {
@@ -124,7 +132,14 @@ impl Verifier {
             }
             (error, _) => chain_reason(&error, leaf, domain, self.side, now),
         })?;
-        if let (PeerCheck::ServerName, Some(name)) = (self.check, name) {
+        let by_name = match self.check {
+            PeerCheck::ServerName => true,
+            PeerCheck::SpiffeServerName => {
+                (!leaf.dns_sans.is_empty() || !leaf.ip_sans.is_empty()) && name.is_some_and(|name| *name != no_name())
+            }
+            PeerCheck::Chain | PeerCheck::Spiffe => false,
+        };
+        if let (true, Some(name)) = (by_name, name) {
             parsed
                 .verify_is_valid_for_subject_name(name)
                 .map_err(|_| Reason::San { wanted: vec![name.to_str().into_owned()], offered: leaf.sans() })?;
@@ -167,6 +182,11 @@ impl Verifier {
         tell(Refusal { side: self.side, certificate, reason: Reason::NoProof });
         error
     }
+}
+
+/// What rustls is given for a server without a name: it sends no SNI for an address.
+pub(crate) fn no_name() -> ServerName<'static> {
+    ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// A well-formed X.509-SVID leaf (X509-SVID §5.2, gRFC A87).

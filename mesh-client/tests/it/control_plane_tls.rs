@@ -9,7 +9,9 @@ use futures::stream::{BoxStream, StreamExt as _};
 use mesh_client::Mesh;
 use mesh_control::ControlPlane;
 use mesh_tls::{Acceptor, ClientAuth, Identity, MemorySource, PeerCheck, ServerSettings, TrustRoots};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
 use std::{
     net::SocketAddr,
     path::Path,
@@ -40,9 +42,29 @@ impl Ca {
         (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
+    /// The same, with a SPIFFE id besides.
+    fn svid(&self, id: &str, names: &[&str]) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.subject_alt_names.push(SanType::URI(id.try_into().unwrap()));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// A bundle map that trusts this CA for `domain`.
+    fn bundle_map(&self, domain: &str) -> String {
+        let x5c: String = self.0.pem().lines().filter(|line| !line.starts_with("---")).collect();
+        let key = format!(r#"{{"kty": "EC", "use": "x509-svid", "x5c": ["{x5c}"]}}"#);
+        format!(r#"{{"trust_domains": {{"{domain}": {{"keys": [{key}]}}}}}}"#)
+    }
+
     /// Accepts connections as 127.0.0.1, from clients of this CA or without certificate.
     fn acceptor(&self) -> Acceptor {
-        let (chain, key) = self.issue(&["127.0.0.1"]);
+        self.acceptor_as(&self.issue(&["127.0.0.1"]))
+    }
+
+    fn acceptor_as(&self, (chain, key): &(String, String)) -> Acceptor {
         let identity = Identity::from_pem(chain.as_bytes(), key.as_bytes(), &mesh_tls::default_provider()).unwrap();
         let roots = Arc::new(TrustRoots::from_pem(self.0.pem().as_bytes()).unwrap());
         let source = Arc::new(MemorySource::new("control plane", Some(identity), Some(roots)));
@@ -122,6 +144,74 @@ async fn the_control_plane_is_verified_by_its_roots_and_knows_our_certificate() 
     tokio::time::timeout(GUARD, channel.ready(GUARD)).await.unwrap().unwrap();
     hello(&channel).await.unwrap();
     assert_says(&seen.lock().unwrap()[0], &["client.example"]);
+}
+
+#[tokio::test]
+async fn the_control_plane_is_verified_by_the_bundle_of_its_trust_domain() {
+    let backend = greeter("one").await;
+    let route = routes(&format!("[{{route: [{{destination: {}}}]}}]", to("")));
+    let yaml = service(&[("one", backend.addr())]) + &route;
+    let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
+    let (ours, stranger, dir) = (Ca::new("ours"), Ca::new("stranger"), tempfile::tempdir().unwrap());
+    let file = dir.path().join("map.json");
+    let write = |map: &str| {
+        // In one step: half a map would be another error.
+        std::fs::write(dir.path().join("next"), map).unwrap();
+        std::fs::rename(dir.path().join("next"), &file).unwrap();
+    };
+    let id = "spiffe://prod.example/control-plane";
+    // Most SVIDs name no host; one that does has to name this one.
+    for (names, fits) in [(&[][..], true), (&["127.0.0.1"], true), (&["other.example"], false)] {
+        let (front, _) = tls_in_front_of(cp.addr(), ours.acceptor_as(&ours.svid(id, names))).await;
+        let json = bootstrap(front, dir.path(), &[("spiffe_trust_bundle_map_file", "map.json")], None);
+        let mut parsed = mesh_xds::Bootstrap::from_json(&json).unwrap();
+        parsed.timing.backoff_base = std::time::Duration::from_millis(20);
+        parsed.timing.backoff_max = std::time::Duration::from_millis(100);
+        write(&stranger.bundle_map("prod.example"));
+        let mesh = Mesh::builder().bootstrap(parsed).build().await.unwrap();
+        let channel = mesh.channel(TARGET).unwrap();
+        let refused = async |reason: &str| {
+            until(&format!("the control plane is refused: {reason}"), async || {
+                let servers = mesh.status().unwrap().servers;
+                servers.iter().any(|server| server.last_error.as_ref().is_some_and(|error| error.contains(reason)))
+            })
+            .await;
+        };
+        refused("not signed by a certificate authority that we trust for trust domain prod.example").await;
+        // The right authority, and another's domain.
+        write(&ours.bundle_map("test.example"));
+        refused("its trust domain prod.example is not one of those that we trust (test.example)").await;
+        write(&ours.bundle_map("prod.example"));
+        if fits {
+            tokio::time::timeout(GUARD, channel.ready(GUARD)).await.unwrap().unwrap();
+            hello(&channel).await.unwrap();
+        } else {
+            refused("no subject alternative name matches: wanted 127.0.0.1").await;
+        }
+    }
+    // A certificate of the right authority without a SPIFFE id is nobody's.
+    let (front, _) = tls_in_front_of(cp.addr(), ours.acceptor()).await;
+    let json = bootstrap(front, dir.path(), &[("spiffe_trust_bundle_map_file", "map.json")], None);
+    let mesh = Mesh::builder().bootstrap_json(&json).unwrap().build().await.unwrap();
+    let _channel = mesh.channel(TARGET).unwrap();
+    until("it is refused", async || {
+        let servers = mesh.status().unwrap().servers;
+        servers
+            .iter()
+            .any(|server| server.last_error.as_ref().is_some_and(|error| error.contains("exactly one URI SAN")))
+    })
+    .await;
+    // Nor are the roots of the system asked when there is no map.
+    std::fs::remove_file(&file).unwrap();
+    let (front, _) = tls_in_front_of(cp.addr(), ours.acceptor_as(&ours.svid(id, &[]))).await;
+    let json = bootstrap(front, dir.path(), &[("spiffe_trust_bundle_map_file", "map.json")], None);
+    let mesh = Mesh::builder().bootstrap_json(&json).unwrap().build().await.unwrap();
+    let _channel = mesh.channel(TARGET).unwrap();
+    until("the missing file is said", async || {
+        let servers = mesh.status().unwrap().servers;
+        servers.iter().any(|server| server.last_error.as_ref().is_some_and(|error| error.contains("map.json")))
+    })
+    .await;
 }
 
 /// Remembers the tokens of streams, and ends them when it is told.

@@ -16,6 +16,45 @@ type Fault = (String, String);
 
 const DEFAULT_REFRESH: Duration = Duration::from_secs(600);
 
+/// Fields of `tls` channel credentials and of `file_watcher`.
+const FILES: &[&str] = &[
+    "certificate_file",
+    "private_key_file",
+    "ca_certificate_file",
+    "spiffe_trust_bundle_map_file",
+    "refresh_interval",
+];
+
+/// How words begin that say whom to trust, or how much is asked of them, in the names of fields.
+const TRUST: &[&str] = &[
+    "ca",
+    "cert",
+    "root",
+    "trust",
+    "bundle",
+    "spiffe",
+    "crl",
+    "revo",
+    "ocsp",
+    "san",
+    "subject",
+    "issuer",
+    "sni",
+    "name",
+    "host",
+    "verif",
+    "valid",
+    "pin",
+    "hash",
+    "fingerprint",
+    "spki",
+    "allow",
+    "min",
+    "tls",
+    "version",
+    "cipher",
+];
+
 impl Bootstrap {
     /// Reads the bootstrap named by `GRPC_XDS_BOOTSTRAP` (a path, wins) or held by `GRPC_XDS_BOOTSTRAP_CONFIG` (JSON).
     ///
@@ -94,6 +133,25 @@ impl Notes {
         for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
             self.0.push(format!("{}: unknown field, ignored", join(path, key)));
         }
+    }
+
+    /// The same for TLS. A field whose name says that it is about whom to trust is refused: without it more would be trusted than was asked for.
+    fn unknown_of_tls(&mut self, path: &str, object: &Object, known: &[&str]) -> Result<(), Fault> {
+        let is_about_trust = |key: &str| {
+            // the words of `caFile` are those of `ca_file`
+            let spaced =
+                key.chars().flat_map(|c| [c.is_ascii_uppercase().then_some('_'), Some(c.to_ascii_lowercase())]);
+            let spaced: String = spaced.flatten().collect();
+            spaced
+                .split(|c: char| !c.is_ascii_alphanumeric())
+                .any(|word| TRUST.iter().any(|root| word.starts_with(root)))
+        };
+        if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str()) && is_about_trust(key)) {
+            let reason = "unknown field, and not to be ignored: its name says that it is about whom to trust";
+            return Err((join(path, key), reason.to_owned()));
+        }
+        self.unknown(path, object, known);
+        Ok(())
     }
 }
 
@@ -273,17 +331,31 @@ fn tls_creds(path: &str, item: &Object, notes: &mut Notes) -> Result<TlsCreds, F
         Some(value) => object(&path, value)?,
         None => &empty,
     };
-    notes.unknown(&path, config, &["ca_certificate_file", "certificate_file", "private_key_file", "refresh_interval"]);
-    let creds = TlsCreds {
-        ca_certificate_file: string(&path, config, "ca_certificate_file")?.map(Into::into),
-        certificate_file: string(&path, config, "certificate_file")?.map(Into::into),
-        private_key_file: string(&path, config, "private_key_file")?.map(Into::into),
-        refresh_interval: duration(&path, config, "refresh_interval", DEFAULT_REFRESH)?,
+    notes.unknown_of_tls(&path, config, FILES)?;
+    let files = files(&path, config)?;
+    Ok(TlsCreds {
+        ca_certificate_file: files.ca_certificate_file,
+        spiffe_trust_bundle_map_file: files.spiffe_trust_bundle_map_file,
+        certificate_file: files.certificate_file,
+        private_key_file: files.private_key_file,
+        refresh_interval: files.refresh_interval,
+    })
+}
+
+/// The files of `tls` channel credentials and of `file_watcher`, which are the same (gRFC A65).
+fn files(path: &str, config: &Object) -> Result<FileWatcher, Fault> {
+    let file = |key| string(path, config, key).map(|file| file.filter(|file| !file.is_empty()).map(Into::into));
+    let files = FileWatcher {
+        certificate_file: file("certificate_file")?,
+        private_key_file: file("private_key_file")?,
+        ca_certificate_file: file("ca_certificate_file")?,
+        spiffe_trust_bundle_map_file: file("spiffe_trust_bundle_map_file")?,
+        refresh_interval: duration(path, config, "refresh_interval", DEFAULT_REFRESH)?,
     };
-    if creds.certificate_file.is_some() != creds.private_key_file.is_some() {
-        return Err((path, "certificate_file and private_key_file must be given together".to_owned()));
+    if files.certificate_file.is_some() != files.private_key_file.is_some() {
+        return Err((path.to_owned(), "certificate_file and private_key_file must be given together".to_owned()));
     }
-    Ok(creds)
+    Ok(files)
 }
 
 /// Unsupported call credentials are skipped (gRFC A97).
@@ -393,28 +465,8 @@ fn file_watcher(path: &str, value: &Object, notes: &mut Notes) -> Result<FileWat
         Some(config) => object(&path, config)?,
         None => return Err((path, "is missing".to_owned())),
     };
-    notes.unknown(
-        &path,
-        config,
-        &[
-            "certificate_file",
-            "private_key_file",
-            "ca_certificate_file",
-            "spiffe_trust_bundle_map_file",
-            "refresh_interval",
-        ],
-    );
-    let file = |key| string(&path, config, key).map(|file| file.filter(|file| !file.is_empty()).map(Into::into));
-    let watcher = FileWatcher {
-        certificate_file: file("certificate_file")?,
-        private_key_file: file("private_key_file")?,
-        ca_certificate_file: file("ca_certificate_file")?,
-        spiffe_trust_bundle_map_file: file("spiffe_trust_bundle_map_file")?,
-        refresh_interval: duration(&path, config, "refresh_interval", DEFAULT_REFRESH)?,
-    };
-    if watcher.certificate_file.is_some() != watcher.private_key_file.is_some() {
-        return Err((path, "certificate_file and private_key_file must be given together".to_owned()));
-    }
+    notes.unknown_of_tls(&path, config, FILES)?;
+    let watcher = files(&path, config)?;
     if watcher.certificate_file.is_none()
         && watcher.ca_certificate_file.is_none()
         && watcher.spiffe_trust_bundle_map_file.is_none()

@@ -70,11 +70,14 @@ pub enum ChannelCreds {
     Tls(TlsCreds),
 }
 
-/// `tls` channel credentials (gRFC A65). Without a CA file the system roots are used.
+/// `tls` channel credentials (gRFC A65). Only with neither a CA file nor a bundle map are the system roots used.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsCreds {
     /// PEM bundle that signs the server.
     pub ca_certificate_file: Option<PathBuf>,
+    /// SPIFFE trust bundle map, JSON (gRFC A87): the server has a SPIFFE id of one of its trust domains, and is verified by the roots of
+    /// that one. If its certificate has DNS names or addresses too, one of them is the server's. Wins over `ca_certificate_file`.
+    pub spiffe_trust_bundle_map_file: Option<PathBuf>,
     /// Our certificate chain, PEM. Given together with `private_key_file`, or not at all.
     pub certificate_file: Option<PathBuf>,
     /// Our key, PEM.

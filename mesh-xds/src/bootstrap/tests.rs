@@ -11,7 +11,8 @@ const FULL: &str = r#"{
                 {"type": "google_default"},
                 {"type": "tls", "config": {
                     "ca_certificate_file": "/ca.pem", "certificate_file": "/cert.pem",
-                    "private_key_file": "/key.pem", "refresh_interval": "30s"
+                    "private_key_file": "/key.pem", "spiffe_trust_bundle_map_file": "/map.json",
+                    "refresh_interval": "30s", "colour": "red"
                 }},
                 {"type": "insecure"}
             ],
@@ -58,6 +59,7 @@ fn every_field_is_read() {
         server.channel_creds,
         ChannelCreds::Tls(TlsCreds {
             ca_certificate_file: Some("/ca.pem".into()),
+            spiffe_trust_bundle_map_file: Some("/map.json".into()),
             certificate_file: Some("/cert.pem".into()),
             private_key_file: Some("/key.pem".into()),
             refresh_interval: Duration::from_secs(30),
@@ -92,6 +94,7 @@ fn what_is_ignored_is_noted_with_its_path() {
     let notes = Bootstrap::from_json(FULL).unwrap().notes().join("\n");
     for part in [
         "colour: unknown field",
+        "xds_servers[0].channel_creds[1].config.colour: unknown field, ignored",
         "xds_servers[0].channel_creds[0]: unsupported channel credentials \"google_default\"",
         "xds_servers[0].call_creds[0]: unsupported call credentials \"oauth2\"",
         "xds_servers[0].server_features[5]: unknown feature \"warp_drive\"",
@@ -164,6 +167,29 @@ fn wrong_fields_are_named_by_path() {
             one(r#"{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"certificate_file": "x"}}]}"#),
             "xds_servers[0].channel_creds[0].config",
             "together",
+        ),
+        (
+            one(r#"{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"crl_file": "x"}}]}"#),
+            "xds_servers[0].channel_creds[0].config.crl_file",
+            "not to be ignored",
+        ),
+        (
+            one(r#"{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"spiffe_bundle_map": "x"}}]}"#),
+            "xds_servers[0].channel_creds[0].config.spiffe_bundle_map",
+            "whom to trust",
+        ),
+        (
+            one(r#"{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"caCertificateFile": "x"}}]}"#),
+            "xds_servers[0].channel_creds[0].config.caCertificateFile",
+            "whom to trust",
+        ),
+        (
+            with(
+                r#""certificate_providers": {"d": {"plugin_name": "file_watcher",
+                    "config": {"ca_certificate_file": "c", "crl_directory": "x"}}}"#,
+            ),
+            "certificate_providers[\"d\"].config.crl_directory",
+            "whom to trust",
         ),
         (
             one(r#"{"server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {"refresh_interval": "5m"}}]}"#),

@@ -38,21 +38,22 @@ impl AdsConnect {
             certificate_file: creds.certificate_file.clone(),
             private_key_file: creds.private_key_file.clone(),
             ca_certificate_file: creds.ca_certificate_file.clone(),
-            spiffe_trust_bundle_map_file: None,
+            spiffe_trust_bundle_map_file: creds.spiffe_trust_bundle_map_file.clone(),
             refresh_interval: creds.refresh_interval,
         };
         // no file at all is legal (gRFC A65): the roots of the system, and no certificate of our own
-        let any =
-            files.certificate_file.is_some() || files.private_key_file.is_some() || files.ca_certificate_file.is_some();
+        let by_domain = files.spiffe_trust_bundle_map_file.is_some();
+        let roots = by_domain || files.ca_certificate_file.is_some();
+        let any = roots || files.certificate_file.is_some() || files.private_key_file.is_some();
         let name = format!("xds_servers {}", server.uri);
         let source = any.then(|| self.opener.open(&name, &files)).transpose()?;
-        let roots = match (&source, &creds.ca_certificate_file) {
-            (Some(source), Some(_)) => Roots::Source(source.clone()),
+        let roots = match &source {
+            Some(source) if roots => Roots::Source(source.clone()),
             _ => Roots::System,
         };
         let settings = ClientSettings {
             identity: source.filter(|_| creds.certificate_file.is_some()),
-            check: PeerCheck::ServerName,
+            check: if by_domain { PeerCheck::SpiffeServerName } else { PeerCheck::ServerName },
             alpn: vec![b"h2".to_vec()],
             ..ClientSettings::new(roots)
         };

@@ -62,6 +62,7 @@ async fn a_token_is_read_anew_and_never_sent_in_the_clear() {
     assert_eq!(bearer_token(&server).await.unwrap(), None, "plaintext");
     server.channel_creds = ChannelCreds::Tls(crate::bootstrap::TlsCreds {
         ca_certificate_file: None,
+        spiffe_trust_bundle_map_file: None,
         certificate_file: None,
         private_key_file: None,
         refresh_interval: Duration::from_secs(600),
