@@ -11,6 +11,8 @@ use crate::process::{Process, get};
 use crate::{free_addr, peer};
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
+const HTTP2: &str = "http2_protocol_options";
+const HTTP1: &str = "http_protocol_options";
 
 /// A running Envoy.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub struct Envoy {
     process: Process,
     admin: SocketAddr,
     listener: SocketAddr,
-    outbound: SocketAddr,
+    outbound: [SocketAddr; 2],
 }
 
 impl Envoy {
@@ -30,23 +32,24 @@ impl Envoy {
     pub async fn start(xds: SocketAddr, route: &str) -> Result<Self> {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (admin, listener) = (free_addr(loopback)?, free_addr(loopback)?);
-        Self::run(&config(xds, admin, listener, route), admin, listener, listener).await
+        Self::run(&config(xds, admin, listener, route), admin, listener, [listener; 2]).await
     }
 
     /// Starts Envoy with certificates by SDS from the unix socket `sds`: a listener that takes mutual TLS, in front of the plaintext HTTP/2
-    /// server at `plain`; and one that takes plaintext ([`Self::outbound`]) and speaks mutual TLS to the server at `tls`, which must be
-    /// `server`, a SPIFFE id.
+    /// server at `plain`; and two that take plaintext and speak mutual TLS to the server at `tls`, which must be `server`, a SPIFFE id: over
+    /// HTTP/2 ([`Self::outbound`]) and over HTTP/1.1 ([`Self::outbound_http1`]).
     ///
     /// # Errors
     /// It is not installed, or did not get ready.
     pub async fn mutual(sds: &Path, plain: SocketAddr, tls: SocketAddr, server: &str) -> Result<Self> {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let (admin, listener, outbound) = (free_addr(loopback)?, free_addr(loopback)?, free_addr(loopback)?);
-        let config = mutual(sds, admin, [(listener, plain), (outbound, tls)], server);
+        let (admin, listener) = (free_addr(loopback)?, free_addr(loopback)?);
+        let outbound = [free_addr(loopback)?, free_addr(loopback)?];
+        let config = mutual(sds, admin, (listener, plain), (outbound, tls), server);
         Self::run(&config, admin, listener, outbound).await
     }
 
-    async fn run(config: &Value, admin: SocketAddr, listener: SocketAddr, outbound: SocketAddr) -> Result<Self> {
+    async fn run(config: &Value, admin: SocketAddr, listener: SocketAddr, outbound: [SocketAddr; 2]) -> Result<Self> {
         let binary = peer("venv/bin/envoy")?;
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("envoy.json");
@@ -63,9 +66,14 @@ impl Envoy {
         self.listener
     }
 
-    /// Where Envoy takes requests that it sends on over mutual TLS; see [`Self::mutual`].
+    /// Where Envoy takes requests that it sends on as HTTP/2 over mutual TLS; see [`Self::mutual`].
     pub fn outbound(&self) -> SocketAddr {
-        self.outbound
+        self.outbound[0]
+    }
+
+    /// Where Envoy takes requests that it sends on as HTTP/1.1 over mutual TLS; see [`Self::mutual`].
+    pub fn outbound_http1(&self) -> SocketAddr {
+        self.outbound[1]
     }
 
     /// Checks that Envoy still runs.
@@ -152,13 +160,13 @@ fn address(addr: SocketAddr) -> Value {
     json!({"socket_address": {"address": addr.ip().to_string(), "port_value": addr.port()}})
 }
 
-fn mutual(sds: &Path, admin: SocketAddr, [inbound, outbound]: [(SocketAddr, SocketAddr); 2], server: &str) -> Value {
-    let http2 = json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-    });
+fn mutual(
+    sds: &Path,
+    admin: SocketAddr,
+    inbound: (SocketAddr, SocketAddr),
+    (outbound, secured): ([SocketAddr; 2], SocketAddr),
+    server: &str,
+) -> Value {
     let secret = |name: &str| {
         json!({
             "name": name,
@@ -172,35 +180,43 @@ fn mutual(sds: &Path, admin: SocketAddr, [inbound, outbound]: [(SocketAddr, Sock
             },
         })
     };
-    let cluster = |name: &str, address: Value| {
+    let cluster = |name: &str, version: &str, address: Value| {
         json!({
             "name": name,
             "type": "STATIC",
             "connect_timeout": "5s",
-            "typed_extension_protocol_options": http2,
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
+                    "explicit_http_config": {version: {}},
+                }
+            },
             "load_assignment": {
                 "cluster_name": name,
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
             },
         })
     };
-    let mut tls = cluster("tls", address(outbound.1));
-    tls["transport_socket"] = json!({
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": {
-            "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
-            "common_tls_context": {
-                "alpn_protocols": ["h2"],
-                "tls_certificate_sds_secret_configs": [secret("default")],
-                "combined_validation_context": {
-                    "default_validation_context": {
-                        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": server}}],
+    let tls = |name: &str, version: &str, alpn: &str| {
+        let mut cluster = cluster(name, version, address(secured));
+        cluster["transport_socket"] = json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
+                "common_tls_context": {
+                    "alpn_protocols": [alpn],
+                    "tls_certificate_sds_secret_configs": [secret("default")],
+                    "combined_validation_context": {
+                        "default_validation_context": {
+                            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": server}}],
+                        },
+                        "validation_context_sds_secret_config": secret("ROOTCA"),
                     },
-                    "validation_context_sds_secret_config": secret("ROOTCA"),
                 },
             },
-        },
-    });
+        });
+        cluster
+    };
     let listener = |name: &str, at: SocketAddr, to: &str| {
         let manager = json!({
             "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
@@ -215,8 +231,8 @@ fn mutual(sds: &Path, admin: SocketAddr, [inbound, outbound]: [(SocketAddr, Sock
         let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
         json!({"name": name, "address": address(at), "filter_chains": [{"filters": [filter]}]})
     };
-    let mut secured = listener("inbound", inbound.0, "plain");
-    secured["filter_chains"][0]["transport_socket"] = json!({
+    let mut inward = listener("inbound", inbound.0, "plain");
+    inward["filter_chains"][0]["transport_socket"] = json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type": format!("{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext"),
@@ -228,13 +244,14 @@ fn mutual(sds: &Path, admin: SocketAddr, [inbound, outbound]: [(SocketAddr, Sock
             },
         },
     });
-    let sds = cluster("sds", json!({"pipe": {"path": sds}}));
+    let sds = cluster("sds", HTTP2, json!({"pipe": {"path": sds}}));
+    let clusters =
+        [sds, cluster("plain", HTTP2, address(inbound.1)), tls("http2", HTTP2, "h2"), tls("http1", HTTP1, "http/1.1")];
+    let [http2, http1] = outbound;
+    let listeners = [inward, listener("outbound-http2", http2, "http2"), listener("outbound-http1", http1, "http1")];
     json!({
         "node": {"id": "envoy", "cluster": "envoy"},
         "admin": {"address": address(admin)},
-        "static_resources": {
-            "clusters": [sds, cluster("plain", address(inbound.1)), tls],
-            "listeners": [secured, listener("outbound", outbound.0, "tls")],
-        },
+        "static_resources": {"clusters": clusters, "listeners": listeners},
     })
 }

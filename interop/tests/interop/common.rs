@@ -129,11 +129,16 @@ impl Greeter for Mirror {
     }
 }
 
-/// Serves a greeter that tells callers who they are, until the runtime ends. Returns what it sees of them.
+/// A greeter that tells callers who they are, and what it sees of them.
+pub(crate) fn greeter() -> (Routes, Seen) {
+    let seen = Seen::default();
+    (Routes::new(GreeterServer::new(Mirror(seen.clone()))), seen)
+}
+
+/// Serves [`greeter`] until the runtime ends.
 pub(crate) fn serve(inbound: &Inbound) -> Seen {
-    let (inbound, seen) = (inbound.clone(), Seen::default());
-    let greeter = GreeterServer::new(Mirror(seen.clone()));
-    tokio::spawn(async move { inbound.serve(Routes::new(greeter)).await });
+    let (inbound, (greeter, seen)) = (inbound.clone(), greeter());
+    tokio::spawn(async move { inbound.serve(greeter).await });
     seen
 }
 

@@ -18,6 +18,8 @@ use tonic::transport::Endpoint;
 use crate::common::call;
 
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// Of which our servers speak the second.
+pub(crate) const OFFERED: &str = "http/1.0,h2";
 const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
 
 fn yaml(envoy: SocketAddr) -> String {
@@ -80,12 +82,10 @@ async fn envoy_speaks_mutual_tls_with_certificates_from_our_sds() {
     report::row("mesh-control -> Envoy by SDS", "mutual TLS both ways", "100 and 100 calls, through a rotation");
 }
 
-/// What `openssl s_client` says of our server; with `wait` it goes on until the server ends the connection.
-async fn s_client(addr: SocketAddr, identity: &Path, certificate: bool, wait: bool) -> String {
+/// What `openssl s_client`, which offers these protocols, says of our server; with `wait` it goes on until the server ends the connection.
+pub(crate) async fn s_client(addr: SocketAddr, alpn: &str, identity: &Path, certificate: bool, wait: bool) -> String {
     let mut command = Command::new("openssl");
-    command
-        .args(["s_client", "-connect", &addr.to_string(), "-alpn", "http/1.0,h2", "-CAfile"])
-        .arg(identity.join("ca.pem"));
+    command.args(["s_client", "-connect", &addr.to_string(), "-alpn", alpn, "-CAfile"]).arg(identity.join("ca.pem"));
     if certificate {
         command.arg("-cert").arg(identity.join("cert.pem")).arg("-key").arg(identity.join("key.pem"));
     }
@@ -108,15 +108,15 @@ async fn openssl_sees_the_chain_and_the_protocol() {
     let server = Backend::start("ours", ANY, Options { accept: tls(acceptor), ..Options::default() }).await.unwrap();
     let client = ca.identity_dir("default", "client");
 
-    let said = s_client(server.addr(), &client, true, false).await;
+    let said = s_client(server.addr(), OFFERED, &client, true, false).await;
     for expected in ["Verify return code: 0 (ok)", "ALPN protocol: h2", "mesh development CA"] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
-    let refused = s_client(server.addr(), &client, false, true).await;
+    let refused = s_client(server.addr(), OFFERED, &client, false, true).await;
     assert!(refused.contains("alert certificate required") || refused.contains("alert number 116"), "{refused}");
 
     // The authority itself: its own certificate, for its names.
-    let said = s_client(control.ca_addr().unwrap(), &client, false, false).await;
+    let said = s_client(control.ca_addr().unwrap(), OFFERED, &client, false, false).await;
     assert!(said.contains("Verify return code: 0 (ok)") && said.contains("ALPN protocol: h2"), "{said}");
     report::row("openssl s_client -> ours", "chain, ALPN, refusal", "verified, h2, certificate required");
 }

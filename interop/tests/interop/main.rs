@@ -11,3 +11,4 @@ mod istiod;
 mod mesh_control;
 mod mtls;
 mod ring;
+mod served;
