@@ -3,11 +3,11 @@
 use super::jwt::FetchKeys;
 use http::HeaderName;
 use mesh_xds::resource::{
-    AuditLogging, CidrRange, FractionalPercent, HeaderMatcher, HeaderMatcherKind, HeaderOps, HttpFilter,
-    HttpFilterConfig, JwksSource, JwtConfig, JwtProvider as ProviderConfig, JwtRequirement, JwtRule, JwtTokenCache,
-    LocalDescriptor, LocalRateLimitConfig, MetadataMatcher, PathTemplate, PeerName, Permission, Principal,
-    RateLimit as LimitConfig, RateLimitAction, RbacAction, RbacConfig, RbacPolicy, RbacRules, RemoteJwks, RouteMatch,
-    SafeRegex, StringMatcher, StringPattern, TokenBucket, ValueMatcher, VirtualHostLimits,
+    AuditLogging, CidrRange, HeaderMatcher, HeaderMatcherKind, HttpFilter, HttpFilterConfig, JwksSource, JwtConfig,
+    JwtProvider as ProviderConfig, JwtRequirement, JwtRule, JwtTokenCache, LocalDescriptor, LocalRateLimitConfig,
+    MetadataMatcher, PathTemplate, PeerName, Permission, Principal, RateLimit as LimitConfig, RateLimitAction,
+    RbacAction, RbacConfig, RbacPolicy, RbacRules, RemoteJwks, RouteMatch, SafeRegex, StringMatcher, StringPattern,
+    TokenBucket, ValueMatcher, VirtualHostLimits,
 };
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -537,21 +537,14 @@ impl RateLimit {
             }
         };
         let config = LocalRateLimitConfig {
-            status: 429,
             bucket,
-            enabled: FractionalPercent::HUNDRED,
-            enforced: FractionalPercent::HUNDRED,
-            request_edits: HeaderOps::default(),
-            response_edits: HeaderOps::default(),
             descriptors,
-            stage: 0,
             rate_limits,
             virtual_host: VirtualHostLimits::Ignore,
-            always_consume_default: true,
-            x_headers: false,
             retry_after: true,
             resource_exhausted: true,
             max_dynamic: self.callers,
+            ..LocalRateLimitConfig::of(self.bucket)
         };
         HttpFilter { name: name.into(), config: HttpFilterConfig::LocalRateLimit(Arc::new(config)), disabled: false }
     }

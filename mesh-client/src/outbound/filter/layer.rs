@@ -8,9 +8,7 @@ use crate::outbound::{filter::ActiveFaults, filter::descriptor::Descriptors, rou
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use mesh_xds::resource::{
-    FaultConfig, FractionalPercent, HeaderOps, LocalRateLimitConfig, TokenBucket, VirtualHostLimits,
-};
+use mesh_xds::resource::{FaultConfig, LocalRateLimitConfig, TokenBucket, VirtualHostLimits};
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -151,21 +149,11 @@ impl RateLimitLayer {
 
     fn of(bucket: TokenBucket) -> Self {
         let config = LocalRateLimitConfig {
-            status: 429,
-            bucket: Some(bucket),
-            enabled: FractionalPercent::HUNDRED,
-            enforced: FractionalPercent::HUNDRED,
-            request_edits: HeaderOps::default(),
-            response_edits: HeaderOps::default(),
-            descriptors: Vec::new(),
-            stage: 0,
-            rate_limits: Vec::new(),
             virtual_host: VirtualHostLimits::Ignore,
-            always_consume_default: true,
-            x_headers: false,
             retry_after: true,
             resource_exhausted: true,
             max_dynamic: 1,
+            ..LocalRateLimitConfig::of(bucket)
         };
         let buckets = Arc::new(Buckets::new(&config, Instant::now()));
         let filter = LocalRateLimit::new(Arc::new(config), buckets, Descriptors::none());
