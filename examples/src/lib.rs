@@ -1,6 +1,7 @@
 //! What the runnable examples share: the greeter service, backends that can be made to fail, and what is printed.
 
 pub mod backend;
+pub mod port;
 pub mod report;
 pub mod server;
 

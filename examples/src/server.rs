@@ -20,6 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::port::Port;
+
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A byte stream that carries HTTP.
@@ -91,12 +93,14 @@ pub struct Server<S> {
     accept: Accept,
     connections: Arc<AtomicU64>,
     running: Option<Running>,
+    /// The port while it is closed.
+    kept: Option<Port>,
 }
 
 #[derive(Debug)]
 struct Running {
     stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    task: JoinHandle<Option<Port>>,
 }
 
 impl<S, B> Server<S>
@@ -113,17 +117,18 @@ where
     /// # Errors
     /// The address cannot be bound.
     pub async fn start(addr: SocketAddr, accept: Accept, service: S) -> io::Result<Self> {
-        let mut server = Self { addr, service, accept, connections: Arc::default(), running: None };
+        let mut server = Self { addr, service, accept, connections: Arc::default(), running: None, kept: None };
         server.restart().await?;
         Ok(server)
     }
 
-    /// Closes the port and cuts every connection in the middle of whatever it carries. Does nothing when already done.
+    /// Closes the port, which nobody else is given, and cuts every connection in the middle of whatever it carries. Does nothing when already
+    /// done.
     pub async fn kill(&mut self) {
         if let Some(Running { stop, task }) = self.running.take() {
             drop(stop);
             // The task ends by itself; it only fails when a runtime shuts down around it.
-            let _ended = task.await;
+            self.kept = task.await.ok().flatten();
         }
     }
 
@@ -133,7 +138,10 @@ where
     /// The address was taken by another process meanwhile.
     pub async fn restart(&mut self) -> io::Result<()> {
         self.kill().await;
-        let listener = TcpListener::bind(self.addr).await?;
+        let listener = match self.kept.take() {
+            Some(port) => port.listen()?,
+            None => TcpListener::bind(self.addr).await?,
+        };
         self.addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
         let serving =
@@ -186,7 +194,8 @@ async fn serve<S, B>(
     service: S,
     accepted: Arc<AtomicU64>,
     mut stopped: oneshot::Receiver<()>,
-) where
+) -> Option<Port>
+where
     S: tower::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
@@ -206,8 +215,11 @@ async fn serve<S, B>(
             }
         }
     }
+    let addr = listener.local_addr();
     drop(listener);
+    let kept = addr.and_then(Port::take).ok();
     connections.shutdown().await;
+    kept
 }
 
 async fn serve_connection<S, B>(tcp: TcpStream, accept: Accept, service: S)

@@ -30,6 +30,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Any, UInt32Value},
 };
+use examples::port::Port;
 use mesh_xds::{
     Bootstrap, TargetWatch, XdsClient,
     ads::PlaintextConnect,
@@ -44,6 +45,11 @@ use tokio::time::timeout;
 
 /// A guard against hanging, not a limit on speed.
 const GUARD: Duration = Duration::from_secs(30);
+
+/// An address where nobody listens, and that nobody else is given while the test keeps it.
+fn nobody() -> Port {
+    Port::take(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port")
+}
 
 fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
@@ -280,9 +286,9 @@ async fn a_route_to_a_missing_cluster_fails_that_cluster_alone() {
 async fn an_outage_keeps_what_is_in_force_and_an_edit_made_meanwhile_arrives() {
     let cache = ResourceCache::new();
     cache.set(greeter(&[1]));
-    let server = AdsServer::bind("127.0.0.1:0", cache.clone()).await.unwrap();
-    let addr = server.addr();
-    let client = client(addr);
+    let port = nobody();
+    let server = AdsServer::bind(port.addr(), cache.clone()).await.unwrap();
+    let client = client(port.addr());
     let mut watch = client.watch(None, "greeter", "greeter").unwrap();
     ready(&mut watch, |_| true).await;
     server.shutdown().await;
@@ -295,15 +301,15 @@ async fn an_outage_keeps_what_is_in_force_and_an_edit_made_meanwhile_arrives() {
     .expect("the loss is noticed");
     assert!(matches!(watch.state(), TargetState::Ready(_)));
     cache.set(greeter(&[7]));
-    let _server = AdsServer::bind(addr, cache).await.unwrap();
+    let _server = AdsServer::bind(port.addr(), cache).await.unwrap();
     let after = ready(&mut watch, |snapshot| ports(snapshot, "v1") == BTreeSet::from([7])).await;
     assert_eq!(after.virtual_host, Some(0));
 }
 
 #[tokio::test]
 async fn an_unreachable_control_plane_is_named_in_the_pending_state() {
-    let unused = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let client = client(unused);
+    let unused = nobody();
+    let client = client(unused.addr());
     let mut watch = client.watch(None, "greeter", "greeter").unwrap();
     let cause = until(&mut watch, |state| match state {
         TargetState::Pending { cause } => cause.clone(),
@@ -311,7 +317,7 @@ async fn an_unreachable_control_plane_is_named_in_the_pending_state() {
     })
     .await;
     assert_eq!(cause.kind, ResourceErrorKind::Unreachable);
-    for part in [unused.to_string().as_str(), "test-node", "refused", "greeter"] {
+    for part in [unused.addr().to_string().as_str(), "test-node", "refused", "greeter"] {
         assert!(cause.message.contains(part), "{} does not name {part}", cause.message);
     }
     // A second watch knows at once.

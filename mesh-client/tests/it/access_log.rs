@@ -5,7 +5,7 @@ use crate::{
     support::{
         ANY, CLUSTER, TARGET, assert_says,
         echo::{Echo, Way, get},
-        greeter, hello_with, routes, rule, service, to, until,
+        greeter, hello_with, nobody, routes, rule, service, to, until,
     },
 };
 use examples::backend::{Backend, Options};
@@ -127,8 +127,8 @@ async fn flags_are_those_of_envoy() {
         let (record, flags) = greeting(way, service(&[])).await;
         assert_eq!((flags.as_str(), record.grpc_status), ("UH", Some(14)));
 
-        let refusing = tokio::net::TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
-        let (record, flags) = greeting(way, service(&[("one", refusing)])).await;
+        let refusing = nobody();
+        let (record, flags) = greeting(way, service(&[("one", refusing.addr())])).await;
         assert_eq!((flags.as_str(), record.status), ("UF,URX", 503));
         assert_says(&record.error.unwrap_or_default(), &["refused"]);
 

@@ -3,7 +3,7 @@
 use crate::support::{
     CLUSTER, World, assert_says, assignment,
     echo::{Echo, Way, get},
-    edit_cluster, envoy_mesh, mesh_on, service, until,
+    edit_cluster, envoy_mesh, mesh_on, nobody, service, until,
 };
 use envoy_types::{
     pb::{
@@ -83,10 +83,8 @@ async fn requests_go_to_the_first_cluster_that_can_take_them_and_return_to_it() 
     let (cp, backends) = started(3).await;
     let [a, b, c] = [0, 1, 2].map(|i| backends[i].addr());
     // Nobody listens where this one was.
-    let dead = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let refusing = nobody();
+    let dead = refusing.addr();
     leaf(&cp, "first", &[&[a]]);
     leaf(&cp, "second", &[&[b], &[c]]);
     aggregate(&cp, CLUSTER, &["first", "second"]);

@@ -3,10 +3,10 @@
 use crate::{
     hedging::{Answer, server},
     support::{
-        ANY, assert_says,
+        assert_says,
         code::Local,
         echo::{Echo, Way, get},
-        http_backend, until,
+        http_backend, nobody, until,
     },
 };
 use http::request::Builder;
@@ -128,7 +128,8 @@ async fn everything_that_can_be_hashed_is() {
 async fn priorities_localities_weights_and_health_count() {
     let backends = echoes().await;
     let [a, b, c] = [0, 1, 2].map(|i| Endpoint::new(backends[i].addr()));
-    let dead = Endpoint::new(std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap());
+    let refusing = nobody();
+    let dead = Endpoint::new(refusing.addr());
     let ill = |endpoint: &Endpoint| Endpoint { health: HealthStatus::Unhealthy, ..endpoint.clone() };
     let heavy = Endpoint { weight: 4, ..a.clone() };
     // One priority after the other; the endpoint of the first cannot be reached, or is ill.

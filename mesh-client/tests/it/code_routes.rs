@@ -4,7 +4,7 @@ use crate::support::{
     ANY, assert_says,
     code::{Local, fixed},
     echo::{Echo, Way, get, joined},
-    until,
+    nobody, until,
 };
 use http::{HeaderName, Request, StatusCode};
 use http_body_util::Full;
@@ -171,7 +171,7 @@ async fn routes_rewrite_edit_answer_and_mirror() {
 async fn routes_have_limits_retries_hashes_and_filters() {
     let own = Echo::start("own").await;
     let spread = [Echo::start("a").await, Echo::start("b").await, Echo::start("c").await];
-    let dead = std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap();
+    let dead = nobody();
     let abort = FaultConfig {
         abort: Some(FaultAbort::Http { status: 503, percentage: FractionalPercent::HUNDRED }),
         ..FaultConfig::default()
@@ -197,7 +197,7 @@ async fn routes_have_limits_retries_hashes_and_filters() {
         .with_filter(fault)
         .with_cluster(Cluster::of("silent", [silent.local_addr().unwrap()]))
         .with_cluster(Cluster { lb_policy: ring, ..Cluster::of("ring", spread.iter().map(Echo::addr)) })
-        .with_cluster(Cluster::of("dead", [dead]))
+        .with_cluster(Cluster::of("dead", [dead.addr()]))
         .with_cluster(Cluster::dns("named", [&*format!("localhost:{}", own.addr().port())]).unwrap())
         .with_cluster(Cluster::aggregate("both", ["dead", "named"]))
         .with_route(route::exact("/silent").to("silent"))

@@ -1,8 +1,8 @@
 //! A control plane that is late, or that serves what cannot be used.
 
 use crate::support::{
-    CLUSTER, GUARD, TARGET, World, assert_says, assignment, echo::Way, greeter, hello, mesh_on, prompt_hello, routes,
-    rule, service, to, until,
+    CLUSTER, GUARD, TARGET, World, assert_says, assignment, echo::Way, greeter, hello, mesh_on, nobody, prompt_hello,
+    routes, rule, service, to, until,
 };
 use envoy_types::{
     pb::envoy::config::{cluster::v3::OutlierDetection, core::v3::HealthStatus},
@@ -57,9 +57,8 @@ fn v2_by_header(one: &Backend, two: &Backend) -> String {
 async fn calls_wait_for_a_control_plane_that_is_late() {
     for way in Way::BOTH {
         let backend = greeter("one").await;
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = port.local_addr().unwrap();
-        drop(port);
+        let port = nobody();
+        let addr = port.addr();
         let mut bootstrap =
             Bootstrap::from_json(&mesh_control::bootstrap::Bootstrap::new(addr.to_string()).to_string()).unwrap();
         bootstrap.timing.backoff_base = Duration::from_millis(20);

@@ -5,7 +5,7 @@
 use crate::support::{
     CLUSTER, World, assert_says,
     echo::{Echo, Way, get},
-    edit, edit_cluster, service, until,
+    edit, edit_cluster, nobody, service, until,
 };
 use envoy_types::{
     pb::{
@@ -27,6 +27,7 @@ use envoy_types::{
     },
     util::pack_any,
 };
+use examples::port::Port;
 use hickory_resolver::{
     config::{NameServerConfig, ResolverConfig},
     proto::rr::{
@@ -104,11 +105,16 @@ impl Dns {
 const LOOPBACK: [Ipv4Addr; 3] = [Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
 
 /// Servers on one port of several addresses.
-async fn servers() -> Vec<Echo> {
-    let first = Echo::start("a").await;
-    let at = |host: Ipv4Addr| SocketAddr::new(host.into(), first.addr().port());
-    let others = [Echo::start_on("b", at(LOOPBACK[1])).await, Echo::start_on("c", at(LOOPBACK[2])).await];
-    [first].into_iter().chain(others).collect()
+fn servers() -> Vec<Echo> {
+    let ports = loop {
+        let first = nobody();
+        let at = |host: Ipv4Addr| Port::take(SocketAddr::new(host.into(), first.addr().port()));
+        // The port of another address may be somebody's: then another port.
+        if let (Ok(second), Ok(third)) = (at(LOOPBACK[1]), at(LOOPBACK[2])) {
+            break [first, second, third];
+        }
+    };
+    ports.into_iter().zip(["a", "b", "c"]).map(|(port, name)| Echo::on(name, port.listen().unwrap())).collect()
 }
 
 async fn control_plane(server: &Echo) -> ControlPlane {
@@ -149,7 +155,7 @@ async fn names(mesh: &Mesh, way: Way) -> String {
 #[tokio::test]
 async fn every_address_of_a_strict_dns_name_is_an_endpoint() {
     let mut dns = Dns::start().await;
-    let servers = servers().await;
+    let servers = servers();
     let port = servers[0].addr().port();
     dns.set("greeter.mesh.test", &LOOPBACK[..2]).await;
     let cp = control_plane(&servers[0]).await;
@@ -196,7 +202,7 @@ async fn every_address_of_a_strict_dns_name_is_an_endpoint() {
 #[tokio::test]
 async fn a_name_that_is_not_resolved_fails_calls_with_the_cause_until_it_is() {
     let mut dns = Dns::start().await;
-    let servers = servers().await;
+    let servers = servers();
     let port = servers[0].addr().port();
     let cp = control_plane(&servers[0]).await;
     let typed = DnsCluster {
@@ -225,7 +231,7 @@ async fn a_name_that_is_not_resolved_fails_calls_with_the_cause_until_it_is() {
 #[tokio::test]
 async fn the_addresses_of_a_logical_dns_name_are_one_endpoint() {
     let mut dns = Dns::start().await;
-    let servers = servers().await;
+    let servers = servers();
     let port = servers[0].addr().port();
     dns.set("greeter.mesh.test", &LOOPBACK).await;
     let cp = control_plane(&servers[0]).await;
@@ -260,7 +266,7 @@ async fn the_addresses_of_a_logical_dns_name_are_one_endpoint() {
 #[tokio::test]
 async fn a_service_entry_may_be_resolved_by_dns() {
     let mut dns = Dns::start().await;
-    let servers = servers().await;
+    let servers = servers();
     dns.set("greeter.mesh.test", &LOOPBACK[..2]).await;
     let listed = format!("address: {}", servers[0].addr().ip());
     let yaml = service(&[("v1", servers[0].addr())]).replace(&listed, "address: greeter.mesh.test");
@@ -277,7 +283,7 @@ async fn a_service_entry_may_be_resolved_by_dns() {
 #[tokio::test]
 async fn a_dns_cluster_stands_behind_another_in_an_aggregate() {
     let mut dns = Dns::start().await;
-    let servers = servers().await;
+    let servers = servers();
     let port = servers[0].addr().port();
     let cp = control_plane(&servers[0]).await;
     let leaf = |name: &str, host: &str| {

@@ -1,9 +1,9 @@
 //! `explain`: every decision about a request, before it is sent, while it is, and in the error when it fails.
 
 use crate::support::{
-    ANY, CLUSTER, GUARD, TARGET, World, assert_says,
+    CLUSTER, GUARD, TARGET, World, assert_says,
     echo::{Echo, Way, get},
-    greeter, hello, mesh_on, routes, rule, service, to,
+    greeter, hello, mesh_on, nobody, routes, rule, service, to,
 };
 use mesh_client::{Error, Explain, Explanation, Mesh};
 use mesh_control::ControlPlane;
@@ -85,14 +85,14 @@ async fn while_a_request_is_sent() {
 
 #[tokio::test]
 async fn in_the_error_of_a_request_that_failed() {
-    let refusing = tokio::net::TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
-    let yaml = service(&[("v1", refusing)]);
+    let refusing = nobody();
+    let yaml = service(&[("v1", refusing.addr())]);
     let cp = ControlPlane::builder().yaml(yaml).start().await.unwrap();
     let builder = Mesh::builder().bootstrap_json(&cp.bootstrap()).unwrap();
     let mesh = builder.explain_errors(true).build().await.unwrap();
     let status = hello(&mesh.channel(TARGET).unwrap()).await.unwrap_err();
     let trail = Explanation::of_error(&status).expect("the status was made of an error that has it");
-    assert_says(&trail.to_string(), &[CLUSTER, "connect ", &refusing.to_string(), "final: ", "error "]);
+    assert_says(&trail.to_string(), &[CLUSTER, "connect ", &refusing.addr().to_string(), "final: ", "error "]);
     assert!(status.source().is_some());
 
     let plain = mesh_on(&cp).await.channel(TARGET).unwrap();

@@ -4,7 +4,7 @@ use crate::support::{
     ANY, GUARD, TARGET, World, assert_says,
     code::{Local, fixed},
     echo::{Way, get},
-    routes, rule, service, to, until,
+    nobody, routes, rule, service, to, until,
 };
 use bytes::Bytes;
 use mesh_client::{Mesh, MeshBuilder, policy::Policy};
@@ -17,7 +17,8 @@ async fn calls_fail_at_once_after_one_has_waited_in_vain_until_an_endpoint_is_re
     for way in Way::BOTH {
         let hole = TcpListener::bind(ANY).await.unwrap();
         // Refuses connections.
-        let closed = TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
+        let refusing = nobody();
+        let closed = refusing.addr();
         let yaml = service(&[("hole", hole.local_addr().unwrap()), ("closed", closed)]);
         let yaml = yaml
             + &rule("{connectionPool: {tcp: {connectTimeout: 3000s}}}", &[])

@@ -3,7 +3,7 @@
 use crate::{
     inbound_serve::tonic_client,
     inbound_xds::{Pair, Porter, chain, chain_with, mutual},
-    support::{ANY, GUARD, TARGET, hello, inbound::Serving, mesh_on, prompt_hello, until},
+    support::{ANY, GUARD, TARGET, hello, inbound::Serving, mesh_on, prompt_hello, raw_h2::frames, until},
 };
 use bytes::Bytes;
 use envoy_types::pb::{
@@ -171,22 +171,6 @@ async fn foreign(set: impl FnOnce(&mut Limits)) -> (Inbound, SocketAddr, JoinHan
     let (incoming, addr) = (inbound.incoming(), inbound.local_addr());
     let served = tokio::spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
     (inbound, addr, served)
-}
-
-/// The kinds of the frames up to the end of the connection.
-async fn frames(socket: &mut TcpStream) -> Vec<u8> {
-    let mut kinds = Vec::new();
-    timeout(GUARD, async {
-        let mut head = [0; 9];
-        while socket.read_exact(&mut head).await.is_ok() {
-            kinds.push(head[3]);
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            socket.read_exact(&mut payload).await.unwrap();
-        }
-    })
-    .await
-    .expect("the connection ends");
-    kinds
 }
 
 /// A client that has connected and asks nothing.

@@ -5,9 +5,12 @@ use crate::{
     support::{
         ANY, GUARD,
         inbound::{Echo, Seen, Serving, plain},
+        nobody,
+        raw_h2::frames,
         until,
     },
 };
+use examples::port::Port;
 use futures::{StreamExt, poll};
 use http::Request;
 use http_body_util::{BodyExt, Empty};
@@ -21,7 +24,7 @@ use mesh_client::{
 use mesh_tls::{ClientSettings, ClientTls};
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -43,6 +46,13 @@ fn get(path: &str) -> Request<Empty<bytes::Bytes>> {
     Request::get(format!("http://x.test{path}")).body(Empty::new()).unwrap()
 }
 
+/// A port that nobody else is given when its server is gone, and an inbound side on it.
+async fn kept() -> (Port, Inbound) {
+    let port = nobody();
+    let inbound = Inbound::builder().bind(port.addr()).await.expect("it is kept for that");
+    (port, inbound)
+}
+
 /// Clients are refused, and somebody else may listen there.
 async fn is_free(addr: SocketAddr) {
     let refused = TcpStream::connect(addr).await.expect_err("nobody listens");
@@ -54,7 +64,8 @@ async fn is_free(addr: SocketAddr) {
 
 #[tokio::test]
 async fn the_port_is_free_while_connections_are_drained() {
-    let (serving, seen) = Serving::echo(Limits::default()).await;
+    let ((_port, inbound), seen) = (kept().await, Arc::<Seen>::default());
+    let serving = Serving::of(inbound, Echo(seen.clone()));
     let mut client = http2(serving.addr).await;
     let mut hanging = pin!(client.send_request(get("/hang")));
     assert!(poll!(&mut hanging).is_pending());
@@ -71,7 +82,7 @@ async fn the_port_is_free_while_connections_are_drained() {
 
 #[tokio::test]
 async fn the_port_is_free_when_nobody_takes_connections_any_more() {
-    let inbound = plain(Limits::default()).await;
+    let (_port, inbound) = kept().await;
     let (addr, seen) = (inbound.local_addr(), Arc::<Seen>::default());
     let mut client = {
         let mut first = Box::pin(inbound.serve(Echo(seen.clone())));
@@ -96,29 +107,13 @@ async fn the_port_is_free_when_nobody_takes_connections_any_more() {
     assert_eq!(late.kind(), io::ErrorKind::NotConnected);
 
     // The same for a server that is not ours.
-    let inbound = plain(Limits::default()).await;
+    let (_port, inbound) = kept().await;
     let addr = inbound.local_addr();
     let mut incoming = inbound.incoming();
     let _client = TcpStream::connect(addr).await.unwrap();
     let _connection = incoming.next().await.unwrap().unwrap();
     drop(incoming);
     is_free(addr).await;
-}
-
-/// The kinds of the frames up to the end of the connection.
-async fn frames(socket: &mut TcpStream) -> Vec<u8> {
-    let mut kinds = Vec::new();
-    timeout(GUARD, async {
-        let mut head = [0; 9];
-        while socket.read_exact(&mut head).await.is_ok() {
-            kinds.push(head[3]);
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            socket.read_exact(&mut payload).await.unwrap();
-        }
-    })
-    .await
-    .expect("the connection ends");
-    kinds
 }
 
 /// GET / of a path that never answers.

@@ -1,5 +1,6 @@
 //! The public layers, without a mesh, around a real hyper client and real connections.
 
+use crate::support::nobody;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -104,9 +105,7 @@ async fn dropped_connections_and_refusals_are_hidden_from_the_caller() {
 
 #[tokio::test]
 async fn a_refused_connection_is_a_connect_failure() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let refusing = nobody();
     for (condition, expected) in [(Condition::ConnectFailure, 4), (Condition::RefusedStream, 1)] {
         let hyper: Hyper = Client::builder(TokioExecutor::new()).build_http();
         let attempts = Arc::new(AtomicUsize::new(0));
@@ -116,7 +115,7 @@ async fn a_refused_connection_is_a_connect_failure() {
             hyper.request(request)
         });
         let client = ServiceBuilder::new().layer(RetryLayer::new(policy(condition))).service(counting);
-        client.oneshot(request(address)).await.unwrap_err();
+        client.oneshot(request(refusing.addr())).await.unwrap_err();
         assert_eq!(attempts.load(SeqCst), expected, "{condition:?}");
     }
 }

@@ -58,9 +58,9 @@ async fn requests_stay_near_and_fail_over_to_the_next_nearest() {
     }
     let mesh = mesh_in(&cp, "r1", "z1", Profile::Grpc).await;
     assert_eq!(names(&mesh, Way::Channel).await, "near");
-    drop(backends.remove(0));
+    let _near = backends.remove(0).kill().await;
     until("next", async || names(&mesh, Way::Channel).await == "next").await;
-    drop(backends.remove(0));
+    let _next = backends.remove(0).kill().await;
     until("far", async || names(&mesh, Way::Layer).await == "far").await;
 }
 

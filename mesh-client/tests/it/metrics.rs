@@ -1,10 +1,10 @@
 //! What is measured beyond what always is: Istio's sizes and workloads, gRPC's instruments; and connections.
 
 use crate::support::{
-    ANY, CLUSTER, GUARD, HOUR, TARGET,
+    CLUSTER, GUARD, HOUR, TARGET,
     code::{Local, fixed, host_target},
     echo::Way,
-    edit, edit_cluster, greeter, mesh_on, routes, rule, service, to, until,
+    edit, edit_cluster, greeter, mesh_on, nobody, routes, rule, service, to, until,
 };
 use envoy_types::{
     pb::{
@@ -193,7 +193,7 @@ async fn attempts_tell_where_they_went_where_that_is_switched_on() {
         let recorder = DebuggingRecorder::new();
         let _recorder = metrics::set_default_local_recorder(&recorder);
         let mut seen = Seen::new(&recorder);
-        let (near, far) = (greeter("near").await, greeter("far").await);
+        let (mut near, far) = (greeter("near").await, greeter("far").await);
         let yaml = service(&[("v1", near.addr()), ("v2", far.addr())])
             .replace("labels: {version: v1}", "locality: r1/z1/s1, labels: {version: v1}")
             .replace("labels: {version: v2}", "locality: r2, labels: {version: v2}");
@@ -231,7 +231,7 @@ async fn attempts_tell_where_they_went_where_that_is_switched_on() {
         assert!(seen.values("grpc.client.call.duration", &near_by).is_empty());
 
         // Nobody is there: an attempt that came to no endpoint.
-        drop(near);
+        near.kill().await;
         let nowhere = [("grpc.lb.locality", ""), ("grpc.lb.backend_service", ""), ("grpc.status", "UNAVAILABLE")];
         until("an attempt came to no endpoint", async || {
             let _ = way.hello(&mesh).await;
@@ -247,7 +247,7 @@ async fn connections_are_counted_by_what_becomes_of_them() {
         let recorder = DebuggingRecorder::new();
         let _recorder = metrics::set_default_local_recorder(&recorder);
         let mut seen = Seen::new(&recorder);
-        let backend = greeter("one").await;
+        let mut backend = greeter("one").await;
         let all = |mesh: MeshBuilder| mesh.metrics(Metrics::default().grpc(Instrument::ALL));
         let Local { mesh, channel: _channel } =
             Local::with(&fixed(&[backend.addr()]), LocalPolicy::default(), all).await;
@@ -259,18 +259,18 @@ async fn connections_are_counted_by_what_becomes_of_them() {
         assert_eq!(seen.sum("mesh_connections_active", &cluster), 1.0);
         assert_eq!(seen.sum("grpc.subchannel.connection_attempts_succeeded", &subchannel), 1.0);
         assert_eq!(seen.sum("grpc.subchannel.open_connections", &subchannel), 1.0);
-        drop(backend);
+        backend.kill().await;
         until("the connection is gone", async || seen.sum("mesh_connections_active", &cluster) == 0.0).await;
         assert_eq!(seen.sum("mesh_connections_closed_total", &cluster), 1.0);
         assert_eq!(seen.sum("grpc.subchannel.disconnections", &subchannel), 1.0);
         assert_eq!(seen.sum("grpc.subchannel.open_connections", &subchannel), 0.0);
 
-        let nobody = tokio::net::TcpListener::bind(ANY).await.unwrap().local_addr().unwrap();
-        way.hello(&Local::new(&[nobody], LocalPolicy::default()).await.mesh).await.unwrap_err();
+        let refusing = nobody();
+        way.hello(&Local::new(&[refusing.addr()], LocalPolicy::default()).await.mesh).await.unwrap_err();
         assert!(seen.sum("mesh_connection_failures_total", &[("stage", "tcp")]) >= 1.0);
         assert_eq!(seen.sum("grpc.subchannel.connection_attempts_failed", &[]), 0.0, "that mesh has them switched off");
 
-        let cp = ControlPlane::builder().yaml(service(&[("one", nobody)])).start().await.unwrap();
+        let cp = ControlPlane::builder().yaml(service(&[("one", refusing.addr())])).start().await.unwrap();
         let mesh = mesh_with(&cp, Metrics::default().grpc(Instrument::ALL)).await;
         let channel = mesh.channel(TARGET).unwrap();
         channel.ready(GUARD).await.unwrap();

@@ -7,7 +7,7 @@ use crate::{
     support::{
         CLUSTER, TARGET,
         echo::{Echo, Way, get},
-        greeter, hello, mesh_on, routes, service, to,
+        greeter, hello, mesh_on, nobody, routes, service, to,
     },
 };
 use mesh_control::ControlPlane;
@@ -115,10 +115,10 @@ async fn requests_over_a_limit_are_counted_with_their_flag() {
         assert_eq!(requests(&snapshotter, wanted), 2);
 
         // Nobody listens where the rate limit service should be.
-        let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let dead = nobody();
         let mut service = config();
         service.failure_mode_deny = true;
-        let cp = limited(&backend, dead, &service).await;
+        let cp = limited(&backend, dead.addr(), &service).await;
         way.send(&mesh_on(&cp).await, get("/").header("x-plan", "a"), "").await.unwrap();
         let wanted = [("response_flags", "RLSE"), ("cluster", cluster.as_str()), ("response_code", "500")];
         assert_eq!(requests(&snapshotter, wanted), 1);

@@ -20,6 +20,7 @@ use envoy_types::{pb::google::protobuf::UInt32Value, util::pack_any};
 use examples::{
     backend::{Backend, HttpBackend, Options},
     greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient},
+    port::Port,
 };
 use mesh_client::{Mesh, MeshChannel, Profile};
 use mesh_control::ControlPlane;
@@ -96,6 +97,11 @@ pub(crate) fn edit<M: Message + Name + Default>(
 /// Edits a cluster that the control plane serves.
 pub(crate) fn edit_cluster(cp: &ControlPlane, name: &str, change: impl FnOnce(&mut Cluster)) {
     edit(cp, ResourceType::Cluster, name, change);
+}
+
+/// An address where nobody listens, and that nobody else is given while the test keeps it.
+pub(crate) fn nobody() -> Port {
+    Port::take(ANY).expect("a free port")
 }
 
 /// A greeter of this name.

@@ -5,6 +5,7 @@ use envoy_types::pb::{
     },
     google::rpc,
 };
+use examples::port::Port;
 use mesh_xds::server::{Any, ResourceType};
 use std::path::Path;
 use tokio::sync::mpsc;
@@ -214,8 +215,9 @@ async fn clients_follow_what_is_applied_and_their_refusals_are_events() {
 
 #[tokio::test]
 async fn the_control_plane_comes_back_on_its_address() {
-    let cp = ControlPlane::builder().yaml(SERVICE).start().await.unwrap();
-    let addr = cp.addr();
+    let port = Port::take("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = port.addr();
+    let cp = ControlPlane::builder().yaml(SERVICE).listen(addr).start().await.unwrap();
     let mut client = Client::connect(&cp, ResourceType::Cluster).await;
     client.send("", None).await;
     client.next().await;

@@ -10,6 +10,7 @@ use mesh_client::{Inbound, Mesh, MeshChannel};
 use mesh_control::ControlPlane;
 use mesh_control::model::MtlsMode;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
@@ -42,9 +43,10 @@ impl World {
     /// Starts all of it on free loopback ports.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (shop, greeter) = (free_address()?, free_address()?);
+        let (shop, greeter) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let greeter_addr = greeter.local_addr()?;
         let control = ControlPlane::builder()
-            .yaml(yaml(shop, greeter))
+            .yaml(yaml(shop.local_addr()?, greeter_addr))
             .ca(folder.path().join("ca"))
             .certificate_lifetime(LIFETIME)
             .mtls(MtlsMode::Strict)
@@ -59,16 +61,16 @@ impl World {
         let (shop_callers, greeter_callers) = (Callers::default(), Callers::default());
         let mut servers = JoinSet::new();
         let service = Service { name: "greeter", callers: greeter_callers.clone(), greeter: None };
-        serve(&mut servers, greeter_mesh.inbound(greeter).await?, service).await?;
+        serve(&mut servers, greeter_mesh.inbound_builder()?.listener(greeter)?, service).await?;
         let through = Some(for_shop.channel(GREETER)?);
         let service = Service { name: "shop", callers: shop_callers.clone(), greeter: through };
-        serve(&mut servers, for_shop.inbound(shop).await?, service).await?;
+        serve(&mut servers, for_shop.inbound_builder()?.listener(shop)?, service).await?;
         Ok(Self {
             control,
             client,
             for_shop,
             greeter_mesh,
-            greeter_addr: greeter,
+            greeter_addr,
             shop_callers,
             greeter_callers,
             servers,
@@ -140,11 +142,6 @@ async fn serve(servers: &mut JoinSet<()>, inbound: Inbound, service: Service) ->
         }
     });
     Ok(())
-}
-
-/// An address that nobody listens on.
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 fn yaml(shop: SocketAddr, greeter: SocketAddr) -> String {

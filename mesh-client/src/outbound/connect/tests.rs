@@ -8,6 +8,7 @@ use crate::{
     outbound::cluster::{Breaker, Resource},
     transport::Protocol,
 };
+use examples::port::Port;
 use futures::{FutureExt, future::BoxFuture};
 use mesh_xds::{
     ads::BoxedIo,
@@ -21,7 +22,7 @@ use std::{
     },
     time::Duration,
 };
-use support::{Server, call, connector, refused, until, within};
+use support::{Server, call, connector, nobody, until, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -61,9 +62,8 @@ async fn one_attempt_serves_all_who_wait_and_outlives_those_who_left() {
 
 #[tokio::test]
 async fn a_failed_attempt_is_the_error_until_the_next_one_succeeds_by_itself() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
-    drop(listener);
+    let port = nobody();
+    let address = port.addr();
     let backoff = Backoff { base: Duration::from_millis(20), max: Duration::from_millis(50) };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
     let subchannel = Subchannel::new(address, Arc::clone(&connector));
@@ -73,7 +73,7 @@ async fn a_failed_attempt_is_the_error_until_the_next_one_succeeds_by_itself() {
     assert_eq!(subchannel.state(), Connectivity::TransientFailure);
     assert!(subchannel.last_error().is_some());
 
-    let _server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    let _server = Server::at(&port, Protocol::Http2, 100).await;
     until(&subchannel, &connector, Connectivity::Ready).await;
     assert!(subchannel.last_error().is_none());
     assert!(subchannel.ready().is_some());
@@ -81,10 +81,10 @@ async fn a_failed_attempt_is_the_error_until_the_next_one_succeeds_by_itself() {
 
 #[tokio::test]
 async fn in_backoff_acquire_fails_at_once_and_nothing_is_tried() {
-    let address = refused().await;
+    let port = nobody();
     let backoff = Backoff { base: Duration::from_secs(3600), max: Duration::from_secs(3600) };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
-    let subchannel = Subchannel::new(address, connector);
+    let subchannel = Subchannel::new(port.addr(), connector);
     let first = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     let second = within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("in backoff");
     assert!(Arc::ptr_eq(&first, &second));
@@ -123,13 +123,13 @@ async fn attempts_that_fail_beside_each_other_are_one_failure() {
 }
 
 /// A subchannel in backoff, whose endpoint then comes up and is connected to by other means than its timer.
-async fn recovered(backoff: Duration) -> (Server, Arc<super::Connector>, Arc<Subchannel>) {
-    let address = refused().await;
+async fn recovered(port: &Port, backoff: Duration) -> (Server, Arc<super::Connector>, Arc<Subchannel>) {
+    let address = port.addr();
     let backoff = Backoff { base: backoff, max: backoff };
     let connector = connector(ConnectorSettings { backoff, ..Default::default() }, None);
     let subchannel = Subchannel::new(address, Arc::clone(&connector));
     within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
-    let mut server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    let mut server = Server::at(port, Protocol::Http2, 100).await;
     let opened = within(connector.open(address, subchannel.listener())).await.expect("connected");
     subchannel.add(opened, None, false);
     assert_eq!(subchannel.state(), Connectivity::Ready);
@@ -139,11 +139,11 @@ async fn recovered(backoff: Duration) -> (Server, Arc<super::Connector>, Arc<Sub
 
 #[tokio::test]
 async fn a_connection_ends_the_backoff_of_the_attempts_before_it() {
-    let (server, connector, subchannel) = recovered(Duration::from_secs(3600)).await;
-    let address = server.address;
+    let port = nobody();
+    let (server, connector, subchannel) = recovered(&port, Duration::from_secs(3600)).await;
     drop(server);
     until(&subchannel, &connector, Connectivity::Idle).await;
-    let _server = Server::on(TcpListener::bind(address).await.expect("rebind"), Protocol::Http2, 100);
+    let _server = Server::at(&port, Protocol::Http2, 100).await;
     assert_eq!(
         call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected at once"), "/").await,
         "0"
@@ -153,15 +153,15 @@ async fn a_connection_ends_the_backoff_of_the_attempts_before_it() {
 #[tokio::test]
 async fn a_backoff_that_is_over_does_not_shorten_the_next() {
     let backoff = Duration::from_millis(500);
-    let (server, connector, subchannel) = recovered(backoff).await;
-    let address = server.address;
+    let port = nobody();
+    let (server, connector, subchannel) = recovered(&port, backoff).await;
     // The first timer would end in the middle of the second backoff.
     sleep(backoff / 2).await;
     drop(server);
     until(&subchannel, &connector, Connectivity::Idle).await;
     within(subchannel.acquire(RoutingPriority::Default)).await.expect_err("refused");
     let begun = Instant::now();
-    let listener = TcpListener::bind(address).await.expect("rebind");
+    let listener = TcpListener::bind(port.addr()).await.expect("it is kept for that");
     within(listener.accept()).await.expect("the next attempt");
     // Jitter is a fifth; some time passed between the failure and its sight.
     assert!(begun.elapsed() >= backoff * 7 / 10, "{:?}", begun.elapsed());
@@ -209,18 +209,15 @@ async fn the_wait_for_a_handshake_slot_is_bounded_and_says_so() {
 
 #[tokio::test]
 async fn a_lost_connection_is_made_again_at_the_next_use() {
-    let mut server = Server::start(Protocol::Http2, 100).await;
+    let port = nobody();
+    let mut server = Server::at(&port, Protocol::Http2, 100).await;
     let connector = connector(ConnectorSettings::default(), None);
     let subchannel = Subchannel::new(server.address, Arc::clone(&connector));
     assert_eq!(call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected"), "/").await, "0");
     server.until_open(1).await;
-    let listener = {
-        let address = server.address;
-        drop(server);
-        until(&subchannel, &connector, Connectivity::Idle).await;
-        TcpListener::bind(address).await.expect("rebind")
-    };
-    let server = Server::on(listener, Protocol::Http2, 100);
+    drop(server);
+    until(&subchannel, &connector, Connectivity::Idle).await;
+    let server = Server::at(&port, Protocol::Http2, 100).await;
     assert_eq!(
         call(within(subchannel.acquire(RoutingPriority::Default)).await.expect("connected again"), "/").await,
         "0"

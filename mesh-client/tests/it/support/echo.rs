@@ -2,6 +2,7 @@
 
 use super::{ANY, GUARD, TARGET};
 use bytes::Bytes;
+use examples::port::Port;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
@@ -23,7 +24,7 @@ use tower::{Layer, ServiceExt};
 pub(crate) struct Echo {
     addr: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
-    _task: JoinSet<()>,
+    task: JoinSet<()>,
 }
 
 /// One request that came.
@@ -46,12 +47,11 @@ pub(crate) enum Way {
 
 impl Echo {
     pub(crate) async fn start(name: &'static str) -> Self {
-        Self::start_on(name, ANY).await
+        Self::on(name, TcpListener::bind(ANY).await.unwrap())
     }
 
-    /// At this address.
-    pub(crate) async fn start_on(name: &'static str, addr: SocketAddr) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap();
+    /// With this listener.
+    pub(crate) fn on(name: &'static str, listener: TcpListener) -> Self {
         let addr = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = seen.clone();
@@ -80,11 +80,17 @@ impl Echo {
                 });
             }
         });
-        Self { addr, seen, _task: task }
+        Self { addr, seen, task }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Cuts every connection, and closes the port; nobody else is given it while the test keeps it.
+    pub(crate) async fn kill(mut self) -> Port {
+        self.task.shutdown().await;
+        Port::take(self.addr).expect("it was ours")
     }
 
     /// All requests so far.

@@ -1,4 +1,4 @@
-//! An HTTP/2 server that writes frames by hand, and may write any.
+//! HTTP/2 by frames: a server that writes them by hand, and may write any; what a client is told.
 
 use std::{
     future::Future,
@@ -136,6 +136,22 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let head = [length[1], length[2], length[3], kind, flags];
     [&head[..], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The kinds of the frames up to the end of the connection.
+pub(crate) async fn frames(socket: &mut TcpStream) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    tokio::time::timeout(super::GUARD, async {
+        let mut head = [0; 9];
+        while socket.read_exact(&mut head).await.is_ok() {
+            kinds.push(head[3]);
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            socket.read_exact(&mut payload).await.unwrap();
+        }
+    })
+    .await
+    .expect("the connection ends");
+    kinds
 }
 
 /// A header field, literally: `:status` is sent as any other.

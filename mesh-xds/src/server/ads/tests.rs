@@ -9,6 +9,7 @@ use envoy_types::pb::{
     },
     google::rpc,
 };
+use examples::port::Port;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -109,9 +110,9 @@ async fn a_refusal_reaches_the_watchers_with_node_type_and_detail() {
 
 #[tokio::test]
 async fn shutdown_ends_streams_with_unavailable_and_frees_the_port() {
-    let server = server().await;
-    let addr = server.addr();
-    let cache = server.cache().clone();
+    let port = Port::take("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (addr, cache) = (port.addr(), ResourceCache::new());
+    let server = AdsServer::bind(addr, cache.clone()).await.unwrap();
     let mut client = Client::connect(addr).await;
     client.ask(ResourceType::Listener, &["l"], "", None).await;
     client.response().await;

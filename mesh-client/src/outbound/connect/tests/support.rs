@@ -8,6 +8,7 @@ use crate::{
     transport::{Lease, Protocol},
 };
 use bytes::Bytes;
+use examples::port::Port;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{body::Incoming, service::service_fn};
@@ -40,6 +41,11 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// On a port that the test keeps, so that it can come back there.
+    pub(super) async fn at(port: &Port, protocol: Protocol, streams: u32) -> Self {
+        Self::on(TcpListener::bind(port.addr()).await.expect("it is kept for that"), protocol, streams)
+    }
+
     pub(super) async fn start(protocol: Protocol, streams: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         Self::on(listener, protocol, streams)
@@ -141,9 +147,9 @@ pub(super) async fn call(lease: Lease, path: &str) -> String {
     String::from_utf8(body.to_vec()).expect("a number")
 }
 
-pub(super) async fn refused() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    listener.local_addr().expect("address")
+/// An address where nobody listens, and that nobody else is given while the test keeps it.
+pub(super) fn nobody() -> Port {
+    Port::take(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port")
 }
 
 pub(super) async fn until(subchannel: &Subchannel, connector: &Connector, state: Connectivity) {
