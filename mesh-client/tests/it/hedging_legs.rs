@@ -34,7 +34,7 @@ use tonic::Status;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 /// One more attempt after `delay`; UNAVAILABLE is retried.
-fn hedged(delay: Duration, change: impl FnOnce(&mut RetryPolicy)) -> Policy {
+pub(crate) fn hedged(delay: Duration, change: impl FnOnce(&mut RetryPolicy)) -> Policy {
     let on = RetryOn { grpc_codes: 1 << 14, ..RetryOn::default() };
     let mut retry = RetryPolicy { on, num_retries: 1, avoid_previous_hosts: true, ..RetryPolicy::default() };
     change(&mut retry);
@@ -42,7 +42,7 @@ fn hedged(delay: Duration, change: impl FnOnce(&mut RetryPolicy)) -> Policy {
 }
 
 /// The target's own cluster, changed.
-fn cluster(change: impl FnOnce(&mut Cluster)) -> Cluster {
+pub(crate) fn cluster(change: impl FnOnce(&mut Cluster)) -> Cluster {
     let mut cluster = Cluster::fixed("any", Arc::default());
     change(&mut cluster);
     cluster

@@ -182,19 +182,26 @@ async fn any_subscriber_sees_the_ids_that_go_out_and_without_one_none_are_made()
     let cp = crate::filters::plane(&crate::filters::anything(), &backend).await;
     let mesh = mesh(&cp).await;
     let _channel = mesh.channel(TARGET).unwrap();
-    Way::Channel.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
-    assert_eq!(backend.last().header("traceparent"), PARENT, "nobody records a span that could be missing");
+    for way in Way::BOTH {
+        way.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
+        let sent = backend.last().header("traceparent");
+        assert_eq!(sent, PARENT, "{way:?}: nobody records a span that could be missing");
+    }
 
     let fields = Fields::default();
     let _guard = tracing::subscriber::set_default(Registry::default().with(fields.clone()));
-    Way::Channel.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
-    let (trace, span) = ids(&backend.last().header("traceparent"));
-    let all = fields.0.lock().unwrap();
-    let find = |id: &str| all.values().find(|fields| fields.get("span_id").is_some_and(|own| own == id));
-    let attempt = find(&span).unwrap_or_else(|| panic!("{span} is not among {all:?}"));
-    let call = find(&attempt["parent_id"]).unwrap_or_else(|| panic!("{attempt:?} has no parent among {all:?}"));
-    assert_eq!((call["parent_id"].as_str(), call["trace_id"].as_str()), ("b7ad6b7169203331", TRACE));
-    assert_eq!((trace.as_str(), call["otel.name"].as_str()), (TRACE, "GET"));
+    for way in Way::BOTH {
+        fields.0.lock().unwrap().clear();
+        way.send(&mesh, get("/").header("traceparent", PARENT), "").await.unwrap();
+        let (trace, span) = ids(&backend.last().header("traceparent"));
+        let all = fields.0.lock().unwrap();
+        assert_eq!(all.len(), 2, "{way:?}: a call and an attempt: {all:?}");
+        let find = |id: &str| all.values().find(|fields| fields.get("span_id").is_some_and(|own| own == id));
+        let attempt = find(&span).unwrap_or_else(|| panic!("{way:?}: {span} is not among {all:?}"));
+        let call = find(&attempt["parent_id"]).unwrap_or_else(|| panic!("{attempt:?} has no parent among {all:?}"));
+        assert_eq!((call["parent_id"].as_str(), call["trace_id"].as_str()), ("b7ad6b7169203331", TRACE));
+        assert_eq!((trace.as_str(), call["otel.name"].as_str()), (TRACE, "GET"));
+    }
 }
 
 #[tokio::test]
