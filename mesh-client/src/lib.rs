@@ -34,6 +34,7 @@ mod layer;
 mod mesh;
 mod outbound;
 mod telemetry;
+mod time;
 mod transport;
 
 pub use body::MeshBody;
@@ -79,7 +80,7 @@ pub mod policy {
             TcpKeepalive, TemplateRewrite, Thresholds, TlsContextMatch, TransportSocket, TransportSocketMatch,
             UpstreamTls, ValueMatcher, WeightedCluster, WeightedRoundRobin,
         },
-        source::{Policy, route},
+        source::{Policy, PolicyError, route},
     };
 }
 

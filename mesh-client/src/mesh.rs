@@ -31,7 +31,7 @@ use mesh_xds::{
     Bootstrap, ClientOptions, TargetWatch, XdsClient,
     bootstrap::{BootstrapError, CertificateProvider},
     resource::{ClusterLoadAssignment, DomainPattern, Endpoint, Extensions, RemoteJwks},
-    source::{self, DnsOptions, Policy},
+    source::{self, DnsOptions, Policy, PolicyError},
     status::ClientStatus,
 };
 use std::{
@@ -115,6 +115,9 @@ pub enum BuildError {
     /// Not inside a tokio runtime.
     #[error("a mesh needs a tokio runtime to run its tasks on")]
     NoRuntime,
+    /// [`MeshBuilder::policy`] cannot be.
+    #[error("policy: {0}")]
+    Policy(#[from] PolicyError),
     /// The settings of [`MeshBuilder::fallback_tls`] cannot be used.
     #[error("the fallback credentials: {0}")]
     Fallback(#[source] mesh_tls::TlsError),
@@ -397,7 +400,7 @@ impl MeshBuilder {
     /// ```
     ///
     /// # Errors
-    /// The domain is not one, or the target is malformed or has its policy elsewhere (`xds:`, `host:`).
+    /// The domain is not one, the target is malformed or has its policy elsewhere (`xds:`, `host:`), or the policy cannot be.
     pub fn host(mut self, domain: &str, target: &str, policy: Policy) -> Result<Self, TargetError> {
         let fail = |reason: String| TargetError { target: target.to_owned(), reason };
         let parsed = Target::parse(target)?;
@@ -406,6 +409,7 @@ impl MeshBuilder {
                 "has its policy elsewhere; a host from code needs dns:///HOST:PORT or a fixed list".into(),
             ));
         }
+        policy.check().map_err(|error| fail(format!("has a policy that cannot be: {error}")))?;
         let pattern = DomainPattern::parse(domain)
             .ok_or_else(|| fail(format!("is for \"{domain}\", which is not a domain: name, *suffix, prefix* or *")))?;
         self.hosts.retain(|host| host.domain != pattern);
@@ -631,8 +635,9 @@ impl MeshBuilder {
     /// Builds the mesh. Does not wait for the control plane.
     ///
     /// # Errors
-    /// There is no tokio runtime, or the control plane's credentials cannot be used.
+    /// There is no tokio runtime, the control plane's credentials cannot be used, or the policy cannot be.
     pub async fn build(self) -> Result<Mesh, BuildError> {
+        self.policy.check()?;
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         let crypto = self.crypto.unwrap_or_else(mesh_tls::default_provider);
         let fallback = self.fallback.map(|settings| Fallback::new(&settings, &crypto)).transpose();

@@ -303,6 +303,9 @@ impl InboundBuilder {
         if let Some(wrong) = &self.wrong {
             return Err(BuildError::Policy(wrong.as_str().into()));
         }
+        for HttpFilter { name, config, .. } in &self.filters {
+            config.check().map_err(|error| BuildError::Policy(format!("{name}: {error}").into()))?;
+        }
         let kept = self.kept();
         let provider = self.provider();
         let Self { tls, limits, origin, on_serving, filters, fetches, forwarding, file, renewal, .. } = self;

@@ -11,7 +11,7 @@ use crate::{
 };
 use http::request::Builder;
 use mesh_client::{
-    Downstream, Error,
+    Downstream, Error, Mesh,
     policy::{
         CircuitBreakers, Cluster, ClusterLoadAssignment, CookieHash, Endpoint, HashPolicy, HashSource, HealthStatus,
         HttpProtocol, LbPolicy, LbSettings, Locality, LocalityId, Maglev, MetadataValue, OutlierDetection, Policy,
@@ -80,6 +80,41 @@ async fn every_policy_chooses() {
                 assert!(seen.values().all(|count| *count == 20), "{seen:?}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_be_is_refused_with_its_field() {
+    let wrong = || {
+        let mut cluster = Cluster::of("canary", ["127.0.0.1:1".parse().unwrap()]);
+        cluster.lb_policy = LbPolicy::Maglev(Maglev { table_size: 1000, ..Maglev::default() });
+        Policy::default().with_cluster(cluster)
+    };
+    let place = "clusters[canary].lb_policy.table_size: 1000 is not a prime";
+    let error = Mesh::builder().policy(wrong()).build().await.unwrap_err();
+    assert_says(&error.to_string(), &["policy", place]);
+    let error = Mesh::builder().host("shop.example", "ipv4:127.0.0.1:1", wrong()).unwrap_err();
+    assert_says(&error.to_string(), &["ipv4:127.0.0.1:1", place]);
+}
+
+#[tokio::test]
+async fn times_without_an_end_are_for_ever() {
+    let backends = echoes().await;
+    let local = local(&backends, |cluster| {
+        cluster.connect_timeout = Duration::MAX;
+        cluster.idle_timeout = Duration::MAX;
+        cluster.connections.max_duration = Some(Duration::MAX);
+        cluster.outlier_detection = Some(Arc::new(OutlierDetection {
+            interval: Duration::MAX,
+            base_ejection_time: Duration::MAX,
+            max_ejection_time: Duration::MAX,
+            consecutive_5xx: Some(1),
+            ..OutlierDetection::default()
+        }));
+    })
+    .await;
+    for way in Way::BOTH {
+        assert_eq!(way.spread(&local.mesh, 30).await.len(), 3, "{way:?}");
     }
 }
 

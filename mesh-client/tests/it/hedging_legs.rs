@@ -3,7 +3,7 @@
 use crate::{
     hedging::{Answer, hedged_on_timeout, server},
     support::{
-        GUARD, H2Server, HOUR, Served, TARGET, Then,
+        ANY, GUARD, H2Server, HOUR, Served, TARGET, Then,
         code::{Local, fixed},
         echo::{Way, get},
         rule, service, until,
@@ -115,6 +115,23 @@ async fn an_attempt_that_loses_before_its_limit_counts_as_nothing() {
         let detection = Some(Arc::new(detection.clone()));
         let asked = asked_beside(way, MS(30), |cluster| cluster.outlier_detection = detection).await;
         assert!(asked > 5, "{way:?}: it takes its turns: {asked}");
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_waits_for_its_connection_is_hedged_too() {
+    for way in Way::BOTH {
+        // Takes connections and says nothing on them.
+        let hole = tokio::net::TcpListener::bind(ANY).await.unwrap();
+        let (good, asked) = server(&[Answer::Ok(0)]).await;
+        let target = cluster(|cluster| cluster.connect_timeout = HOUR);
+        let addresses = [hole.local_addr().unwrap(), good.addr()];
+        let code = Local::new(&addresses, hedged(MS(30), |_| {}).with_target(target)).await;
+        for _ in 0..10 {
+            let call = way.hello_with(&code.mesh, |request| request.set_timeout(HOUR));
+            tokio::time::timeout(GUARD, call).await.expect("it waits for the connection").unwrap();
+        }
+        assert_eq!(asked.seen.load(SeqCst), 10, "{way:?}: nothing is sent twice");
     }
 }
 

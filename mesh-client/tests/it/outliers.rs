@@ -1,8 +1,10 @@
 //! Which endpoints are held out for how they answer, and by whose rules.
 
 use crate::support::{
-    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, World, echo::Way, edit_cluster, greeter, hello, hello_with,
-    routes, rule, service, to, until,
+    CLUSTER, GUARD, H2Server, HOUR, Served, TARGET, Then, World,
+    code::{Local, fixed},
+    echo::{Way, get},
+    edit_cluster, greeter, hello, hello_with, routes, rule, service, to, until,
 };
 use envoy_types::pb::{
     envoy::config::cluster::v3::OutlierDetection,
@@ -14,10 +16,14 @@ use http::{HeaderMap, HeaderValue};
 use mesh_client::{Mesh, Profile};
 use mesh_control::ControlPlane;
 use mesh_xds::{
-    resource::{Cluster, FailureAccrual, OutlierDetection as Detection},
+    resource::{Cluster, FailureAccrual, HttpProtocol, OutlierDetection as Detection},
     source::Policy,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tonic::Code;
 
 /// What one endpoint does with every request.
@@ -66,7 +72,7 @@ fn said(explanation: &str, endpoint: SocketAddr) -> String {
 /// Sends requests until this endpoint is ejected.
 async fn ejected(world: &World, way: Way, endpoint: SocketAddr) -> String {
     until("it is ejected", async || {
-        let _ = way.send(&world.mesh, crate::support::echo::get("/x"), "").await;
+        let _ = way.send(&world.mesh, get("/x"), "").await;
         said(&world.explain(), endpoint).contains("ejected")
     })
     .await;
@@ -83,7 +89,7 @@ async fn gateway_failures_in_a_row_eject_and_other_failures_do_not() {
         let line = ejected(&world, way, servers[1].addr()).await;
         assert!(line.contains("by consecutive_gateway_failure"), "{line}");
         for _ in 0..20 {
-            way.send(&world.mesh, crate::support::echo::get("/x"), "").await.unwrap();
+            way.send(&world.mesh, get("/x"), "").await.unwrap();
         }
         for server in [&servers[0], &servers[2]] {
             let line = said(&world.explain(), server.addr());
@@ -240,6 +246,74 @@ async fn streams_count_by_how_they_end() {
         assert_eq!(failed, 2);
         for _ in 0..10 {
             stream(way, &world.mesh).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_after_the_response_began_counts_by_grpcs_rules_only() {
+    for (profile, counts) in [(Profile::Grpc, true), (Profile::Envoy, false)] {
+        for way in Way::BOTH {
+            let kept = Mutex::new(Vec::new());
+            let server = H2Server::start(move |mut served| {
+                let body = served.begin();
+                kept.lock().unwrap().push((body, served));
+                Then::GoOn
+            })
+            .await;
+            let detection = Detection {
+                consecutive_5xx: Some(1),
+                max_ejection_percent: 100,
+                interval: HOUR,
+                ..Detection::default()
+            };
+            let mut cluster = Cluster { http_protocol: Some(HttpProtocol::Http2), ..Cluster::of("own", []) };
+            cluster.outlier_detection = Some(Arc::new(detection));
+            let policy = Policy::default().with_target(cluster);
+            let code = Local::with(&fixed(&[server.addr()]), policy, |mesh| mesh.profile(profile)).await;
+            let mut request = tonic::Request::new(HelloRequest { name: "all".to_owned(), count: 3 });
+            request.set_timeout(Duration::from_millis(200));
+            let mut replies = way.client(&code.mesh).say_hellos(request).await.unwrap().into_inner();
+            let error = loop {
+                match replies.message().await {
+                    Ok(reply) => assert!(reply.is_some(), "the stream goes on"),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+            let explained = code.mesh.explain(&get("/x").body(()).unwrap().into_parts().0).to_string();
+            assert_eq!(
+                said(&explained, server.addr()).contains("ejected"),
+                counts,
+                "{profile:?}, {way:?}: {explained}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_panic_threshold_nobody_who_is_ejected_is_asked() {
+    for way in Way::BOTH {
+        let (servers, _) = endpoints(&[status_500, status_500]).await;
+        let detection = Detection {
+            consecutive_5xx: Some(1),
+            max_ejection_percent: 100,
+            base_ejection_time: HOUR,
+            max_ejection_time: HOUR,
+            ..Detection::default()
+        };
+        let mut cluster = Cluster { http_protocol: Some(HttpProtocol::Http2), ..Cluster::of("own", []) };
+        cluster.outlier_detection = Some(Arc::new(detection));
+        cluster.lb.panic_threshold = 0.0;
+        let policy = Policy::default().with_target(cluster);
+        let addresses = [servers[0].addr(), servers[1].addr()];
+        let code = Local::with(&fixed(&addresses), policy, |mesh| mesh.profile(Profile::Envoy)).await;
+        for _ in 0..2 {
+            assert_eq!(way.send(&code.mesh, get("/x"), "").await.unwrap().status(), 500, "{way:?}");
+        }
+        for _ in 0..5 {
+            let error = way.send(&code.mesh, get("/x"), "").await.unwrap_err();
+            assert!(error.to_string().contains("no endpoint"), "{way:?}: {error:?}");
         }
     }
 }

@@ -11,12 +11,12 @@ use envoy_types::{
     pb::{
         envoy::{
             config::{
-                cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy},
+                cluster::v3::{LoadBalancingPolicy, cluster::PreconnectPolicy, load_balancing_policy::Policy},
                 core::v3::TypedExtensionConfig,
             },
             extensions::load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
         },
-        google::protobuf::{BoolValue, Duration as ProtoDuration},
+        google::protobuf::{BoolValue, DoubleValue, Duration as ProtoDuration},
     },
     util::pack_any,
 };
@@ -160,6 +160,10 @@ async fn world(servers: &[Server], how: How) -> World {
         let config = TypedExtensionConfig { name: "wrr".into(), typed_config: Some(pack_any(config)) };
         let policies = vec![Policy { typed_extension_config: Some(config) }];
         cluster.load_balancing_policy = Some(LoadBalancingPolicy { policies });
+        // Connections that are made ahead, at every request, do not put the weights off.
+        let predictive_preconnect_ratio = Some(DoubleValue { value: 1.5 });
+        cluster.preconnect_policy =
+            Some(PreconnectPolicy { predictive_preconnect_ratio, ..PreconnectPolicy::default() });
     });
     World::on(cp).await
 }

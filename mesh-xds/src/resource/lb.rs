@@ -4,6 +4,16 @@ use super::{HealthStatus, MetadataValue, RegexRewrite};
 use http::HeaderName;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+/// Entries of a ring, at most (gRFC A42 and Envoy).
+pub(crate) const MAX_RING: u64 = 8 << 20;
+/// Places of a Maglev table, at most (Envoy).
+pub(crate) const MAX_TABLE: u64 = 5_000_011;
+
+/// Whether a Maglev table may have so many places.
+pub(crate) fn is_prime(n: u64) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}
+
 /// Load-balancing policies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LbPolicy {

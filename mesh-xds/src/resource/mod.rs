@@ -58,6 +58,7 @@ pub use lb::{
     LbSettings, LocalityLb, Maglev, PeakEwma, RingHash, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector,
     WeightedRoundRobin,
 };
+pub(crate) use lb::{MAX_RING, MAX_TABLE, is_prime};
 pub use listener::{HttpConnectionManager, Listener, RouteSource, Tracing};
 pub use matcher::{
     CookieMatcher, Denominator, FractionalPercent, HeaderMatcher, HeaderMatcherKind, QueryParameterMatcher,

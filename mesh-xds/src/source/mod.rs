@@ -1,11 +1,13 @@
 //! Sources without a control plane: a fixed list and DNS. Each ends in the same snapshot as xDS does.
 
 mod assembly;
+mod check;
 mod dns;
 mod fixed;
 mod relay;
 pub mod route;
 
+pub use check::PolicyError;
 pub use dns::{DnsOptions, DnsTargetError, dns};
 pub(crate) use dns::{Lookup, Resolvers, refresh};
 pub use fixed::{fixed, fixed_with};

@@ -433,8 +433,8 @@ impl Call {
     }
 
     /// Counts the call as waiting for a connection (Envoy's `max_pending_requests`), once.
-    fn wait_in_line(&mut self, pending: &mut Option<Permit>) -> Result<(), (Failure, Error)> {
-        if pending.is_none() {
+    fn wait_in_line(&mut self, pending: &mut Option<(usize, Permit)>) -> Result<(), (Failure, Error)> {
+        if pending.as_ref().is_none_or(|(leaf, _)| *leaf != self.leaf) {
             let permit =
                 self.leaf().live.breaker().acquire(self.priority, Resource::PendingRequests).map_err(|over| {
                     self.flag = Flag::UPSTREAM_OVERFLOW;
@@ -443,7 +443,7 @@ impl Call {
                         self.error(Kind::Overloaded, "the circuit breaker is open".into(), Some(Box::new(over))),
                     )
                 })?;
-            *pending = Some(permit);
+            *pending = Some((self.leaf, permit));
         }
         Ok(())
     }
@@ -541,11 +541,24 @@ pub(super) struct InLine {
     /// Whose connection it waits for.
     picked: Option<InFlight>,
     acquiring: Option<BoxFuture<'static, Acquired>>,
-    pending: Option<Permit>,
+    /// Among the waiting ones of this leaf.
+    pending: Option<(usize, Permit)>,
     /// Since when it waits.
     patience: Option<Instant>,
     /// Attempts to connect that failed.
     failures: u32,
+}
+
+impl InLine {
+    /// Whose connection it waits for.
+    pub(super) fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        self.picked.as_ref().map(|picked| picked.endpoint().clone())
+    }
+
+    /// Waits for no endpoint's any more, and goes on waiting.
+    pub(super) fn leave(&mut self) {
+        (self.picked, self.acquiring) = (None, None);
+    }
 }
 
 /// A stream, or why there is no connection; or it waited so long.

@@ -7,6 +7,7 @@ use crate::{
     outbound::{
         cluster::Outcome as Verdict,
         retry::grpc_status,
+        route::Profile,
         timeout::{Deadline, StoodStill},
     },
     telemetry::{access_log::ResponseFlags as Flag, metrics::Outcome},
@@ -91,7 +92,9 @@ impl Call {
                     _ => Flag::UPSTREAM_REQUEST_TIMEOUT,
                 };
                 self.grpc_status = Some(4);
-                Some(Verdict::LocalOrigin)
+                // Envoy asks the endpoint's part in a timeout only until the head of the response.
+                let answered = self.status != 0 && self.chosen.routing.facts.profile == Profile::Envoy;
+                (!answered).then_some(Verdict::LocalOrigin)
             }
         };
         if let (Finished::Trailers(trailers), Some(verdict)) = (&how, verdict) {

@@ -18,7 +18,7 @@ use crate::{
         cluster::{Answered, Endpoint, InFlight, LiveCluster, Outcome as Verdict, Want},
         connect::Subchannel,
         narrate,
-        retry::{Decision, Failure, Fan, Outcome, Outgoing, Permit, Policy, Pushback, Situation, is_behind},
+        retry::{Decision, Failure, Fan, Outcome, Outgoing, Permit, Policy, Pushback, Situation, Stop, is_behind},
         timeout::{HeadTimer, Idle},
     },
     transport::{Lease, RecvBody, TransportError},
@@ -99,6 +99,12 @@ struct Race<B> {
     stopped: bool,
 }
 
+/// When what begins now is hedged; `None`: never.
+fn hedge_at(began: Instant, delay: Duration) -> Option<(Pin<Box<Sleep>>, Due)> {
+    let at = began.checked_add(delay)?;
+    Some((Box::pin(tokio::time::sleep_until(at)), Due::Hedge))
+}
+
 impl<B> Race<B> {
     /// Whether one more attempt can send the whole request.
     fn is_replayable(&self) -> bool {
@@ -144,7 +150,8 @@ impl Call {
             fan: first.body_mut().fan(),
             starting: true,
             line: InLine::default(),
-            timer: None,
+            // An attempt that waits for its connection is hedged too.
+            timer: hedge_at(Instant::now(), delay),
             permit: None,
             tried: Tried::new(),
             stopped: false,
@@ -173,8 +180,7 @@ impl Call {
                         let (sent, in_flight) = answer.await;
                         Leg { in_flight, number, began, _permit: permit, sent }
                     }));
-                    race.timer =
-                        due.filter(|_| !race.stopped).map(|due| (Box::pin(tokio::time::sleep_until(due)), Due::Hedge));
+                    race.timer = hedge_at(began, delay).filter(|_| !race.stopped);
                 }
                 Step::Leased(Err((failure, error))) => {
                     race.starting = false;
@@ -207,7 +213,14 @@ impl Call {
                     }
                     self.in_flight = None;
                 }
-                Step::Due(Due::Retry) => race.starting = true,
+                Step::Due(Due::Retry) => {
+                    race.starting = true;
+                    race.timer = hedge_at(Instant::now(), delay).filter(|_| !race.stopped);
+                }
+                Step::Due(Due::Hedge) if race.starting => {
+                    self.go_elsewhere(&mut race);
+                    race.timer = hedge_at(Instant::now(), delay);
+                }
                 Step::Due(Due::Hedge) => self.hedge(policy, &mut race),
             }
         }
@@ -221,8 +234,8 @@ impl Call {
             if let Poll::Ready(Some(leg)) = legs.poll_next_unpin(cx) {
                 return Poll::Ready(Step::Ended(leg));
             }
-            if *starting {
-                return self.poll_lease(line, &avoid, cx).map(Step::Leased);
+            if *starting && let Poll::Ready(leased) = self.poll_lease(line, &avoid, cx) {
+                return Poll::Ready(Step::Leased(leased));
             }
             let Some((sleep, due)) = timer else { return Poll::Pending };
             let due = *due;
@@ -231,6 +244,23 @@ impl Call {
             Poll::Ready(Step::Due(due))
         })
         .await
+    }
+
+    /// The attempt that waits for a connection waits for that of another endpoint, if there is one. Nothing was sent, so this is not another
+    /// attempt; the connection goes on being made.
+    fn go_elsewhere<B>(&mut self, race: &mut Race<B>) {
+        let Some(waited) = race.line.endpoint() else { return };
+        if let Some(explain) = &self.chosen.explain {
+            let text = format!(
+                "attempt {} has no connection to {} yet, and picks anew",
+                self.attempts.number(),
+                waited.address()
+            );
+            explain.add("hedge", text);
+        }
+        race.tried.extend([waited]);
+        race.line.leave();
+        self.connecting = false;
     }
 
     /// Starts one more attempt, if the policy, the budget and the request allow one.
@@ -248,6 +278,7 @@ impl Call {
                 upstream.metrics.retries.increment(1);
                 race.permit = permit;
                 race.starting = true;
+                race.timer = self.hedge_delay().and_then(|delay| hedge_at(Instant::now(), delay));
                 format!("attempt {} starts beside those in flight", self.attempts.number())
             }
             Err(stop) => format!("no further attempt: {stop}"),
@@ -304,11 +335,12 @@ impl Call {
         let mut rng = |bound: u32| fastrand::u32(..bound.max(1));
         let routing = &self.chosen.routing;
         let upstream = &routing.upstreams()[self.upstream];
-        let budget = || {
-            let leave = !race.stopped;
-            leave.then(|| routing.retry_permit(self.upstream, self.priority)).flatten().map(Some)
+        let budget = || routing.retry_permit(self.upstream, self.priority).map(Some);
+        let decision = match race.stopped {
+            // By this answer, or by one before.
+            true if retriable => Decision::Return(Stop::Pushback),
+            _ => self.attempts.next(Some(policy), &outcome, situation, budget, &mut rng),
         };
-        let decision = self.attempts.next(Some(policy), &outcome, situation, budget, &mut rng);
         if let Some(explain) = &self.chosen.explain {
             narrate::attempt(explain, number, self.endpoint, &attempt.ended(), decision);
         }

@@ -87,7 +87,10 @@ impl Copies {
 
     /// Takes one more piece of the body. False: it is too much, there will be no copy.
     pub(super) fn data(&mut self, data: &bytes::Bytes) -> bool {
-        if self.body.len() + data.len() > self.cap {
+        if data.is_empty() {
+            return true;
+        }
+        if self.body.is_full() || self.body.len() + data.len() > self.cap {
             return false;
         }
         self.copies.retain_mut(|copy| copy.held.grow(data.len()));

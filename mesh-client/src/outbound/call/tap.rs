@@ -22,6 +22,9 @@ pub(super) struct Tapped {
     copies: Option<Box<Copies>>,
 }
 
+/// Pieces of one body, at most.
+const MAX_FRAMES: usize = 1024;
+
 /// Pieces of a body, shared with whoever else sends them.
 #[derive(Clone, Default)]
 pub(super) struct Frames {
@@ -97,6 +100,11 @@ impl Frames {
     /// In bytes.
     pub(super) fn len(&self) -> usize {
         self.length
+    }
+
+    /// No more pieces are kept, however small.
+    pub(super) fn is_full(&self) -> bool {
+        self.frames.len() >= MAX_FRAMES
     }
 
     pub(super) fn push(&mut self, data: Bytes) {

@@ -4,6 +4,7 @@ use super::{
     Cause, Endpoint, Link, LiveCluster, Writer,
     outlier::{Event, Host, Rules, Verdict, consecutive, release_due, sweep},
 };
+use crate::time::after;
 use mesh_xds::resource::OutlierDetection;
 use std::{
     future::Future,
@@ -213,7 +214,7 @@ fn run<L: Link>(cluster: Weak<LiveCluster<L>>, wake: Arc<Notify>) -> impl Future
     let mut swept = Instant::now();
     async move {
         while let Some((interval, end)) = cluster.upgrade().and_then(|c| c.outlier_times()) {
-            let sweep_at = swept + interval;
+            let sweep_at = after(swept, interval);
             let at = end.map_or(sweep_at, |end| end.min(sweep_at));
             tokio::select! {
                 () = tokio::time::sleep_until(at) => {}

@@ -41,7 +41,7 @@ pub(crate) use placement::Placement;
 
 use crate::outbound::{
     connect::Subchannel,
-    pick::{PickInput, Turn},
+    pick::{Candidate, PickInput, Turn},
     retry::RetryBudget,
     route::Profile,
 };
@@ -305,7 +305,8 @@ impl<L: Link> LiveCluster<L> {
     fn set_endpoints(&self, writer: &mut Writer<L>, assignment: Arc<ClusterLoadAssignment>) {
         let effective = self.with_proven(writer, &assignment);
         writer.wanted = assignment;
-        let make = self.maker(writer);
+        let (make, joined) = (self.maker(writer), Instant::now());
+        let make = |address, placement| make(address, placement, joined);
         let connector = writer.connector.clone();
         let (set, removed) = writer.set.next(effective, make, |before, now| L::differ(&connector, before, now));
         writer.set = set;
@@ -321,7 +322,8 @@ impl<L: Link> LiveCluster<L> {
         writer.watcher = Watcher::start::<L>(&self.deps.runtime, self.me.clone(), &writer.connector, &self.stale);
         let make = self.maker(writer);
         let next = writer.set.replaced(|old| {
-            let new = make(old.address(), old.placement());
+            // New in its transport, not in the cluster.
+            let new = make(old.address(), old.placement(), old.joined());
             new.set_ejection(old.ejection());
             new.set_health(old.health(), None);
             new
@@ -332,15 +334,15 @@ impl<L: Link> LiveCluster<L> {
     }
 
     /// Makes endpoints of the transport and the outlier detection in force.
-    fn maker(&self, writer: &Writer<L>) -> impl Fn(SocketAddr, Arc<Placement>) -> Arc<Endpoint<L>> + use<L> {
+    fn maker(&self, writer: &Writer<L>) -> impl Fn(SocketAddr, Arc<Placement>, Instant) -> Arc<Endpoint<L>> + use<L> {
         let common = Arc::new(Common {
             cluster: self.me.clone(),
             begun: self.begun,
             connector: writer.connector.clone(),
             thresholds: self.thresholds.clone(),
         });
-        let (watched, now) = (writer.cluster.outlier_detection.is_some(), Instant::now());
-        move |address, placement| Endpoint::new(address, placement, common.clone(), watched, now)
+        let watched = writer.cluster.outlier_detection.is_some();
+        move |address, placement, joined| Endpoint::new(address, placement, common.clone(), watched, joined)
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer<L>> {

@@ -1,9 +1,12 @@
 //! The task that builds a new picker after links have changed state or endpoints were ejected.
 
 use super::{Link, LiveCluster};
-use crate::outbound::{
-    connect::{AT_ONCE, Demand, Foresight},
-    pick::{Candidate, Standing},
+use crate::{
+    outbound::{
+        connect::{AT_ONCE, Demand, Foresight},
+        pick::{Candidate, Standing},
+    },
+    time::after,
 };
 use std::{
     sync::{Arc, Weak},
@@ -13,6 +16,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::AbortHandle,
+    time::Instant,
 };
 
 /// Picks step over what is unavailable meanwhile, so nothing waits for this task; but an endpoint that recovers gets its
@@ -71,10 +75,10 @@ async fn run<L: Link>(
 ) {
     let (mut size, mut again) = (0, None);
     loop {
-        // Only while weights change as time goes by.
+        // Only while weights change as time goes by. A point in time: what else happens meanwhile does not put it off.
         let aged = async {
             match again {
-                Some(period) => tokio::time::sleep(period).await,
+                Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
@@ -103,6 +107,8 @@ async fn run<L: Link>(
         // Before the states are read: what changes from here on is seen again.
         links.mark_unchanged();
         let Some(cluster) = cluster.upgrade() else { return };
-        (size, again) = cluster.rebuild();
+        let period;
+        (size, period) = cluster.rebuild();
+        again = period.map(|period| after(Instant::now(), period));
     }
 }

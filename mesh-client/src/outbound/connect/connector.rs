@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     outbound::cluster::Breaker,
+    time::after,
     transport::{Connection, Events, Keepalive, Origin, Protocol, Stream, TransportConfig},
 };
 use http::uri::Authority;
@@ -314,11 +315,11 @@ impl Connector {
         let limit = self.settings.connect_timeout;
         let timed_out = |stage| ConnectError::Timeout { address, stage, limit };
         let begun = Instant::now();
-        let tcp = timeout_at(begun + limit, self.tcp(address));
+        let tcp = timeout_at(after(begun, limit), self.tcp(address));
         let tcp = tcp.await.map_err(|_| timed_out("TCP"))??;
         let spent = begun.elapsed();
         let _slots = timeout(limit, self.slots()).await.map_err(|_| timed_out("the wait for a handshake slot"))?;
-        let deadline = Instant::now() + limit.saturating_sub(spent);
+        let deadline = after(Instant::now(), limit.saturating_sub(spent));
         let Security::Tls(tls) = &self.settings.security else {
             let connection = timeout_at(deadline, self.speak(tcp, protocol, address, None, events));
             let connection = connection.await.map_err(|_| timed_out("the HTTP handshake"))??;

@@ -3,6 +3,7 @@
 use super::{Connector, Security, Subchannel, TlsRenewal, numbers::Closed};
 use crate::{
     outbound::cluster::{Permit, Resource},
+    time::{FAR, after},
     transport::{Connection, Kind},
 };
 use mesh_xds::resource::RoutingPriority;
@@ -83,7 +84,10 @@ impl Supervised {
         let settings = &self.connector.settings;
         match settings.max_duration {
             None => std::future::pending().await,
-            Some(max) => sleep(max + max.mul_f64(settings.max_duration_jitter * fastrand::f64())).await,
+            Some(max) => {
+                let max = max.min(FAR);
+                sleep(max + max.mul_f64(settings.max_duration_jitter * fastrand::f64())).await;
+            }
         }
     }
 
@@ -111,7 +115,7 @@ impl Supervised {
 
     /// Puts a connection with the new certificates beside this one, if that works within the bound.
     async fn renew(&self, bound: Duration) {
-        let bound = Instant::now() + bound;
+        let bound = after(Instant::now(), bound);
         let attempts = async {
             loop {
                 let Some(subchannel) = self.subchannel.upgrade() else { return };

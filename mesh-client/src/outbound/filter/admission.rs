@@ -92,7 +92,8 @@ fn rejection(config: &AdmissionControlConfig, calls: u64, succeeded: u64) -> f64
 /// Whether a call succeeded by the criteria.
 fn succeeded(config: &AdmissionControlConfig, outcome: &Outcome) -> bool {
     match (outcome.ended, outcome.grpc_status) {
-        (Ended::Cancelled, _) => false,
+        // Of what is not gRPC the head says it, read to the end or not (Envoy).
+        (Ended::Cancelled, status) if outcome.status == 0 || status.is_some() => false,
         (_, Some(code)) => config.grpc_success & (1u32.checked_shl(code).unwrap_or(0)) != 0,
         (_, None) => config.http_success.iter().any(|statuses| statuses.contains(&outcome.status)),
     }
@@ -159,6 +160,15 @@ mod tests {
         assert_eq!(rejection(&capped, 99, 0), 0.8);
         let busy = AdmissionControlConfig { rps_threshold: 4, ..config() };
         assert_eq!((rejection(&busy, 119, 0), rejection(&busy, 120, 0) > 0.9), (0.0, true), "30 s of 4 per second");
+    }
+
+    #[test]
+    fn a_response_that_is_not_read_to_its_end_counts_by_its_head() {
+        let outcome = |status, grpc_status, ended| Outcome { status, grpc_status, ended, took: Duration::ZERO };
+        assert!(succeeded(&config(), &outcome(200, None, Ended::Cancelled)));
+        assert!(!succeeded(&config(), &outcome(503, None, Ended::Cancelled)));
+        assert!(!succeeded(&config(), &outcome(0, None, Ended::Cancelled)), "nobody waited for a head");
+        assert!(!succeeded(&config(), &outcome(200, Some(1), Ended::Cancelled)), "gRPC says it in its trailers");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Adaptive concurrency: as many calls at once as the latency allows (Envoy's `adaptive_concurrency` filter, gradient controller).
 
 use super::{Ended, Filter, FilterRequest, Outcome, Reply, Step, Verdict, Watch};
+use crate::time::{FAR, after};
 use http::StatusCode;
 use mesh_xds::resource::AdaptiveConcurrencyConfig;
 use std::{
@@ -72,7 +73,7 @@ impl Gradient {
             min_rtt: config.fixed_min_rtt.unwrap_or_default(),
             measuring: None,
             measure_at: None,
-            update_at: now + config.update_interval,
+            update_at: after(now, config.update_interval),
             at_least: 0,
         };
         if config.fixed_min_rtt.is_none() {
@@ -110,9 +111,9 @@ impl Gradient {
             self.measuring = None;
             self.limit = before;
             self.at_least = 0;
-            let interval = config.min_rtt_interval;
-            self.measure_at = now.checked_add(interval + interval.mul_f64(config.jitter * random));
-            self.update_at = now + config.update_interval;
+            let interval = config.min_rtt_interval.min(FAR);
+            self.measure_at = Some(after(now, interval + interval.mul_f64(config.jitter * random)));
+            self.update_at = after(now, config.update_interval);
         }
     }
 
@@ -127,7 +128,7 @@ impl Gradient {
         if self.update_at > now {
             return;
         }
-        self.update_at = now + config.update_interval;
+        self.update_at = after(now, config.update_interval);
         if self.samples.is_empty() {
             return;
         }

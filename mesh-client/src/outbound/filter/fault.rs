@@ -197,7 +197,7 @@ impl FaultPlan {
         match (self.rate, self.guard) {
             (Some(rate), Some(guard)) => {
                 request.explain("fault", || format!("the response is limited to {rate} bytes per second"));
-                Verdict::Watch(Box::new(Slow { rate, free: None, _guard: guard }))
+                Verdict::Watch(Box::new(Slow { rate: rate.max(1), free: None, _guard: guard }))
             }
             _ => Verdict::Pass,
         }

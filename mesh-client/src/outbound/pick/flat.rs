@@ -128,10 +128,10 @@ impl<C: Candidate> Flat<C> {
                 .filter(|i| *i < self.members.len() && self.standing(*i, panic, excluded) > Standing::Unavailable),
             By::Ring(ring, bound) => self
                 .first_usable(ring.from(hash).take(STEPS.max(ring.len() / 8)), random, panic, excluded)
-                .map(|i| self.within(bound.as_ref(), i, hash, input, panic)),
+                .map(|i| self.within(bound.as_ref(), i, hash, input, panic, excluded)),
             By::Maglev(table, bound) => self
                 .first_usable(table.tries(hash).take(STEPS), random, panic, excluded)
-                .map(|i| self.within(bound.as_ref(), i, hash, input, panic)),
+                .map(|i| self.within(bound.as_ref(), i, hash, input, panic, excluded)),
         };
         match chosen {
             Some(i) => Some(&self.members[i]),
@@ -166,9 +166,18 @@ impl<C: Candidate> Flat<C> {
         connecting
     }
 
-    fn within(&self, bound: Option<&Bound>, i: usize, hash: u64, input: &PickInput<'_>, panic: bool) -> usize {
+    fn within(
+        &self,
+        bound: Option<&Bound>,
+        i: usize,
+        hash: u64,
+        input: &PickInput<'_>,
+        panic: bool,
+        excluded: &impl Fn(&Arc<C>) -> bool,
+    ) -> usize {
         let Some(bound) = bound else { return i };
-        let load = |i: usize| (self.members[i].standing(panic) > Standing::Unavailable).then(|| self.members[i].load());
+        let usable = |i: usize| self.standing(i, panic, excluded) > Standing::Unavailable;
+        let load = |i: usize| usable(i).then(|| self.members[i].load());
         bound.choose(i, hash, input.in_flight, load)
     }
 

@@ -12,6 +12,7 @@ use crate::{
         route::Profile,
         timeout::is_grpc,
     },
+    time::after,
     transport::BoxError,
 };
 use arc_swap::ArcSwap;
@@ -27,7 +28,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32,
+            Ordering::{AcqRel, Relaxed, Release},
+        },
     },
     task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
@@ -107,7 +111,7 @@ pub struct NoServices;
 
 struct Shared<D: Discover> {
     policy: LbPolicy,
-    outliers: Option<Outliers>,
+    outliers: Option<Arc<Outliers>>,
     source: Mutex<Source<D>>,
     view: ArcSwap<Balancer<Member<D::Service>>>,
     turn: Arc<Turn>,
@@ -122,14 +126,17 @@ struct Source<D: Discover> {
     discover: D,
     members: Vec<Known<D>>,
     ended: bool,
-    /// When outlier detection looks at all again.
+    /// When outlier detection looks at all again, and when the next one that was held out comes back.
     next_sweep: Instant,
+    next_release: Option<Instant>,
 }
 
 /// Outlier detection by Envoy's rules. The clock is looked at when a request comes: nothing else needs to know.
 struct Outliers {
     config: Arc<OutlierDetection>,
-    thresholds: Arc<Thresholds>,
+    thresholds: Thresholds,
+    /// Somebody has offences that were not judged yet.
+    offended: AtomicBool,
 }
 
 /// Everybody who waits for the first service: the source wakes them all.
@@ -143,7 +150,7 @@ struct Member<S> {
     load: AtomicU32,
     latency: Latency,
     /// Absent without outlier detection.
-    thresholds: Option<Arc<Thresholds>>,
+    outliers: Option<Arc<Outliers>>,
     counters: Counters,
     /// Rows of failures since the last look, by the bits of their causes.
     offences: AtomicU8,
@@ -196,7 +203,13 @@ pub struct ResponseBody<B, S> {
 
 impl LoadBalanceLayer {
     /// By any policy of a mesh; those of the program's own ([`LbPolicy::Custom`]) choose at random.
+    ///
+    /// # Panics
+    /// It is none that [could be](LbPolicy::check): a Maglev table whose size is no prime.
     pub fn new(policy: LbPolicy) -> Self {
+        if let Err(error) = policy.check() {
+            panic!("the balancing policy cannot be: {error}");
+        }
         Self { policy, outliers: None }
     }
 
@@ -212,8 +225,14 @@ impl LoadBalanceLayer {
 
     /// Holds out services that fail, as Envoy does: consecutive failures, success rate, failure percentage. 5xx, the gRPC statuses like
     /// them and errors count as failures. What is said of `failure_accrual` is ignored.
+    ///
+    /// # Panics
+    /// It is none that [could be](OutlierDetection::check): a share of more than 100 percent.
     #[must_use]
     pub fn outlier_detection(mut self, config: OutlierDetection) -> Self {
+        if let Err(error) = config.check() {
+            panic!("the outlier detection cannot be: {error}");
+        }
         self.outliers = Some(Arc::new(OutlierDetection { failure_accrual: None, ..config }));
         self
     }
@@ -229,12 +248,12 @@ impl<D: Discover> Layer<D> for LoadBalanceLayer {
 
     fn layer(&self, discover: D) -> Self::Service {
         let outliers = self.outliers.clone().map(|config| {
-            let thresholds = Arc::new(Thresholds::default());
+            let thresholds = Thresholds::default();
             thresholds.set(Some(&config));
-            Outliers { config, thresholds }
+            Arc::new(Outliers { config, thresholds, offended: AtomicBool::new(false) })
         });
         let next_sweep = Instant::now();
-        let source = Mutex::new(Source { discover, members: Vec::new(), ended: false, next_sweep });
+        let source = Mutex::new(Source { discover, members: Vec::new(), ended: false, next_sweep, next_release: None });
         let shared = Shared {
             policy: self.policy.clone(),
             outliers,
@@ -284,29 +303,38 @@ impl<D: Discover> Shared<D> {
     /// Takes over what changed. Ready when there is a service, or never will be.
     fn poll_services(&self, cx: &mut Context<'_>) -> Poll<Result<(), D::Error>> {
         let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        // Registered before the look: who is woken looks again.
-        let waker = self.waiting.clone().waker(cx.waker(), source.members.is_empty());
-        let mut cx = Context::from_waker(&waker);
-        let mut changed = false;
-        while !source.ended {
-            match source.discover.poll_change(&mut cx) {
-                Poll::Pending => break,
-                Poll::Ready(None) => source.ended = true,
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(Some(Ok(change))) => {
-                    changed = true;
-                    source.apply(change, self.begun, self.outliers.as_ref());
+        loop {
+            // Registered before the look: who is woken looks again.
+            let waits = source.members.is_empty();
+            let waker = self.waiting.clone().waker(cx.waker(), waits);
+            let mut cx = Context::from_waker(&waker);
+            let mut changed = false;
+            while !source.ended {
+                match source.discover.poll_change(&mut cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(None) => source.ended = true,
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Some(Ok(change))) => {
+                        changed = true;
+                        source.apply(change, self.begun, self.outliers.as_ref());
+                    }
                 }
             }
+            if let Some(outliers) = &self.outliers {
+                changed |= source.judge(outliers, Instant::now());
+            }
+            if changed {
+                self.publish(&source);
+                self.waiting.wake_all();
+            }
+            if !source.members.is_empty() || source.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if waits && !changed {
+                return Poll::Pending;
+            }
+            // The last one went just now, or those who wait were woken: this caller has to be among them.
         }
-        if let Some(outliers) = &self.outliers {
-            changed |= source.judge(outliers, Instant::now());
-        }
-        if changed {
-            self.publish(&source);
-            self.waiting.wake_all();
-        }
-        if source.members.is_empty() && !source.ended { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     fn publish(&self, source: &MutexGuard<'_, Source<D>>) {
@@ -327,7 +355,7 @@ impl<D: Discover> Shared<D> {
 }
 
 impl<D: Discover> Source<D> {
-    fn apply(&mut self, change: Change<D::Key, D::Service>, begun: Instant, outliers: Option<&Outliers>) {
+    fn apply(&mut self, change: Change<D::Key, D::Service>, begun: Instant, outliers: Option<&Arc<Outliers>>) {
         let (key, service) = match change {
             Change::Insert(key, service) => (key, Some(service)),
             Change::Remove(key) => (key, None),
@@ -341,7 +369,7 @@ impl<D: Discover> Source<D> {
                 joined: now,
                 load: AtomicU32::new(0),
                 latency: Latency::new(begun, now),
-                thresholds: outliers.map(|outliers| outliers.thresholds.clone()),
+                outliers: outliers.cloned(),
                 counters: Counters::default(),
                 offences: AtomicU8::new(0),
                 ejected: AtomicBool::new(false),
@@ -356,6 +384,10 @@ impl<D: Discover> Source<D> {
     /// Ejects those whose failures are in a row, takes back those whose time is over, and sweeps at the end of each interval. True:
     /// somebody went or came back.
     fn judge(&mut self, outliers: &Outliers, now: Instant) -> bool {
+        let offended = outliers.offended.swap(false, AcqRel);
+        if !offended && now < self.next_sweep && self.next_release.is_none_or(|at| now < at) {
+            return false;
+        }
         let (config, total) = (&*outliers.config, self.members.len());
         let (rules, mut rng) = (Rules { config, profile: Profile::Envoy }, fastrand::Rng::new());
         let members: Vec<_> = self.members.iter().map(|(_, member)| member).collect();
@@ -369,7 +401,7 @@ impl<D: Discover> Source<D> {
         }
         release_due(ejections.iter_mut(), config, now, |_| {});
         if now >= self.next_sweep {
-            self.next_sweep = now + config.interval;
+            self.next_sweep = after(now, config.interval);
             let hosts = members.iter().zip(&ejections).map(|(member, ejection)| {
                 let [tally, local] = member.counters.take();
                 Host { ejection: *ejection, tally, local }
@@ -378,6 +410,7 @@ impl<D: Discover> Source<D> {
             let _: Vec<Event> = sweep(&mut hosts, rules, now, &mut rng);
             ejections = hosts.into_iter().map(|host| host.ejection).collect();
         }
+        self.next_release = ejections.iter().filter_map(|ejection| ejection.until(config)).min();
         let mut changed = false;
         for (member, ejection) in members.iter().zip(ejections) {
             changed |= member.set_ejection(ejection);
@@ -408,9 +441,10 @@ impl<S> Member<S> {
 
     /// A request ended so. What follows is decided when the next one comes.
     fn record(&self, outcome: Outcome) {
-        let Some(thresholds) = &self.thresholds else { return };
-        for cause in self.counters.record(outcome, thresholds).into_iter().flatten() {
+        let Some(outliers) = &self.outliers else { return };
+        for cause in self.counters.record(outcome, &outliers.thresholds).into_iter().flatten() {
             self.offences.fetch_or(1 << cause as u8, Relaxed);
+            outliers.offended.store(true, Release);
         }
     }
 }

@@ -36,8 +36,11 @@ pub(super) fn in_force<C: Candidate>(priorities: &[Vec<Arc<Group<C>>>], recipe: 
         Profile::Grpc => first(priorities),
         Profile::Envoy => {
             let counts: Vec<Count> = priorities.iter().map(|groups| Count::of(groups, recipe)).collect();
-            let shares = spill(&counts, recipe.settings.panic_threshold, recipe.settings.fail_on_panic);
-            if shares.is_empty() && !recipe.settings.fail_on_panic { first(priorities) } else { shares }
+            let settings = &recipe.settings;
+            let shares = spill(&counts, settings.panic_threshold, settings.fail_on_panic);
+            // A threshold of zero never disregards health; that connections fail is no matter of health.
+            let unsound = settings.panic_threshold == 0.0 && counts.iter().all(|count| count.sound == 0);
+            if shares.is_empty() && !settings.fail_on_panic && !unsound { first(priorities) } else { shares }
         }
     }
 }

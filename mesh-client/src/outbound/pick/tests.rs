@@ -1,5 +1,5 @@
 use super::*;
-use mesh_xds::resource::{Maglev, RingHash};
+use mesh_xds::resource::{ConsistentHashing, Maglev, RingHash};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
 /// A candidate whose standing and load the test sets.
@@ -299,6 +299,29 @@ fn an_excluded_endpoint_is_picked_only_when_there_is_no_other() {
         members[1].set(Standing::Unavailable);
         assert_ne!(picker.pick(&plain(), |m| m.id != 1, &mut rng).unwrap().id, 1, "excluded is better than none");
         assert!(picker.pick(&plain(), |_| true, &mut rng).is_some());
+    }
+}
+
+#[test]
+fn a_bound_on_the_load_does_not_lead_back_to_an_excluded_endpoint() {
+    let hashing = ConsistentHashing { balance_factor: Some(100), ..ConsistentHashing::default() };
+    let policies = [
+        LbPolicy::RingHash(RingHash { hashing: hashing.clone(), ..RingHash::default() }),
+        LbPolicy::Maglev(Maglev { hashing, ..Maglev::default() }),
+    ];
+    for policy in policies {
+        let members = fakes(0..3);
+        members[1].load.store(1000, Relaxed);
+        let picker = flat(policy.clone(), &members);
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..100 {
+            assert_eq!(
+                picker.pick(&plain(), |m| m.id != 1, &mut rng).unwrap().id,
+                1,
+                "{policy:?}: full, but the only one"
+            );
+            assert_ne!(picker.pick(&plain(), |_| false, &mut rng).unwrap().id, 1, "{policy:?}");
+        }
     }
 }
 

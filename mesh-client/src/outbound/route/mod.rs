@@ -26,7 +26,7 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 ///
 /// | | [`Grpc`](Self::Grpc) | [`Envoy`](Self::Envoy) |
 /// |---|---|---|
-/// | call timeout | `max_stream_duration` and the caller's deadline; `RouteAction.timeout` is ignored (gRFC A31) | `RouteAction.timeout`, 15 s when unset, 0 is none; `max_stream_duration` too |
+/// | call timeout | `max_stream_duration` and the caller's deadline; `RouteAction.timeout` is ignored (gRFC A31) | `RouteAction.timeout`, 15 s when unset, 0 is none; `max_stream_duration` too. From the start of the request, where Envoy counts from its end: long uploads and streams need a `timeout` of 0 |
 /// | `per_try_timeout`, `per_try_idle_timeout` | ignored (gRFC A44) | limit each attempt |
 /// | `idle_timeout` of the route, `stream_idle_timeout` of the listener | ignored | a stream on which nothing moves is ended |
 /// | `auto_host_rewrite` | from a control plane with `trusted_xds_server`, unless the application set the authority (gRFC A81) | always |
@@ -38,11 +38,13 @@ pub(crate) use table::{ClusterChoice, Clusters, Forward, RouteAction, RouteEntry
 /// | query parameters of a match | compared, where gRFC A28 would skip the route: a gRPC request has none, so it does not match either | compared |
 /// | redirects, direct responses | answered, as an error of the mapped code to gRPC calls, where gRFC A28 would fail with UNAVAILABLE | the same |
 /// | `cluster_not_found_response_code` | heeded, where gRPC always says UNAVAILABLE: gRPC calls get the code that the HTTP status maps to | the same |
+/// | a deadline that passes after the head of the response | counts against the endpoint, as the status of the call | says nothing of it |
 /// | failure percentage of outlier detection | above the threshold (gRFC A50) | at it or above |
 /// | `max_ejection_percent` | one endpoint can always be ejected, unless it is 0 (gRFC A50) | never exceeded, but for `always_eject_one_host` |
 /// | hash of a header with several values | of the values joined (gRFC A42) | of the sorted values, chained |
 /// | retry of a hashed request | to the endpoint of the hash again, while it can be connected to | with `previous_hosts` to the next one on the ring or in the table |
-/// | priorities, panic | the first that has an endpoint to pick (gRFC A56); never in panic, but ejected endpoints before none | as much as its healthy endpoints times `overprovisioning_factor` cover, then the next; `healthy_panic_threshold` |
+/// | priorities, panic | the first that has an endpoint to pick (gRFC A56); never in panic, but ejected endpoints before none | as much as its healthy endpoints times `overprovisioning_factor` cover, then the next; `healthy_panic_threshold`, where 0 asks nobody who is ejected or unhealthy |
+/// | localities | by their weights; one without gets nothing (gRFC A27) | the same, where Envoy heeds the weights only with `locality_weighted_lb_config`, and then by health |
 /// | HTTP/2 connections to one endpoint | at most `per_host_thresholds.max_connections`, 1 when unset, and never above 10 (gRFC A105) | the same, where Envoy has no limit when it is unset |
 /// | headers of an attempt | `grpc-previous-rpc-attempts` | `x-envoy-attempt-count`, where the virtual host says so |
 /// | `retriable_headers`, `retriable_request_headers`, `rate_limited_retry_back_off`, `x-envoy-ratelimited` | ignored (gRFC A44) | honoured |

@@ -1,5 +1,6 @@
 //! Streams on which nothing moves.
 
+use crate::time::after;
 use std::{
     fmt,
     pin::Pin,
@@ -8,9 +9,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, Sleep, sleep_until};
-
-/// Longer than any stream: what comes from a control plane may be more than the clock can add.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// How long a stream may stand still, and when something last moved on it: either way, whichever task saw it.
 #[derive(Debug)]
@@ -54,7 +52,7 @@ impl Idle {
 
     /// When what began at `since` will have stood still for `limit`, if nothing moves.
     fn ends(&self, limit: Duration, since: Instant) -> Instant {
-        (self.began + Duration::from_nanos(self.moved.load(Relaxed))).max(since) + limit.min(FAR)
+        after((self.began + Duration::from_nanos(self.moved.load(Relaxed))).max(since), limit)
     }
 
     /// The limit of the whole stream.

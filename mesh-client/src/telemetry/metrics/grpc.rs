@@ -116,6 +116,9 @@ impl Calls {
         }
         let full = self.methods.load().len() >= METHODS;
         let path = if full { "other" } else { path };
+        if let Some(known) = self.methods.load().get(path).filter(|_| full) {
+            return known.clone();
+        }
         let new = Arc::new(Method::new(self.target.clone(), path.trim_start_matches('/').to_owned().into(), self.on));
         self.methods.rcu(|methods| {
             let mut methods = HashMap::clone(methods);

@@ -6,7 +6,8 @@ use super::{
     type_name,
 };
 use crate::resource::{
-    ConsistentHashing, CustomLb, HashFunction, LbPolicy, LbSettings, Maglev, PeakEwma, RingHash, WeightedRoundRobin,
+    ConsistentHashing, CustomLb, HashFunction, LbPolicy, LbSettings, MAX_RING, MAX_TABLE, Maglev, PeakEwma, RingHash,
+    WeightedRoundRobin, is_prime,
 };
 use envoy_types::pb::{
     envoy::{
@@ -37,10 +38,6 @@ use std::{sync::Arc, time::Duration};
 
 const MAX_DEPTH: usize = 16;
 const PREFIX: &str = "envoy.extensions.load_balancing_policies.";
-/// gRFC A42 and Envoy.
-const MAX_RING: u64 = 8 << 20;
-/// Envoy.
-const MAX_TABLE: u64 = 5_000_011;
 /// gRFC A58.
 const MIN_UPDATE: Duration = Duration::from_millis(100);
 
@@ -360,8 +357,4 @@ impl Decoder<'_> {
             utilization_metrics: proto.metric_names_for_computing_utilization,
         })
     }
-}
-
-fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }

@@ -71,6 +71,26 @@ async fn everybody_waits_for_the_first_service_and_none_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_caller_that_saw_the_last_service_go_is_woken_by_the_next() {
+    let (changes, source) = source();
+    let client = LoadBalanceLayer::random().layer(source);
+    changes.send(Ok(Change::Insert("a", Strict::new(&Script::default())))).unwrap();
+    client.clone().oneshot(request()).await.unwrap();
+    changes.send(Ok(Change::Remove("a"))).unwrap();
+    let call = tokio::spawn(client.oneshot(request()));
+    tokio::task::yield_now().await;
+    assert!(!call.is_finished(), "there is none");
+    changes.send(Ok(Change::Insert("b", Strict::new(&Script::default())))).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), call).await.expect("it is woken").unwrap().unwrap();
+}
+
+#[test]
+#[should_panic(expected = "table_size: 1000 is not a prime")]
+fn a_policy_that_cannot_be_is_none() {
+    LoadBalanceLayer::new(LbPolicy::Maglev(Maglev { table_size: 1000, ..Maglev::default() }));
+}
+
+#[tokio::test]
 async fn services_come_and_go_and_what_fails_is_said() {
     let (changes, source) = source();
     let mut client = LoadBalanceLayer::random().layer(source);
