@@ -40,7 +40,7 @@ async fn mesh_in(cp: &ControlPlane, region: &str, zone: &str, profile: Profile) 
 }
 
 async fn names(mesh: &Mesh, way: Way) -> String {
-    way.spread(mesh, 9).await.into_keys().collect::<Vec<_>>().join(" ")
+    way.spread(mesh, 30).await.into_keys().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]
