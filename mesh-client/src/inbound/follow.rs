@@ -163,7 +163,7 @@ impl Compiler {
         for (default, said) in chains.chain(default) {
             let old = before.iter().position(|old| old.default == default && old.chain.name == said.name);
             let old = old.map(|at| before.remove(at));
-            let limits = Arc::new(shared.limits.within(&said.connections));
+            let limits = Arc::new(shared.limits.within(&said.connections, said.http.stream_idle_timeout));
             let policy = Some(Arc::new(self.policy(snapshot, said)));
             let made = match old {
                 Some(old) if old.tls == said.tls && !old.is_refused() => old,

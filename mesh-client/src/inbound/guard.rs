@@ -11,7 +11,8 @@ use crate::{
         filter::{Buffered, Filtered, Reply},
         timeout::is_grpc,
     },
-    telemetry::trace::ScopeFuture,
+    telemetry::{access_log::ResponseFlags as Flag, trace::ScopeFuture},
+    transport::is_told_overdue,
 };
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONNECTION, request};
@@ -221,6 +222,20 @@ where
         Self::Answered(Some((respond(reply, head), exchange)))
     }
 
+    /// The client does not send what its request waits for (RFC 9110 section 15.5.9).
+    fn overdue(exchange: &mut Option<Exchange>) -> Self {
+        let reply = Reply::new(StatusCode::REQUEST_TIMEOUT, "the request does not go on");
+        let reply = reply.grpc_status(4).flag(Flag::STREAM_IDLE_TIMEOUT).details("stream_idle_timeout");
+        Self::given_up(reply, exchange)
+    }
+
+    /// The request is answered here after all.
+    fn given_up(reply: Reply, exchange: &mut Option<Exchange>) -> Self {
+        let mut exchange = exchange.take().unwrap_or_else(Exchange::none);
+        exchange.refused(&reply);
+        Self::Answered(Some((reply.respond(exchange.is_grpc(), true), exchange)))
+    }
+
     /// A body that broke off is nobody's.
     fn broken(error: &BoxError, head: &request::Parts, mut exchange: Exchange) -> Self {
         tracing::debug!(%error, "a request that did not come whole");
@@ -247,6 +262,11 @@ where
                     let (head, decision) = ready!(deciding.as_mut().poll(cx));
                     let (body, service) = body.take().zip(service.take()).expect("a decision comes once");
                     Stage::decided(decision, head, body, || service)
+                }
+                StageProjection::Buffering { exchange, .. } | StageProjection::Calling { exchange, .. }
+                    if is_told_overdue() =>
+                {
+                    Stage::overdue(exchange)
                 }
                 StageProjection::Buffering { reading, head, exchange, service } => {
                     let read = ready!(reading.as_mut().poll(cx));

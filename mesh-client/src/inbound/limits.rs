@@ -6,7 +6,8 @@ use std::time::Duration;
 
 /// What clients may cost a server, whoever they are. The defaults suit a service of a mesh.
 ///
-/// Where the control plane says something of a filter chain, the lower of both holds for connections that begin from then on.
+/// Where the control plane says something of a filter chain, the lower of both holds for connections that begin from then on; its
+/// `stream_idle_timeout` of zero is none at all, as Istio wants it.
 ///
 /// Clients of a mesh choose their endpoints themselves and follow changes, so connections need not be made anew for the sake of balance: they have no
 /// age by default. They do end after an hour without a request, as with Envoy, because of a client that vanished without a word nothing
@@ -35,6 +36,11 @@ pub struct Limits {
     /// From the first byte of a request's head to its end; over HTTP/1.1 also between two requests of a connection. Over HTTP/2 also to the
     /// first SETTINGS, and from the first byte of any frame to its end. What takes longer is cut, at the latest after twice this. Default 30 s.
     pub header_timeout: Duration,
+    /// A request whose client owes something for so long is ended: bytes of the body that its handler waits for (but not once a gRPC stream was
+    /// answered, which may be quiet), or reading the answer. One that was not answered gets 408 (gRPC: DEADLINE_EXCEEDED), others are reset, and over HTTP/1.1
+    /// the connection ends; at the latest after a quarter more, or a [`header_timeout`](Self::header_timeout) if that is more. What a handler is slow with
+    /// is not limited by it, other than with Envoy. Of connections that are served by [`Inbound::serve`](super::Inbound::serve). Default 5 min.
+    pub stream_idle_timeout: Option<Duration>,
     /// A connection on which nothing was in flight for so long is told to go away. Over HTTP/1.1 also a
     /// [`header_timeout`](Self::header_timeout), if it is shorter. Default one hour.
     pub idle_timeout: Option<Duration>,
@@ -70,6 +76,7 @@ impl Default for Limits {
             max_connection_header_bytes: transport.max_header_bytes,
             max_headers: transport.max_headers,
             header_timeout: transport.header_timeout,
+            stream_idle_timeout: transport.stream_idle,
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_age: None,
             keepalive: transport.keepalive,
@@ -107,6 +114,7 @@ setters! {
     max_connection_header_bytes: u32,
     max_headers: u32,
     header_timeout: Duration,
+    stream_idle_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
     max_connection_age: Option<Duration>,
     keepalive: Option<Keepalive>,
@@ -132,7 +140,7 @@ impl Limits {
     }
 
     /// Of the connections of a filter chain.
-    pub(super) fn within(&self, said: &ServerConnections) -> Self {
+    pub(super) fn within(&self, said: &ServerConnections, stream_idle: Option<Duration>) -> Self {
         fn lower<T: Ord>(own: T, said: Option<T>) -> T {
             match said {
                 Some(said) => own.min(said),
@@ -150,6 +158,10 @@ impl Limits {
             ),
             max_headers: lower(self.max_headers, said.max_headers_count),
             header_timeout: lower(self.header_timeout, limit(said.request_headers_timeout)),
+            stream_idle_timeout: match stream_idle {
+                Some(Duration::ZERO) => None,
+                said => either(self.stream_idle_timeout, said),
+            },
             idle_timeout: either(self.idle_timeout, said.idle_timeout),
             max_connection_age: either(self.max_connection_age, said.max_connection_duration),
             drain_notice: said.drain_timeout.unwrap_or(self.drain_notice).min(self.drain_timeout),
@@ -165,9 +177,9 @@ mod tests {
     #[test]
     fn the_lower_limit_holds_and_zero_is_none() {
         let own = Limits { max_connection_age: Some(Duration::from_secs(9)), ..Limits::default() };
-        assert_eq!(own.within(&ServerConnections::default()), own);
+        assert_eq!(own.within(&ServerConnections::default(), None), own);
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let lower = own.within(&ServerConnections {
+        let said = ServerConnections {
             max_concurrent_streams: Some(7),
             max_request_headers_kb: Some(3),
             max_headers_count: Some(20),
@@ -176,18 +188,21 @@ mod tests {
             request_headers_timeout: seconds(4),
             drain_timeout: seconds(2),
             ..ServerConnections::default()
-        });
+        };
+        let lower = own.within(&said, seconds(7));
+        assert_eq!(lower.stream_idle_timeout, seconds(7));
         assert_eq!((lower.max_concurrent_streams, lower.max_header_bytes, lower.max_headers), (7, 3 << 10, 20));
         assert_eq!((lower.idle_timeout, lower.max_connection_age), (seconds(5), seconds(6)));
         assert_eq!((Some(lower.header_timeout), Some(lower.drain_notice)), (seconds(4), seconds(2)));
-        let higher = own.within(&ServerConnections {
+        let said = ServerConnections {
             max_concurrent_streams: Some(1 << 20),
             max_request_headers_kb: Some(u32::MAX),
             idle_timeout: seconds(0),
             max_connection_duration: seconds(10),
             request_headers_timeout: seconds(0),
             ..ServerConnections::default()
-        });
-        assert_eq!(higher, own);
+        };
+        assert_eq!(own.within(&said, seconds(301)), own);
+        assert_eq!(own.within(&said, seconds(0)), own.stream_idle_timeout(None), "zero is none");
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         trace::TraceContext,
         watch::AccessLogger,
     },
+    transport::is_told_overdue,
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, request, response};
@@ -466,7 +467,10 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(seen) = self.0.take() {
+        if let Some(mut seen) = self.0.take() {
+            if is_told_overdue() {
+                seen.flags |= Flag::STREAM_IDLE_TIMEOUT;
+            }
             seen.end(false);
         }
     }
@@ -475,7 +479,7 @@ impl Drop for Exchange {
 impl Seen {
     fn end(mut self, complete: bool) {
         let took = self.started.elapsed();
-        if !complete {
+        if !complete && !self.flags.contains(Flag::STREAM_IDLE_TIMEOUT) {
             self.flags |= Flag::DOWNSTREAM_CONNECTION_TERMINATION;
         }
         let grpc = self.grpc.then(|| self.code.unwrap_or(if complete { 2 } else { 1 }));

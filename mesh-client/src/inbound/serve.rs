@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     BoxError,
-    transport::{PREFACE, RequestBody, Server, ServerConfig, serve_http1},
+    transport::{LOOKS, PREFACE, RequestBody, Server, ServerConfig, serve_http1},
 };
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Request, Response};
@@ -199,7 +199,8 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
     let born = Instant::now();
     let age = age(limits);
     let step = limits.header_timeout.min(limits.idle_timeout.unwrap_or(limits.header_timeout));
-    let step = step.min(age.unwrap_or(step)).max(MIN_STEP);
+    let look = limits.stream_idle_timeout.map(|limit| limit / LOOKS);
+    let step = step.min(age.unwrap_or(step)).min(look.unwrap_or(step)).max(MIN_STEP);
     let (mut requests, mut quiet_since) = (control.started(), born);
     let (mut unfinished, mut unfinished_since) = (control.unfinished(), born);
     loop {
@@ -208,6 +209,7 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
         let started = control.started();
         if started != requests || control.serving() > 0 {
             (requests, quiet_since) = (started, now);
+            control.look();
         }
         let idle = limits.idle_timeout.is_some_and(|limit| now - quiet_since >= limit);
         if idle || age.is_some_and(|age| now - born >= age) {
@@ -288,6 +290,7 @@ fn config(limits: &Limits) -> ServerConfig {
         notice: limits.drain_notice,
         max_concurrent_streams: limits.max_concurrent_streams.clamp(1, MAX_STREAMS),
         header_timeout: limits.header_timeout,
+        stream_idle: limits.stream_idle_timeout,
         keepalive: limits.keepalive,
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct ServerConfig {
     pub(crate) max_concurrent_streams: u32,
     /// How long the head of a request may take, over HTTP/1.1.
     pub(crate) header_timeout: Duration,
+    /// How long a client may owe something of a request; `None`: for ever.
+    pub(crate) stream_idle: Option<Duration>,
     /// `None`: no PINGs.
     pub(crate) keepalive: Option<Keepalive>,
 }
@@ -104,6 +106,7 @@ impl Default for ServerConfig {
             notice: Duration::from_secs(1),
             max_concurrent_streams: 1024,
             header_timeout: Duration::from_secs(30),
+            stream_idle: Some(Duration::from_secs(300)),
             keepalive: Some(Keepalive::default()),
         }
     }

@@ -1,6 +1,10 @@
 //! HTTP/1.1 of clients, on hyper.
 
-use super::{BoxError, RequestBody, ServerConfig, Stream};
+use super::{
+    BoxError, RequestBody, ServerConfig, Stream,
+    h1_dues::{Dues, Watched},
+    overdue,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
@@ -11,6 +15,7 @@ use mesh_tls::Rewind;
 use std::{
     future::{Future, poll_fn, ready},
     pin::{Pin, pin},
+    sync::Arc,
     task::Poll,
 };
 use tower_service::Service;
@@ -42,18 +47,27 @@ pub(crate) async fn serve_http1<S, B>(
         // Hyper allocates for what is said here.
         builder.max_headers(headers);
     }
-    let connection = builder.serve_connection(TokioIo::new(Rewind::with(read, io)), Adapted(service)).with_upgrades();
-    let (mut connection, mut leave) = (pin!(connection), pin!(leave));
+    let dues = Arc::<Dues>::default();
+    let io = TokioIo::new(Rewind::with(read, Watched::new(io, Arc::clone(&dues))));
+    let service = Adapted { service, dues: Arc::clone(&dues) };
+    let mut connection = pin!(Some(builder.serve_connection(io, service).with_upgrades()));
+    let (mut leave, mut overdue) = (pin!(leave), pin!(dues.overdue(config.stream_idle)));
     let mut leaving = false;
     let result = poll_fn(|cx| {
+        let Some(mut open) = connection.as_mut().as_pin_mut() else { return Poll::Ready(Ok(())) };
         // What was read already is a request: it is answered, whoever wants to leave.
-        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+        if let Poll::Ready(result) = open.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
         if !leaving && leave.as_mut().poll(cx).is_ready() {
             leaving = true;
-            connection.as_mut().graceful_shutdown();
-            return connection.as_mut().poll(cx);
+            open.as_mut().graceful_shutdown();
+            return open.poll(cx);
+        }
+        if overdue.as_mut().poll(cx).is_ready() {
+            tracing::debug!("a client does not go on with its request");
+            overdue::tell(|| connection.set(None));
+            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     });
@@ -63,7 +77,10 @@ pub(crate) async fn serve_http1<S, B>(
 }
 
 /// A tower service as one of hyper's.
-struct Adapted<S>(S);
+struct Adapted<S> {
+    service: S,
+    dues: Arc<Dues>,
+}
 
 impl<S, B> HyperService<Request<Incoming>> for Adapted<S>
 where
@@ -79,13 +96,27 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         if let Err(what) = names_one_host(request.uri(), request.headers()) {
             tracing::debug!(what, "a request that is none");
-            return Box::pin(ready(Ok(refused())));
+            return Box::pin(ready(Ok(refused(StatusCode::BAD_REQUEST))));
         }
-        let mut service = self.0.clone();
+        let (mut service, dues) = (self.service.clone(), Arc::clone(&self.dues));
         Box::pin(async move {
+            dues.answers(false);
             poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
-            let response = service.call(request.map(RequestBody::h1)).await.map_err(Into::into)?;
-            Ok(response.map(Either::Right))
+            let mut served = pin!(service.call(request.map(|body| RequestBody::h1(body, &dues))));
+            let answer = poll_fn(|cx| {
+                let mut answer = served.as_mut().poll(cx).map(Some);
+                if answer.is_pending() && dues.is_late(cx) {
+                    // Whoever decides about requests answers.
+                    let told = overdue::tell(|| served.as_mut().poll(cx));
+                    answer = Poll::Ready(if let Poll::Ready(told) = told { Some(told) } else { None });
+                }
+                answer
+            });
+            let answer = answer.await.transpose().map_err(Into::into)?;
+            let answer =
+                answer.map_or_else(|| refused(StatusCode::REQUEST_TIMEOUT), |answer| answer.map(Either::Right));
+            dues.answers(true);
+            Ok(answer)
         })
     }
 }
@@ -93,9 +124,9 @@ where
 /// The service's answer, or ours.
 type Answer<B> = Either<Empty<Bytes>, B>;
 
-fn refused<B>() -> Response<Answer<B>> {
+fn refused<B>(status: StatusCode) -> Response<Answer<B>> {
     let mut response = Response::new(Either::Left(Empty::new()));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
+    *response.status_mut() = status;
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -5,11 +5,13 @@ mod config;
 mod error;
 mod fate;
 mod h1;
+mod h1_dues;
 mod h1_server;
 mod h2;
 mod head;
 mod io;
 mod load;
+mod overdue;
 mod request_body;
 
 pub use body::RecvBody;
@@ -20,6 +22,7 @@ pub(crate) use fate::Fate;
 pub(crate) use h1_server::serve_http1;
 pub(crate) use h2::{Control, PREFACE, Server};
 pub(crate) use io::Stream;
+pub(crate) use overdue::{LOOKS, is_told as is_told_overdue};
 pub use request_body::{RequestBody, RequestBodyError};
 
 use bytes::Bytes;

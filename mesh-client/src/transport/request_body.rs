@@ -2,6 +2,7 @@
 
 use super::{
     TransportError, h1,
+    h1_dues::Dues,
     h2::{Conn, Part, Stream},
 };
 use crate::headers::find;
@@ -34,10 +35,15 @@ pub struct RequestBodyError(#[source] TransportError);
 
 enum Inner {
     Ended,
-    H1(Incoming),
+    H1(H1),
     H2(H2),
     /// It was read before.
     Whole(BoxBody<Bytes, Infallible>),
+}
+
+struct H1 {
+    body: Incoming,
+    dues: Arc<Dues>,
 }
 
 struct H2 {
@@ -61,8 +67,8 @@ impl RequestBody {
         Self(if body.is_end_stream() { Inner::Ended } else { Inner::Whole(BoxBody::new(body)) })
     }
 
-    pub(super) fn h1(body: Incoming) -> Self {
-        Self(if body.is_end_stream() { Inner::Ended } else { Inner::H1(body) })
+    pub(super) fn h1(body: Incoming, dues: &Arc<Dues>) -> Self {
+        Self(if body.is_end_stream() { Inner::Ended } else { Inner::H1(H1 { body, dues: Arc::clone(dues) }) })
     }
 
     pub(super) fn h2(conn: &Arc<Conn>, stream: &Arc<Stream>, head: &request::Parts) -> Self {
@@ -99,6 +105,12 @@ impl H2 {
     }
 }
 
+impl Drop for H1 {
+    fn drop(&mut self) {
+        self.dues.awaits_body(false);
+    }
+}
+
 impl Drop for H2 {
     fn drop(&mut self) {
         if !self.read {
@@ -117,8 +129,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let frame = match &mut self.0 {
             Inner::Ended => None,
-            Inner::H1(body) => {
-                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| h1::from_hyper(error, None)))
+            Inner::H1(H1 { body, dues }) => {
+                let frame = Pin::new(body).poll_frame(cx);
+                dues.awaits_body(frame.is_pending());
+                ready!(frame).map(|frame| frame.map_err(|error| h1::from_hyper(error, None)))
             }
             Inner::H2(body) => ready!(body.poll_frame(cx)),
             Inner::Whole(body) => {
@@ -134,7 +148,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Ended => true,
-            Inner::H1(body) => body.is_end_stream(),
+            Inner::H1(H1 { body, .. }) => body.is_end_stream(),
             Inner::H2(body) => body.stream.is_read(),
             Inner::Whole(body) => body.is_end_stream(),
         }
@@ -143,7 +157,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Ended => SizeHint::with_exact(0),
-            Inner::H1(body) => body.size_hint(),
+            Inner::H1(H1 { body, .. }) => body.size_hint(),
             Inner::H2(body) => body.length.map_or_else(SizeHint::default, SizeHint::with_exact),
             Inner::Whole(body) => body.size_hint(),
         }

@@ -59,6 +59,7 @@ mod inbound_routes;
 mod inbound_rules;
 mod inbound_serve;
 mod inbound_served;
+mod inbound_slow;
 mod inbound_tls;
 mod inbound_xds;
 mod layers;

@@ -104,6 +104,7 @@ fn limits(mut fields: Fields, mut limits: Limits) -> Result<Limits, Wrong> {
     set(&mut limits.max_connection_header_bytes, fields.number("max_connection_header_bytes")?);
     set(&mut limits.max_headers, fields.number("max_headers")?);
     set(&mut limits.header_timeout, fields.duration("header_timeout")?);
+    set(&mut limits.stream_idle_timeout, some(fields.duration("stream_idle_timeout")?));
     set(&mut limits.idle_timeout, some(fields.duration("idle_timeout")?));
     set(&mut limits.max_connection_age, some(fields.duration("max_connection_age")?));
     set(&mut limits.drain_timeout, fields.duration("drain_timeout")?);

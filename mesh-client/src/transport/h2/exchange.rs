@@ -2,14 +2,14 @@
 
 use super::{
     fault::Fault,
-    outbox::{Tail, poll_sent},
+    outbox::Tail,
     server::Conn,
-    stream::Stream,
+    stream::{Standing, Stream},
     upload::Progress,
 };
 use crate::{
     headers,
-    transport::{BoxError, RequestBody},
+    transport::{BoxError, RequestBody, overdue},
 };
 use bytes::Bytes;
 use h2::Reason;
@@ -19,7 +19,7 @@ use pin_project::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tower_service::Service;
 
@@ -53,6 +53,8 @@ where
         head: Option<response::Parts>,
         progress: Progress,
     },
+    /// Its client did not go on.
+    Over,
 }
 
 /// Counts as one of the requests in progress while it lives.
@@ -88,9 +90,45 @@ where
 {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.as_mut().advance(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match self.served.standing(cx) {
+            Standing::Open => return Poll::Pending,
+            // Only while the client wants it.
+            Standing::Sent => {}
+            Standing::Overdue => {
+                if !self.served.stream.is_answering() {
+                    // Whoever decides about requests answers.
+                    if overdue::tell(|| self.as_mut().advance(cx)).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    if self.served.stream.is_answering() {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                self.served.conn.link.reset(&self.served.stream, Reason::CANCEL, Fault::Cancelled);
+                overdue::tell(|| self.as_mut().project().stage.set(Stage::Over));
+            }
+        }
+        self.project().served.done = true;
+        Poll::Ready(())
+    }
+}
+
+impl<S, B> Exchange<S, B>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    /// Goes on as far as it can.
+    fn advance(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let poll = loop {
+        loop {
             match this.stage.as_mut().project() {
                 StageProjection::Waiting { service, request } => match service.poll_ready(cx) {
                     Poll::Pending => break Poll::Pending,
@@ -133,14 +171,9 @@ where
                         }
                     };
                 }
+                StageProjection::Over => break Poll::Ready(()),
             }
-        };
-        if poll.is_pending() {
-            // Only while the client wants it.
-            ready!(poll_sent(&this.served.stream, cx));
-            this.served.done = true;
         }
-        Poll::Ready(())
     }
 }
 
@@ -155,6 +188,10 @@ impl Served {
     pub(super) fn new(conn: &Arc<Conn>, stream: Arc<Stream>, header_bytes: u32) -> Self {
         conn.link.serves(header_bytes);
         Self { conn: Arc::clone(conn), stream, header_bytes, done: false }
+    }
+
+    fn standing(&self, cx: &Context<'_>) -> Standing {
+        self.stream.lock().poll_standing(cx.waker())
     }
 
     /// True: the answer is complete.

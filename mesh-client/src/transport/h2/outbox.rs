@@ -241,11 +241,13 @@ impl Link {
         }
         let before = chunk.len();
         if outbox.data(&mut state, stream.id, chunk, last) {
+            state.dues.blocked = false;
             outbox.forget_if_closed(&state, stream.id);
             drop(state);
             self.signal(guard);
             return Sent::All;
         }
+        state.dues.blocked = true;
         state.wait_to_send(cx.waker());
         let waits = state.send_window > 0 && !std::mem::replace(&mut state.waiting, true);
         drop(state);
@@ -430,7 +432,7 @@ impl Link {
         }
         state.answering = true;
         let last = matches!(tail, Tail::End);
-        outbox.answer(stream.id, head, last && chunk.is_none());
+        state.dues.grpc = outbox.answer(stream.id, head, last && chunk.is_none());
         let queued = match chunk {
             Some(chunk) => outbox.data(&mut state, stream.id, chunk, last),
             None => {
@@ -615,26 +617,31 @@ impl Outbox {
         self.close_block(start);
     }
 
-    fn answer(&mut self, id: u32, head: &response::Parts, end: bool) {
+    /// Whether it is gRPC's.
+    fn answer(&mut self, id: u32, head: &response::Parts, end: bool) -> bool {
         let (start, out) = (self.queue.buf.len(), &mut self.queue.buf);
         frame::head(out, 0, frame::HEADERS, frame::END_HEADERS | if end { frame::END_STREAM } else { 0 }, id);
         self.encoder.begin(out);
         self.encoder.status(head.status, out);
-        let mut dated = false;
+        let (mut dated, mut grpc) = (false, false);
         for (name, value) in &head.headers {
             if is_of_connection(name, value) {
                 continue;
             }
-            // gRPC has no use for a date.
-            dated |= name == header::DATE
-                || name == header::CONTENT_TYPE && value.as_bytes().starts_with(b"application/grpc");
+            dated |= name == header::DATE;
+            grpc |= name == header::CONTENT_TYPE && value.as_bytes().starts_with(b"application/grpc");
             self.encoder.header(name, value, out);
         }
-        if !dated && let Some(date) = &self.date.value {
+        // gRPC has no use for a date.
+        if !dated
+            && !grpc
+            && let Some(date) = &self.date.value
+        {
             self.encoder.header(&header::DATE, date, out);
         }
         self.close_block(start);
         self.answered = self.answered.wrapping_add(1);
+        grpc
     }
 
     /// A head without fields.
@@ -692,6 +699,7 @@ impl Outbox {
             let taken = i64::try_from(length).unwrap_or(i64::MAX);
             self.window -= taken;
             state.send_window -= taken;
+            state.dues.moves = state.dues.moves.wrapping_add(1);
             if chunk.is_empty() {
                 state.sent = end;
                 return true;

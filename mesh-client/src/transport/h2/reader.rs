@@ -17,7 +17,9 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::{Arc, atomic::Ordering},
     task::Waker,
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Header blocks are read to their end, for the tables' sake, up to so many times the size we take.
 const MAX_BLOCK: usize = 4;
@@ -224,6 +226,17 @@ impl Reader {
             link.leaves_unfinished(unfinished);
         }
         result
+    }
+
+    /// Ends requests whose clients have owed something for so long: whoever serves them does, and is woken.
+    pub(super) fn end_overdue(&self, limit: Duration, now: Instant) {
+        for stream in self.streams.values() {
+            let server = stream.lock().end_overdue(limit, now);
+            if let Some(server) = server {
+                tracing::debug!(stream = stream.id, ?limit, "a client does not go on with its request");
+                server.wake();
+            }
+        }
     }
 
     /// Ends all streams with the connection.

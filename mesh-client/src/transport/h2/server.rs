@@ -22,7 +22,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -54,6 +54,8 @@ pub(in crate::transport) struct Conn {
     pub(in crate::transport) link: Link,
     pub(super) activity: Arc<Activity>,
     phase: AtomicU8,
+    /// The driver is to look for requests whose clients owe something.
+    look: AtomicBool,
 }
 
 /// Ends a connection from outside.
@@ -72,6 +74,8 @@ where
     yielded: bool,
     leaving: Option<Leaving>,
     notice: Duration,
+    /// How long a client may owe something of a request.
+    stream_idle: Option<Duration>,
     /// The watch over a silent client.
     keepalive: Option<AbortHandle>,
 }
@@ -115,6 +119,12 @@ impl Control {
         self.0.abort();
     }
 
+    /// Looks for requests whose clients owe something, and ends those that have for too long: to be called now and then.
+    pub(crate) fn look(&self) {
+        self.0.look.store(true, Ordering::Relaxed);
+        self.0.link.alarm.ring();
+    }
+
     /// Requests in progress.
     pub(crate) fn serving(&self) -> u32 {
         self.0.link.serving()
@@ -142,7 +152,7 @@ where
         let requests = Requests::new(config, Instant::now());
         let reader = Reader::server(config, requests);
         let wire = Wire::new(Io::new(io, false, Arc::clone(&activity)), reader).after(read);
-        let conn = Conn { link, activity, phase: AtomicU8::new(RUNNING) };
+        let conn = Conn { link, activity, phase: AtomicU8::new(RUNNING), look: AtomicBool::new(false) };
         let conn = Arc::new(conn);
         let keepalive =
             config.keepalive.map(|config| tokio::spawn(keepalive::of_server(Arc::clone(&conn), config)).abort_handle());
@@ -153,6 +163,7 @@ where
             yielded: false,
             leaving: None,
             notice: config.notice,
+            stream_idle: config.stream_idle,
             keepalive,
         }
     }
@@ -287,7 +298,7 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { conn, wire, runner, yielded, leaving, notice, .. } = &mut *self;
+        let Self { conn, wire, runner, yielded, leaving, notice, stream_idle, .. } = &mut *self;
         // Once woken, let the scheduler go round: what else arrives and is answered meanwhile leaves in the same write.
         if !*yielded && conn.link.serving() > 0 {
             *yielded = true;
@@ -304,6 +315,12 @@ where
                 }
             }
             _ => return Poll::Ready(()),
+        }
+        if conn.look.load(Ordering::Relaxed) {
+            conn.look.store(false, Ordering::Relaxed);
+            if let Some(limit) = *stream_idle {
+                wire.end_overdue(limit, Instant::now());
+            }
         }
         let serve = |reader: &mut Reader, cx: &mut Context<'_>| {
             if reader.has_accepted() {

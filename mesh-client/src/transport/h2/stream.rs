@@ -7,7 +7,9 @@ use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Reads whose frames wait to be read, above which small ones are joined: each frame holds on to the whole read that it came with.
 const JOIN_AFTER: u32 = 4;
@@ -59,6 +61,33 @@ pub(super) struct State {
     pub(super) waiting: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// What the client of a request owes.
+    pub(super) dues: Dues,
+}
+
+/// What a client is to do, so that its request goes on.
+#[derive(Debug, Default)]
+pub(super) struct Dues {
+    /// Data waits until it has read more.
+    pub(super) blocked: bool,
+    /// The answer is gRPC's: a client that has something to say may say it later.
+    pub(super) grpc: bool,
+    /// Pieces of data both ways, wrapping.
+    pub(super) moves: u32,
+    /// Those when it was looked at, and since when something is owed.
+    moved: u32,
+    since: Option<Instant>,
+    /// It is over: whoever serves the request has to end it.
+    overdue: bool,
+}
+
+/// How a stream is that a server sends on.
+pub(super) enum Standing {
+    Open,
+    /// We sent all, or nobody wants it.
+    Sent,
+    /// Its client does not go on.
+    Overdue,
 }
 
 /// What comes after the response head.
@@ -98,6 +127,7 @@ impl Stream {
                 waiting: false,
                 reader: None,
                 writer: None,
+                dues: Dues::default(),
             }),
         }
     }
@@ -114,6 +144,11 @@ impl Stream {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The head of the answer to a request was sent.
+    pub(super) fn is_answering(&self) -> bool {
+        self.lock().answering
     }
 
     /// All of the response was received and taken, and it ended well.
@@ -239,6 +274,7 @@ impl State {
             *length = length.checked_sub(data.len() as u64).filter(|rest| !end || *rest == 0).ok_or(LENGTH)?;
         }
         if !data.is_empty() && !self.ignored {
+            self.dues.moves = self.dues.moves.wrapping_add(1);
             self.push(data, read);
         }
         if end { self.on_end() } else { Ok(()) }
@@ -283,6 +319,32 @@ impl State {
             return Err((h2::Reason::FLOW_CONTROL_ERROR, "window of more than 2^31-1"));
         }
         Ok(())
+    }
+
+    /// Of a request: whether its client has owed something for so long, as far as looking at it now and then shows. Who is to end it then.
+    ///
+    /// Owed is a body that the handler waits for, unless it is a gRPC stream that was answered; and that the answer is read.
+    pub(super) fn end_overdue(&mut self, limit: Duration, now: Instant) -> Option<Waker> {
+        let talk = self.answering && self.dues.grpc;
+        let body = !self.received && !self.ignored && !talk && self.reader.is_some();
+        let dues = &mut self.dues;
+        let owed = !self.sent && (body || dues.blocked);
+        let moved = std::mem::replace(&mut dues.moved, dues.moves) != dues.moves;
+        dues.since = owed.then(|| dues.since.filter(|_| !moved).unwrap_or(now));
+        dues.overdue = dues.since.is_some_and(|since| now - since >= limit);
+        if dues.overdue { self.writer.take() } else { None }
+    }
+
+    /// How it stands; registers whoever serves the request, who is woken when that changes.
+    pub(super) fn poll_standing(&mut self, waker: &Waker) -> Standing {
+        if self.sent {
+            return Standing::Sent;
+        }
+        if std::mem::take(&mut self.dues.overdue) {
+            return Standing::Overdue;
+        }
+        self.wait_to_send(waker);
+        Standing::Open
     }
 
     /// Ends both directions. What arrived before can still be read; a response that is complete stays so.

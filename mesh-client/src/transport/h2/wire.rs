@@ -7,8 +7,12 @@ use std::{
     io::IoSlice,
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite},
+    time::Instant,
+};
 
 /// Bytes that are asked for at once, at first; and at most, while there is more each time.
 const READ: usize = 2 << 10;
@@ -54,6 +58,11 @@ impl Wire {
     /// All is written, and the client knows.
     pub(super) fn is_shut(&self) -> bool {
         self.shut
+    }
+
+    /// Ends requests whose clients have owed something for so long.
+    pub(super) fn end_overdue(&self, limit: Duration, now: Instant) {
+        self.reader.end_overdue(limit, now);
     }
 
     /// No more streams of the peer's are taken; which was the last.

@@ -7,7 +7,7 @@ use super::{
     },
     support::within,
 };
-use crate::transport::{BoxError, Control, Keepalive, RequestBody, Server, ServerConfig, serve_http1};
+use crate::transport::{BoxError, Control, Keepalive, LOOKS, RequestBody, Server, ServerConfig, serve_http1};
 use bytes::{Bytes, BytesMut};
 use h2::Reason;
 use http::{Request, Response};
@@ -614,4 +614,75 @@ async fn a_window_that_opens_by_bytes_holds_nobody_up_for_ever() {
     })
     .await;
     assert_eq!(received, SIZE * usize::try_from(STREAMS).unwrap());
+}
+
+/// A server that ends what does not go on for a minute, and is looked after.
+async fn impatient() -> Peer {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let mut peer = Peer::start(&ServerConfig { stream_idle: Some(MINUTE), ..config() }).await;
+    let control = peer.control.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(MINUTE / LOOKS).await;
+            control.look();
+        }
+    });
+    peer.find(SETTINGS, 0).await.expect("its own");
+    peer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_goes_on_is_waited_for_and_one_that_stops_is_not() {
+    let mut peer = impatient().await;
+    peer.send(&head(1, 0, &[])).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        peer.send(&frame(DATA, 0, 1, b"x")).await;
+    }
+    peer.send(&frame(DATA, END_STREAM, 1, b"")).await;
+    peer.is_answered(1, b"xxxxxxxxxx").await;
+    // Who has nothing to wait for may take its time; frames without data are no progress.
+    let hang = [&[0x83, 0x86][..], &field(":path", "/hang"), &field(":authority", "x.test")].concat();
+    peer.send(&frame(HEADERS, END_HEADERS, 3, &hang)).await;
+    peer.send(&head(5, 0, &[])).await;
+    let begun = tokio::time::Instant::now();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        peer.send(&frame(DATA, 0, 5, b"")).await;
+    }
+    assert_eq!(peer.reason(RST_STREAM, 5).await, Some(Reason::CANCEL), "nobody answers in its handler's place");
+    let took = begun.elapsed().as_secs();
+    assert!((60..=100).contains(&took), "{took}");
+    assert_eq!(peer.control.serving(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_waited_for_while_its_client_reads() {
+    let (io, server) = tokio::io::duplex(1 << 20);
+    let limit = Duration::from_secs(60);
+    let service = tower::service_fn(async |_: Request<RequestBody>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; 65_535 + 10]))))
+    });
+    let server = Server::new(server, BytesMut::new(), &ServerConfig { stream_idle: Some(limit), ..config() }, service);
+    let control = server.control();
+    let mut peer = Peer { io, control: control.clone(), server: tokio::spawn(server) };
+    let look = async || {
+        tokio::time::sleep(limit / LOOKS).await;
+        control.look();
+    };
+    peer.send(&[frame(SETTINGS, 0, 0, &[]), head(1, END_STREAM, &[])].concat()).await;
+    // A byte each 45 seconds is progress, if little.
+    for _ in 0..8 {
+        for _ in 0..3 {
+            look().await;
+        }
+        let one = 1_u32.to_be_bytes();
+        peer.send(&[frame(WINDOW_UPDATE, 0, 0, &one), frame(WINDOW_UPDATE, 0, 1, &one)].concat()).await;
+    }
+    assert_eq!(control.serving(), 1);
+    for _ in 0..=LOOKS {
+        look().await;
+    }
+    assert_eq!(peer.reason(RST_STREAM, 1).await, Some(Reason::CANCEL));
+    assert_eq!(control.serving(), 0);
 }

@@ -147,6 +147,13 @@ impl Seen {
 /// Counts as running while it lives.
 pub(crate) struct Running(Arc<Seen>);
 
+impl Running {
+    pub(crate) fn of(seen: &Arc<Seen>) -> Self {
+        seen.running.fetch_add(1, Ordering::SeqCst);
+        Self(seen.clone())
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
@@ -172,8 +179,7 @@ impl tower::Service<Request<RequestBody>> for Echo {
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         self.0.requests.fetch_add(1, Ordering::SeqCst);
-        self.0.running.fetch_add(1, Ordering::SeqCst);
-        let running = Running(self.0.clone());
+        let running = Running::of(&self.0);
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             let method = request.method().to_string();
