@@ -206,6 +206,7 @@ impl Compiler {
                 routes: Some(routes),
                 forward_client_cert: said.connections.forward_client_cert,
                 client_cert_details: said.connections.client_cert_details,
+                max_stream_duration: said.http.max_stream_duration,
                 around: None,
                 fetch: Some(&|remote| asked.fetch(remote)),
             },
@@ -290,6 +291,7 @@ impl Asked {
             routes: None,
             forward_client_cert,
             client_cert_details,
+            max_stream_duration: None,
             around: None,
             fetch: Some(&|remote| self.fetch(remote)),
         };

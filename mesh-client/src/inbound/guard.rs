@@ -15,7 +15,7 @@ use crate::{
     transport::is_told_overdue,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONNECTION, request};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::CONNECTION, request};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use std::{
@@ -23,6 +23,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -66,6 +67,19 @@ where
     stage: Stage<S, B>,
     /// Goes on with the answer's body.
     busy: Option<Busy>,
+    timer: Timer,
+}
+
+/// Waits for a deadline, once something else is waited for.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Ready when it is over; never without one.
+    fn poll(&mut self, deadline: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().poll(cx)
+    }
 }
 
 #[pin_project(project = StageProjection, project_replace = StageReplace)]
@@ -102,6 +116,7 @@ pub struct ResponseBody<B: Body> {
     content: Content<B>,
     exchange: Option<Exchange>,
     busy: Option<Busy>,
+    timer: Timer,
 }
 
 #[pin_project(project = ContentProjection)]
@@ -111,6 +126,12 @@ enum Content<B: Body> {
     Watched(Pin<Box<Filtered<B>>>),
     Local(Bytes),
 }
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// What callers are told then.
+const LATE: &str = "the time for the request is over";
 
 /// The answer for a request with this head.
 fn respond(reply: Reply, head: &request::Parts) -> Response<Bytes> {
@@ -176,14 +197,15 @@ where
                 Stage::Deciding { deciding, body: Some(body), service: Some(service) }
             }
         };
-        GuardFuture { stage, busy }
+        GuardFuture { stage, busy, timer: Timer::default() }
     }
 }
 
 impl<S: Service<Request<B>>, B> GuardFuture<S, B> {
     /// Nobody is asked.
     fn answered(reply: Reply, head: &request::Parts) -> Self {
-        Self { stage: Stage::Answered(Some((respond(reply, head), Exchange::none()))), busy: None }
+        let stage = Stage::Answered(Some((respond(reply, head), Exchange::none())));
+        Self { stage, busy: None, timer: Timer::default() }
     }
 }
 
@@ -229,6 +251,12 @@ where
         Self::given_up(reply, exchange)
     }
 
+    /// Its time is over.
+    fn late(exchange: &mut Option<Exchange>) -> Self {
+        let flag = exchange.as_mut().map_or(Flag::NONE, Exchange::is_late);
+        Self::given_up(Reply::new(StatusCode::GATEWAY_TIMEOUT, LATE).grpc_status(4).flag(flag), exchange)
+    }
+
     /// The request is answered here after all.
     fn given_up(reply: Reply, exchange: &mut Option<Exchange>) -> Self {
         let mut exchange = exchange.take().unwrap_or_else(Exchange::none);
@@ -269,7 +297,12 @@ where
                     Stage::overdue(exchange)
                 }
                 StageProjection::Buffering { reading, head, exchange, service } => {
-                    let read = ready!(reading.as_mut().poll(cx));
+                    let Poll::Ready(read) = reading.as_mut().poll(cx) else {
+                        ready!(this.timer.poll(exchange.as_ref().and_then(Exchange::deadline), cx));
+                        let next = Stage::late(exchange);
+                        stage.as_mut().project_replace(next);
+                        continue;
+                    };
                     let (head, exchange) = head.take().zip(exchange.take()).expect("a body is read once");
                     match read {
                         Ok(Some(body)) => Stage::called(service, head, body, exchange),
@@ -278,7 +311,13 @@ where
                     }
                 }
                 StageProjection::Calling { future, exchange } => {
-                    let (mut head, body) = ready!(future.poll(cx))?.into_parts();
+                    let Poll::Ready(response) = future.poll(cx) else {
+                        ready!(this.timer.poll(exchange.as_ref().and_then(Exchange::deadline), cx));
+                        let next = Stage::late(exchange);
+                        stage.as_mut().project_replace(next);
+                        continue;
+                    };
+                    let (mut head, body) = response?.into_parts();
                     let mut exchange = exchange.take();
                     let watching = exchange.as_mut().and_then(|exchange| {
                         exchange.response(&mut head);
@@ -288,7 +327,8 @@ where
                         None => Content::Service(body),
                         Some(watching) => Content::Watched(Box::pin(Filtered::new(body, watching, None, |_| None))),
                     };
-                    let body = ResponseBody { content, exchange, busy: this.busy.take() };
+                    let (busy, timer) = (this.busy.take(), std::mem::take(this.timer));
+                    let body = ResponseBody { content, exchange, busy, timer };
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
                 StageProjection::Answered(answer) => {
@@ -296,7 +336,8 @@ where
                     let (mut head, body) = response.into_parts();
                     exchange.response(&mut head);
                     let busy = this.busy.take();
-                    let body = ResponseBody { content: Content::Local(body), exchange: Some(exchange), busy };
+                    let (exchange, timer) = (Some(exchange), Timer::default());
+                    let body = ResponseBody { content: Content::Local(body), exchange, busy, timer };
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
             };
@@ -314,19 +355,31 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
-        let (mut frame, last) = match this.content.as_mut().project() {
+        let polled = match this.content.as_mut().project() {
+            // Who sees that it is the last may not ask again.
             ContentProjection::Service(mut body) => {
-                let frame = ready!(body.as_mut().poll_frame(cx));
-                // Who sees that it is the last may not ask again.
-                (frame, this.exchange.is_some() && body.is_end_stream())
+                let frame = body.as_mut().poll_frame(cx);
+                frame.map(|frame| (frame, this.exchange.is_some() && body.is_end_stream()))
             }
             ContentProjection::Watched(body) => {
-                let frame = ready!(body.as_mut().poll_frame(cx));
-                (frame, body.is_end_stream())
+                let frame = body.as_mut().poll_frame(cx);
+                frame.map(|frame| (frame, body.is_end_stream()))
             }
             ContentProjection::Local(body) => {
                 let body = std::mem::take(body);
-                ((!body.is_empty()).then(|| Ok(Frame::data(body))), true)
+                Poll::Ready(((!body.is_empty()).then(|| Ok(Frame::data(body))), true))
+            }
+        };
+        let (mut frame, last) = match polled {
+            Poll::Ready(polled) => polled,
+            Poll::Pending => {
+                let grpc = this.exchange.as_mut().filter(|exchange| exchange.is_grpc());
+                let Some(exchange) = grpc else { return Poll::Pending };
+                ready!(this.timer.poll(exchange.deadline(), cx));
+                exchange.is_late();
+                this.content.set(Content::Local(Bytes::new()));
+                let status = [(GRPC_STATUS, HeaderValue::from(4)), (GRPC_MESSAGE, HeaderValue::from_static(LATE))];
+                (Some(Ok(Frame::trailers(status.into_iter().collect()))), true)
             }
         };
         let complete = match (this.exchange.as_mut(), &mut frame) {

@@ -15,7 +15,7 @@ use crate::{
         },
         retry::grpc_status,
         route::{Asked, Facts, RequestHead, ServerRoute},
-        timeout::is_grpc,
+        timeout::{Deadline, Rules, is_grpc},
     },
     telemetry::{
         access_log::{AccessLog, ResponseFlags as Flag},
@@ -26,11 +26,17 @@ use crate::{
     transport::is_told_overdue,
 };
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version, request, response};
+use http::{HeaderMap, Request, Response, StatusCode, Version, request, response};
 use http_body::Frame;
 use mesh_tls::CryptoProvider;
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig, RouteConfiguration};
-use std::{fmt, net::SocketAddr, pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 
 /// What every request of a filter chain is asked, compiled.
@@ -67,6 +73,8 @@ pub(crate) struct Source<'a> {
     pub(crate) routes: Option<&'a Arc<RouteConfiguration>>,
     pub(crate) forward_client_cert: ForwardClientCert,
     pub(crate) client_cert_details: ClientCertDetails,
+    /// `common_http_protocol_options.max_stream_duration`
+    pub(crate) max_stream_duration: Option<Duration>,
     /// For what calls clusters of the configuration; `None`: there are none.
     pub(crate) around: Option<Surroundings<'a>>,
     /// Keys of the application's own, for what is made in code.
@@ -79,6 +87,7 @@ pub(super) struct Making<'a> {
     pub(super) filters: &'a [HttpFilter],
     pub(super) shared: &'a Kept,
     pub(super) keys: Keys<'a>,
+    pub(super) max_stream_duration: Option<Duration>,
     pub(super) around: Option<Surroundings<'a>>,
 }
 
@@ -112,6 +121,8 @@ pub(crate) struct Exchange(Option<Seen>);
 struct Seen {
     metrics: Arc<PeerMetrics>,
     started: Instant,
+    /// By when it has to be answered.
+    deadline: Option<Deadline>,
     grpc: bool,
     flags: Flag,
     /// 0: there was no answer.
@@ -173,7 +184,8 @@ impl Policy {
             Some(Arc::new(Fetched { channel, uri: remote.uri.clone() }) as Arc<dyn FetchKeys>)
         };
         let keys = Keys { shelf: &kept.shelf, provider: kept.provider.clone(), fetch: &own };
-        let making = Making { listener, filters, shared: kept, keys, around };
+        let max_stream_duration = source.max_stream_duration;
+        let making = Making { listener, filters, shared: kept, keys, max_stream_duration, around };
         filters.iter().for_each(meaningless);
         Self {
             routes: Routes::compile(source.routes, &making),
@@ -236,6 +248,7 @@ impl Policy {
         Exchange(Some(Seen {
             metrics: metrics.clone(),
             started: Instant::now(),
+            deadline: None,
             grpc,
             flags: Flag::NONE,
             status: 0,
@@ -273,6 +286,9 @@ impl Entry {
             exchange.flag(Flag::NO_ROUTE);
             let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the route is not served here").grpc_status(14);
             return Decision::answer(reply, exchange);
+        }
+        if matches!(self.action, ServerRoute::Served(_)) {
+            exchange.limit(&self.timeouts, &head.headers);
         }
         match &self.action {
             ServerRoute::Served(None) => Decision::Pass(exchange),
@@ -349,6 +365,27 @@ impl Exchange {
             seen.flags |= found.flags;
             seen.buffer = found.buffer.into_iter().chain(seen.buffer).min();
         }
+    }
+
+    /// It may take so long.
+    fn limit(&mut self, timeouts: &Rules, headers: &HeaderMap) {
+        if let Some(seen) = &mut self.0 {
+            seen.deadline = timeouts.deadline_of(seen.started, headers, seen.grpc);
+        }
+    }
+
+    /// When the answer has to be there: that of gRPC to its end, others have begun.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.0.as_ref()?.deadline?.at)
+    }
+
+    /// Its time is over.
+    pub(super) fn is_late(&mut self) -> Flag {
+        let deadline = self.0.as_mut().and_then(|seen| seen.deadline.take());
+        let of_stream = deadline.is_some_and(|deadline| deadline.source.is_stream_duration());
+        let flag = if of_stream { Flag::UPSTREAM_MAX_STREAM_DURATION } else { Flag::UPSTREAM_REQUEST_TIMEOUT };
+        self.flag(flag);
+        flag
     }
 
     /// How many bytes of the request's body are read first, if it is to be whole.

@@ -9,6 +9,7 @@ use super::{
 use crate::outbound::{
     filter::{Limits, Making as FilterMaking},
     route::{Matcher, Profile, RequestHead, Scope, ServerRoute, of_server},
+    timeout::Rules,
 };
 use mesh_xds::resource::{
     Action, ClusterSpecifier, FilterOverride, HttpFilter, HttpFilterConfig, JwtOfRoute, Route, RouteConfiguration,
@@ -34,6 +35,7 @@ pub(super) struct Entry {
     pub(super) steps: Steps,
     /// What is answered instead, or changed.
     pub(super) action: ServerRoute,
+    pub(super) timeouts: Rules,
     /// Why its requests are not served.
     pub(super) unavailable: Option<Arc<str>>,
 }
@@ -44,8 +46,8 @@ impl Routes {
         let Some(routes) = routes else {
             let steps =
                 Steps(making.filters.iter().filter_map(|filter| link(filter, making, Place::default())).collect());
-            let action = ServerRoute::Served(None);
-            return Self::All(Arc::new(Entry { name: "".into(), steps, action, unavailable: None }));
+            let (action, timeouts) = (ServerRoute::Served(None), Rules::of_server(None, making.max_stream_duration));
+            return Self::All(Arc::new(Entry { name: "".into(), steps, action, timeouts, unavailable: None }));
         };
         let host = |host: &VirtualHost| -> Box<[_]> {
             let actions = of_server(
@@ -70,6 +72,7 @@ impl Routes {
                     name: route.name.clone(),
                     steps: Steps(links.collect()),
                     action,
+                    timeouts: timeouts(&route.action, making),
                     unavailable: unavailable(&route.action),
                 };
                 (Matcher::compile(&route.matches, Profile::Envoy), Arc::new(entry))
@@ -96,6 +99,12 @@ impl Routes {
             }
         }
     }
+}
+
+/// How long the requests of a route may take.
+fn timeouts(action: &Action, making: &Making<'_>) -> Rules {
+    let forward = if let Action::Forward(forward) = action { Some(&**forward) } else { None };
+    Rules::of_server(forward, making.max_stream_duration)
 }
 
 /// gRFC A36: a server serves requests by itself. What a route answers is answered, as by Envoy. Istio's sidecars forward to the application, which is us.

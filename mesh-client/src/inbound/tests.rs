@@ -70,6 +70,7 @@ fn policy(filters: &[HttpFilter], routes: Option<Vec<Route>>) -> Policy {
         routes: routes.as_ref(),
         forward_client_cert: ForwardClientCert::default(),
         client_cert_details: ClientCertDetails::default(),
+        max_stream_duration: None,
         around: None,
         fetch: None,
     };

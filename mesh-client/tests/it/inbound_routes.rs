@@ -18,8 +18,12 @@ use envoy_types::{
                     header_value_option::HeaderAppendAction,
                 },
                 route::v3::{
-                    DirectResponseAction, NonForwardingAction, RedirectAction, Route, RouteConfiguration, RouteMatch,
-                    VirtualHost, redirect_action::PathRewriteSpecifier, route::Action, route_match::PathSpecifier,
+                    DirectResponseAction, NonForwardingAction, RedirectAction, Route, RouteAction, RouteConfiguration,
+                    RouteMatch, VirtualHost,
+                    redirect_action::PathRewriteSpecifier,
+                    route::Action,
+                    route_action::{ClusterSpecifier, MaxStreamDuration},
+                    route_match::PathSpecifier,
                 },
             },
             extensions::filters::{
@@ -31,7 +35,7 @@ use envoy_types::{
             },
             r#type::v3::FractionalPercent,
         },
-        google::protobuf::{Any, UInt32Value},
+        google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
     },
     util::pack_any,
 };
@@ -126,6 +130,22 @@ async fn requests_are_buffered_up_to_a_limit_before_they_are_served() {
     assert_eq!((answer.status(), text(answer).await.as_str()), (StatusCode::OK, "ten bytes!"));
     let answer = client.send_request(post("/", "eleven byte")).await.unwrap();
     assert_eq!((answer.status(), says(&answer, "x-path")), (StatusCode::PAYLOAD_TOO_LARGE, ""));
+}
+
+#[tokio::test]
+async fn requests_take_no_longer_than_their_route_lets_them() {
+    let limited = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
+        max_stream_duration: Some(MaxStreamDuration {
+            max_stream_duration: Some(ProtoDuration { seconds: 0, nanos: 50_000_000 }),
+            ..MaxStreamDuration::default()
+        }),
+        ..RouteAction::default()
+    };
+    let (_pair, mut client) = server(&[], vec![route("/", Action::Route(limited))]).await;
+    let answer = timeout(GUARD, client.send_request(post("/hang", ""))).await.expect("it ends").unwrap();
+    assert_eq!((answer.status(), says(&answer, "x-host")), (StatusCode::GATEWAY_TIMEOUT, ""), "it is our own");
+    assert_eq!(client.send_request(post("/deaf", "")).await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ mod hostile_http1;
 mod inbound_authz;
 mod inbound_chains;
 mod inbound_changes;
+mod inbound_deadlines;
 mod inbound_file;
 mod inbound_filters;
 mod inbound_hostile;

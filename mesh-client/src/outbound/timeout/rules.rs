@@ -4,7 +4,7 @@ use super::{encode_grpc_timeout, parse_grpc_timeout};
 use crate::headers::find;
 use crate::outbound::route::Profile;
 use http::{HeaderMap, HeaderName, header};
-use mesh_xds::resource::Forward;
+use mesh_xds::resource::{Forward, MaxStreamDuration};
 use std::{fmt, time::Duration};
 use tokio::time::Instant;
 
@@ -65,14 +65,29 @@ impl Source {
 impl Rules {
     /// gRFC A31 for both profiles; Envoy's `timeout` in its own. A configured zero is no limit and hides the next one.
     pub(crate) fn compile(forward: &Forward, listener: Option<Duration>, profile: Profile) -> Self {
-        let stream = forward.max_stream_duration;
-        let duration = (stream.max_stream_duration.map(|d| (d, Source::RouteMaxStreamDuration)))
-            .or(listener.map(|d| (d, Source::ListenerMaxStreamDuration)));
-        let grpc = stream.grpc_timeout_header_max.map(|d| (d, Source::GrpcTimeoutHeaderMax)).or(duration);
         let timeout = match profile {
             Profile::Grpc => None,
             Profile::Envoy => Some((forward.timeout.unwrap_or(ENVOY_DEFAULT), Source::Route)),
         };
+        Self::of(timeout, forward.max_stream_duration, listener, profile)
+    }
+
+    /// Of a server's route: what is not said is no limit. A caller's `grpc-timeout` holds for gRPC alone.
+    pub(crate) fn of_server(route: Option<&Forward>, listener: Option<Duration>) -> Self {
+        let timeout = route.and_then(|route| route.timeout).map(|limit| (limit, Source::Route));
+        let stream = route.map_or_else(MaxStreamDuration::default, |route| route.max_stream_duration);
+        Self::of(timeout, stream, listener, Profile::Envoy)
+    }
+
+    fn of(
+        timeout: Option<(Duration, Source)>,
+        stream: MaxStreamDuration,
+        listener: Option<Duration>,
+        profile: Profile,
+    ) -> Self {
+        let duration = (stream.max_stream_duration.map(|d| (d, Source::RouteMaxStreamDuration)))
+            .or(listener.map(|d| (d, Source::ListenerMaxStreamDuration)));
+        let grpc = stream.grpc_timeout_header_max.map(|d| (d, Source::GrpcTimeoutHeaderMax)).or(duration);
         // gRFC A31 does not know it.
         let offset = stream.grpc_timeout_header_offset.filter(|_| profile == Profile::Envoy);
         Self { profile, grpc: shorter(timeout, grpc), plain: shorter(timeout, duration), offset }
@@ -86,7 +101,12 @@ impl Rules {
 
     /// The deadline of a call that starts `now`; `None` is no limit.
     pub(crate) fn deadline(&self, now: Instant, headers: &HeaderMap) -> Option<Deadline> {
-        let limit = if self.profile == Profile::Grpc || is_grpc(headers) {
+        self.deadline_of(now, headers, self.profile == Profile::Grpc || is_grpc(headers))
+    }
+
+    /// The same, where it is known whether the call is gRPC.
+    pub(crate) fn deadline_of(&self, now: Instant, headers: &HeaderMap, grpc: bool) -> Option<Deadline> {
+        let limit = if grpc {
             let caller = find(headers, &GRPC_TIMEOUT).and_then(parse_grpc_timeout);
             let caller = caller.map(|caller| match self.offset.and_then(|offset| caller.checked_sub(offset)) {
                 Some(left) if !left.is_zero() => left,

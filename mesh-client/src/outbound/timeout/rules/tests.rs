@@ -118,3 +118,22 @@ fn the_offset_is_taken_off_the_callers_timeout_unless_nothing_would_be_left() {
     let grpc_profile = Rules::compile(&forward, None, Profile::Grpc);
     assert_eq!(limit(&grpc_profile, &grpc("5S")), Some((5, Source::GrpcTimeout)));
 }
+
+#[test]
+fn a_server_has_the_callers_limit_and_those_that_are_said() {
+    let caller = ("grpc-timeout", "3S");
+    let server = |route: Option<&Forward>, listener: Option<u64>, pairs: &[(&'static str, &'static str)]| {
+        limit(&Rules::of_server(route, listener.map(S)), pairs)
+    };
+    assert_eq!(server(None, None, &[]), None);
+    assert_eq!(server(None, None, &[caller]), None, "not of gRPC");
+    assert_eq!(server(None, None, &[GRPC, caller]), Some((3, Source::GrpcTimeout)));
+    assert_eq!(server(Some(&forward(None, None, None)), None, &[GRPC]), None, "nothing by default");
+    assert_eq!(
+        server(Some(&forward(None, None, Some(2))), None, &[GRPC, caller]),
+        Some((2, Source::GrpcTimeoutHeaderMax))
+    );
+    assert_eq!(server(Some(&forward(None, Some(2), None)), None, &[]), Some((2, Source::RouteMaxStreamDuration)));
+    assert_eq!(server(Some(&forward(Some(0), None, None)), Some(4), &[]), Some((4, Source::ListenerMaxStreamDuration)));
+    assert_eq!(server(Some(&forward(Some(1), None, None)), Some(4), &[]), Some((1, Source::Route)));
+}
