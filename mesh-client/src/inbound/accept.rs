@@ -109,7 +109,7 @@ impl Shared {
             match self.listening.accept().await {
                 Ok((socket, remote)) => {
                     let Some(open) = Open::count(&self.open, self.limits.max_connections) else {
-                        tracing::debug!(%remote, "too many connections");
+                        self.refusals.connection("limit", remote, &"too many connections");
                         continue;
                     };
                     self.limits.tcp_options().apply(&socket);
@@ -126,6 +126,20 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// [`secure`](Self::secure), and what has to come `then`, within the time for handshakes.
+    pub(super) async fn begin<T, F: Future<Output = T>>(
+        &self,
+        fresh: Fresh,
+        then: impl FnOnce(InboundStream) -> F,
+    ) -> Option<T> {
+        let (limit, remote) = (self.limits.handshake_timeout, fresh.remote);
+        let beginning = timeout(limit, async { Some(then(self.secure(fresh).await?).await) });
+        beginning.await.unwrap_or_else(|_| {
+            self.refusals.connection("timeout", remote, &format_args!("not ready within {limit:?}"));
+            None
+        })
     }
 
     /// Finds the filter chain of a connection, and secures it as that says. Whoever is refused is logged here.
@@ -145,7 +159,7 @@ impl Shared {
                     // Health checks do that.
                     Ok(None) => return None,
                     Err(error) => {
-                        tracing::debug!(%remote, %error, "a connection did not say what it is");
+                        self.refusals.connection("detection", remote, &error);
                         return None;
                     }
                 }
@@ -153,7 +167,7 @@ impl Shared {
         };
         let facts = Facts { remote, local, spoken };
         let Some(chain) = config.choose(&facts).cloned() else {
-            tracing::debug!(%remote, %local, "no filter chain takes the connection");
+            self.refusals.connection("chain", remote, &format_args!("no filter chain takes a connection to {local}"));
             return None;
         };
         match secure(socket, &chain.security, self.limits.handshake_timeout, &self.handshakes).await {
@@ -165,7 +179,7 @@ impl Shared {
             // Health checks do that.
             Err(TlsError::Closed(_)) => None,
             Err(error) => {
-                tracing::warn!(%remote, %error, "connection was not accepted");
+                self.refusals.connection("handshake", remote, &error);
                 None
             }
         }

@@ -3,6 +3,7 @@
 use super::{
     ConnectionInfo, Deciding, Decision, Exchange, Verdict,
     farewell::Busy,
+    refusals::Refusals,
     whole::{self, Reading},
 };
 use crate::{
@@ -21,6 +22,7 @@ use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -32,11 +34,25 @@ use tower_service::Service;
 /// A request is asked by the policy of the connection that it came over, which is in its extensions ([`ConnectionInfo`]). One that has
 /// none did not come through the mesh, and is answered with 500 (gRPC: INTERNAL).
 #[derive(Clone, Debug, Default)]
-pub struct InboundLayer(Option<ConnectionInfo>);
+pub struct InboundLayer(Whose);
 
 impl InboundLayer {
     pub(super) fn of_connection(connection: ConnectionInfo) -> Self {
-        Self(Some(connection))
+        Self(Whose::Connection(connection))
+    }
+}
+
+/// Whose requests come.
+#[derive(Clone, Debug)]
+enum Whose {
+    Connection(ConnectionInfo),
+    /// They say it themselves; some may not.
+    Any(Arc<Refusals>),
+}
+
+impl Default for Whose {
+    fn default() -> Self {
+        Self::Any(Arc::default())
     }
 }
 
@@ -44,8 +60,7 @@ impl InboundLayer {
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
-    /// Of one connection; else the requests say of which they are.
-    connection: Option<ConnectionInfo>,
+    whose: Whose,
     /// Somebody else's server speaks on it.
     foreign: bool,
 }
@@ -53,7 +68,7 @@ pub struct Guard<S> {
 impl<S> Guard<S> {
     /// For the requests of one connection.
     pub(super) fn of_connection(inner: S, connection: ConnectionInfo) -> Self {
-        Self { inner, connection: Some(connection), foreign: false }
+        Self { inner, whose: Whose::Connection(connection), foreign: false }
     }
 }
 
@@ -142,7 +157,7 @@ impl<S> Layer<S> for InboundLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, connection: self.0.clone(), foreign: true }
+        Guard { inner, whose: self.0.clone(), foreign: true }
     }
 }
 
@@ -162,9 +177,14 @@ where
 
     fn call(&mut self, request: Request<B>) -> GuardFuture<S, B> {
         let (mut head, body) = request.into_parts();
-        let known = self.connection.clone().or_else(|| head.extensions.get::<ConnectionInfo>().cloned());
-        let Some(connection) = known else {
-            tracing::error!("a request that did not come through the mesh's own connections");
+        let known = match &self.whose {
+            Whose::Connection(connection) => Ok(connection.clone()),
+            Whose::Any(refusals) => head.extensions.get::<ConnectionInfo>().cloned().ok_or(refusals),
+        };
+        let connection = known.map_err(|refusals| {
+            refusals.request("foreign", &"it did not come through the mesh's own connections");
+        });
+        let Ok(connection) = connection else {
             let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "not a connection of the mesh").grpc_status(13);
             return GuardFuture::answered(reply, &head);
         };

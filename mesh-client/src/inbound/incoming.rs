@@ -5,7 +5,7 @@ use super::{
 };
 use futures::Stream;
 use std::{
-    io,
+    future, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,7 +13,6 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, JoinSet},
-    time::timeout,
 };
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
@@ -52,8 +51,7 @@ impl Incoming {
                         };
                         let (shared, give) = (Arc::clone(&inbound.0), give.clone());
                         handshakes.spawn(async move {
-                            let limit = shared.limits.handshake_timeout;
-                            if let Ok(Some(mut stream)) = timeout(limit, shared.secure(fresh)).await {
+                            if let Some(mut stream) = shared.begin(fresh, future::ready).await {
                                 let entry = shared.enter(stream.info(), Ending::Foreign);
                                 stream.mind(mind_foreign(stream.info().clone(), entry.handle()));
                                 stream.watch(Watched::default(), entry);

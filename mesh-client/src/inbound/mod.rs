@@ -26,6 +26,7 @@ mod limits;
 mod listening;
 mod normalize;
 mod policy;
+mod refusals;
 mod routes;
 mod seen;
 mod serve;
@@ -62,6 +63,7 @@ use crate::outbound::connect::TlsRenewal;
 use arc_swap::ArcSwap;
 use connections::Connections;
 use listening::Listening;
+use refusals::Refusals;
 use std::{
     fmt, io,
     net::SocketAddr,
@@ -94,6 +96,8 @@ struct Shared {
     open: Arc<AtomicUsize>,
     /// Those that are served here.
     connections: Arc<Connections>,
+    /// Who is not taken.
+    refusals: Refusals,
     /// Room for handshakes.
     handshakes: Arc<Semaphore>,
     serving: watch::Sender<Serving>,
@@ -131,6 +135,7 @@ impl Inbound {
             renewal,
             open,
             connections,
+            refusals: Refusals::default(),
             handshakes,
             serving,
             on_serving,

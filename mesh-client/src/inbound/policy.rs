@@ -4,6 +4,7 @@ use super::{
     ConnectionInfo,
     jwt::{FetchKeys, Fetched, JwtClaims, Keys, Shelf},
     normalize,
+    refusals::Refusals,
     routes::{Entry, Routes},
     steps::Ran,
     xfcc::Forwarding,
@@ -57,6 +58,7 @@ pub(crate) struct Kept {
     pub(super) provider: Arc<CryptoProvider>,
     /// Paths are normalised first.
     pub(super) normalize: bool,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// Who fetches these keys.
@@ -156,6 +158,7 @@ impl Kept {
             access_log: None,
             provider,
             normalize: false,
+            refusals: Arc::default(),
         }
     }
 
@@ -300,8 +303,9 @@ impl Entry {
                         Decision::Pass(exchange)
                     }
                     Err(error) => {
-                        tracing::warn!(target: "mesh::inbound", route = &*self.name, %error, "not served");
+                        tracing::debug!(target: "mesh::inbound", route = &*self.name, %error, "not served");
                         let reply = Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "the route cannot be served");
+                        let reply = reply.details(error.to_string());
                         Decision::answer(reply.grpc_status(13), exchange)
                     }
                 }

@@ -85,7 +85,7 @@ impl Routes {
     /// Why no request at all is served.
     pub(super) fn refusal(&self) -> Option<&Arc<str>> {
         let Self::All(entry) = self else { return None };
-        entry.steps.0.iter().find_map(|link| if let Link::Refuse(reason) = link { Some(reason) } else { None })
+        entry.steps.0.iter().find_map(|link| if let Link::Refuse(reason, _) = link { Some(reason) } else { None })
     }
 
     /// The route of a request.
@@ -154,15 +154,13 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
     if specific.map_or(filter.disabled, |specific| specific.disabled) {
         return unclaimed(filter, making);
     }
+    let refuse = |reason: String| Link::Refuse(reason.into(), making.shared.refusals.clone());
     let mixed = || {
-        Some(Link::Refuse(
-            format!(
-                "route `{}` has a config of another type for filter `{}`",
-                place.route.map_or("", |route| &route.name),
-                filter.name
-            )
-            .into(),
-        ))
+        Some(refuse(format!(
+            "route `{}` has a config of another type for filter `{}`",
+            place.route.map_or("", |route| &route.name),
+            filter.name
+        )))
     };
     match (&filter.config, own) {
         (HttpFilterConfig::Rbac(config), None) | (HttpFilterConfig::Rbac(_), Some(HttpFilterConfig::Rbac(config))) => {
@@ -176,15 +174,13 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
                 Some(HttpFilterConfig::JwtOfRoute(of_route)) => Some(of_route),
                 _ => None,
             };
-            let refuse = |reason: String| Link::Refuse(format!("filter `{}`: {reason}", filter.name).into());
+            let refuse = |reason: String| refuse(format!("filter `{}`: {reason}", filter.name));
             Some(Authentication::compile(config, of_route, &making.keys).map_or_else(refuse, Link::Authenticate))
         }
         (HttpFilterConfig::Rbac(_) | HttpFilterConfig::Jwt(_), Some(_)) => mixed(),
         (HttpFilterConfig::GlobalRateLimit(limit), _) if making.around.is_none() && limit.deny_on_error.0 > 0 => {
             // Nobody can be asked, and it is for them to let requests in.
-            Some(Link::Refuse(
-                format!("the rate limit service of filter `{}` is not asked by servers", filter.name).into(),
-            ))
+            Some(refuse(format!("the rate limit service of filter `{}` is not asked by servers", filter.name)))
         }
         (config, _) => {
             let limits = match place.route.map(|route| &route.action) {

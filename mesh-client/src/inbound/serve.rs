@@ -130,11 +130,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let limit = shared.limits.handshake_timeout;
-    let beginning = timeout(limit, async {
-        let mut stream = shared.secure(fresh).await?;
+    let beginning = shared.begin(fresh, |mut stream| async move {
         let spoken = listen(&mut stream).await;
-        Some((stream, spoken))
+        (stream, spoken)
     });
     let beginning = tokio::select! {
         biased;
@@ -142,10 +140,9 @@ where
         () = shared.connections.closed_to_the_silent() => return,
     };
     let (stream, spoken) = match beginning {
-        Ok(Some((stream, Ok(spoken)))) => (stream, spoken),
-        Ok(Some((_, Err(error)))) => return tracing::debug!(%error, "a connection ended before it spoke"),
-        Ok(None) => return,
-        Err(_) => return tracing::debug!(?limit, "a connection did not speak in time"),
+        Some((stream, Ok(spoken))) => (stream, spoken),
+        Some((_, Err(error))) => return tracing::debug!(%error, "a connection ended before it spoke"),
+        None => return,
     };
     let info = stream.info().clone();
     let service = Guard::of_connection(service, info.clone());

@@ -4,6 +4,7 @@ use super::{
     ConnectionInfo, Exchange,
     authz::{Asked, Authorization},
     jwt::{Authentication, Checked},
+    refusals::Refusals,
 };
 use crate::outbound::{
     filter::{Filter, FilterRequest, Place, Reply, Step, Verdict},
@@ -27,7 +28,7 @@ pub(super) enum Link {
         waits: bool,
     },
     /// What cannot be honoured lets nobody in.
-    Refuse(Arc<str>),
+    Refuse(Arc<str>, Arc<Refusals>),
 }
 
 /// How far a request came without waiting.
@@ -51,7 +52,7 @@ impl Steps {
         for (position, link) in self.0.iter().enumerate().skip(from) {
             let answer = match link {
                 Link::Authorize(authorization) => authorize(authorization, connection, head, exchange),
-                Link::Refuse(reason) => Some(refuse(reason)),
+                Link::Refuse(reason, refusals) => Some(refuse(reason, refusals)),
                 Link::Authenticate(authentication) => match authentication.check(head) {
                     Checked::Passed(claims) => {
                         exchange.learnt(claims);
@@ -108,7 +109,7 @@ impl Steps {
                     passed(verdict, exchange)
                 }
                 Link::Authorize(authorization) => authorize(authorization, connection, head, exchange),
-                Link::Refuse(reason) => Some(refuse(reason)),
+                Link::Refuse(reason, refusals) => Some(refuse(reason, refusals)),
             };
             if answer.is_some() {
                 return answer;
@@ -154,8 +155,8 @@ fn authorize(
     })
 }
 
-fn refuse(reason: &str) -> Reply {
-    tracing::warn!(target: "mesh::inbound", reason, "a request is refused for what the configuration says");
+fn refuse(reason: &str, refusals: &Refusals) -> Reply {
+    refusals.request("configuration", &reason);
     Reply::new(StatusCode::FORBIDDEN, "the server's configuration cannot be honoured").grpc_status(14)
 }
 
@@ -165,7 +166,7 @@ impl fmt::Debug for Link {
             Self::Authorize(authorization) => write!(f, "Authorize({authorization})"),
             Self::Authenticate(_) => f.write_str("Authenticate"),
             Self::Filter { name, .. } => write!(f, "Filter({name})"),
-            Self::Refuse(reason) => write!(f, "Refuse({reason})"),
+            Self::Refuse(reason, _) => write!(f, "Refuse({reason})"),
         }
     }
 }

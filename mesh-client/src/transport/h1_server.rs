@@ -1,7 +1,7 @@
 //! HTTP/1.1 of clients, on hyper.
 
 use super::{
-    BoxError, RequestBody, ServerConfig, Stream,
+    BoxError, RequestBody, ServerConfig, Stream, count_refused,
     h1_dues::{Dues, Watched},
     overdue,
 };
@@ -96,6 +96,7 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         if let Err(what) = names_one_host(request.uri(), request.headers()) {
             tracing::debug!(what, "a request that is none");
+            count_refused("malformed");
             return Box::pin(ready(Ok(refused(StatusCode::BAD_REQUEST))));
         }
         let (mut service, dues) = (self.service.clone(), Arc::clone(&self.dues));

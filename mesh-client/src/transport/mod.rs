@@ -47,6 +47,11 @@ const MAX_REQUESTS: u32 = 1_000_000_000;
 /// Any error, boxed.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Counts a request that a server does not serve, whoever asks.
+pub(crate) fn count_refused(reason: &'static str) {
+    metrics::counter!("mesh_inbound_requests_refused_total", "reason" => reason).increment(1);
+}
+
 /// What the owner of a connection wants to hear of it. Called from any task; must not block.
 pub(crate) trait Events: Send + Sync + 'static {
     /// A stream ended while [`Connection::set_starved`] was on: there is room for one.

@@ -56,6 +56,7 @@ mod inbound_filters;
 mod inbound_hostile;
 mod inbound_life;
 mod inbound_policies;
+mod inbound_refused;
 mod inbound_routes;
 mod inbound_rules;
 mod inbound_serve;

@@ -8,7 +8,7 @@ use super::{
     request::{Accepted, Requests},
     stream::{Breach, Stream},
 };
-use crate::transport::{ServerConfig, head::is_of_connection};
+use crate::transport::{ServerConfig, count_refused, head::is_of_connection};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -414,10 +414,10 @@ impl Reader {
         let header_bytes = u32::try_from(self.max_header_list_size - asked.room).unwrap_or(u32::MAX);
         let held = link.header_bytes() + u64::from(server.accepted_bytes) + u64::from(header_bytes);
         let busy = link.serving().max(u32::try_from(self.streams.len()).unwrap_or(u32::MAX));
-        let refusal = if busy >= server.limit || held > server.header_bytes && !too_large {
-            Refusal::Reset(Reason::REFUSED_STREAM)
+        let (why, refusal) = if busy >= server.limit || held > server.header_bytes && !too_large {
+            ("overload", Refusal::Reset(Reason::REFUSED_STREAM))
         } else if too_large {
-            Refusal::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+            ("headers", Refusal::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
         } else {
             match server.head(asked, end) {
                 Ok(head) => {
@@ -430,10 +430,11 @@ impl Reader {
                 }
                 Err((reason, what)) => {
                     tracing::debug!(what, "a request that is none");
-                    Refusal::Reset(reason)
+                    ("malformed", Refusal::Reset(reason))
                 }
             }
         };
+        count_refused(why);
         server.cut(id);
         link.refuse(id, refusal, end);
         self.answers += frame::HEAD + 4;
