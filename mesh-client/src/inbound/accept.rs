@@ -15,7 +15,7 @@ use pin_project::pin_project;
 use std::{
     fmt,
     io::{self, IoSlice},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -27,7 +27,6 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::Semaphore,
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -108,11 +107,11 @@ impl Shared {
         loop {
             match self.listening.accept().await {
                 Ok((socket, remote)) => {
-                    let Some(open) = Open::count(&self.open, self.limits.max_connections) else {
+                    let Some(open) = Open::count(&self.open, self.limits.load().max_connections) else {
                         self.refusals.connection("limit", remote, &"too many connections");
                         continue;
                     };
-                    self.limits.tcp_options().apply(&socket);
+                    self.limits.load().tcp_options().apply(&socket);
                     let counted = self.connections.count();
                     return Ok(Fresh { socket, remote, open, counted });
                 }
@@ -134,7 +133,7 @@ impl Shared {
         fresh: Fresh,
         then: impl FnOnce(InboundStream) -> F,
     ) -> Option<T> {
-        let (limit, remote) = (self.limits.handshake_timeout, fresh.remote);
+        let (limit, remote) = (self.limits.load().handshake_timeout, fresh.remote);
         let beginning = timeout(limit, async { Some(then(self.secure(fresh).await?).await) });
         beginning.await.unwrap_or_else(|_| {
             self.refusals.connection("timeout", remote, &format_args!("not ready within {limit:?}"));
@@ -153,7 +152,7 @@ impl Shared {
         let spoken = match need {
             Need::Addresses => Spoken::default(),
             need => {
-                let limit = config.detection_timeout.unwrap_or(self.limits.handshake_timeout);
+                let limit = config.detection_timeout.unwrap_or_else(|| self.limits.load().handshake_timeout);
                 match detect(&socket, need, limit).await {
                     Ok(Some(spoken)) => spoken,
                     // Health checks do that.
@@ -170,7 +169,7 @@ impl Shared {
             self.refusals.connection("chain", remote, &format_args!("no filter chain takes a connection to {local}"));
             return None;
         };
-        match secure(socket, &chain.security, self.limits.handshake_timeout, &self.handshakes).await {
+        match self.secure_as(socket, remote.ip(), &chain.security).await {
             Ok((socket, tls)) => {
                 let info = ConnectionInfo::new(facts, need == Need::Hello, tls, chain, counted.epoch());
                 let (watched, entry, mind) = (None, None, None);
@@ -183,6 +182,33 @@ impl Shared {
                 None
             }
         }
+    }
+
+    async fn secure_as(
+        &self,
+        socket: TcpStream,
+        remote: IpAddr,
+        security: &Security,
+    ) -> Result<(Socket, Option<Tls>), TlsError> {
+        let acceptor = match security {
+            Security::Plaintext => return Ok((Socket::Plain(socket), None)),
+            Security::Tls(acceptor) => acceptor,
+            Security::Refused(reason) => return Err(TlsError::Settings(reason.to_string())),
+        };
+        // Certificates that never come are the handshake's error.
+        let limit = self.limits.load().handshake_timeout;
+        let _ = timeout(limit, acceptor.ready()).await;
+        // Who says nothing takes no place among the handshakes; an error is told by the handshake.
+        let _ = socket.peek(&mut [0]).await;
+        let handshakes = self.handshakes.load_full();
+        let accepted = acceptor.accept_in(handshakes.place(remote).await, socket).await?;
+        let tls = accepted.is_tls().then(|| Tls {
+            presented: accepted.presented(),
+            peer: accepted.peer().cloned(),
+            sni: accepted.server_name().map(Into::into),
+            alpn: accepted.alpn().map(Into::into),
+        });
+        Ok((Socket::Accepted(accepted), tls))
     }
 
     /// Registers a connection that is served, so that it can be told to end. One that was accepted under what does not hold any more (the
@@ -200,32 +226,6 @@ impl Shared {
         }
         entry
     }
-}
-
-async fn secure(
-    socket: TcpStream,
-    security: &Security,
-    limit: Duration,
-    handshakes: &Semaphore,
-) -> Result<(Socket, Option<Tls>), TlsError> {
-    let acceptor = match security {
-        Security::Plaintext => return Ok((Socket::Plain(socket), None)),
-        Security::Tls(acceptor) => acceptor,
-        Security::Refused(reason) => return Err(TlsError::Settings(reason.to_string())),
-    };
-    // Certificates that never come are the handshake's error.
-    let _ = timeout(limit, acceptor.ready()).await;
-    // Who says nothing takes no place among the handshakes; an error is told by the handshake.
-    let _ = socket.peek(&mut [0]).await;
-    let place = handshakes.acquire().await.expect("the semaphore is never closed");
-    let accepted = acceptor.accept_in(place, socket).await?;
-    let tls = accepted.is_tls().then(|| Tls {
-        presented: accepted.presented(),
-        peer: accepted.peer().cloned(),
-        sni: accepted.server_name().map(Into::into),
-        alpn: accepted.alpn().map(Into::into),
-    });
-    Ok((Socket::Accepted(accepted), tls))
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {
@@ -371,5 +371,27 @@ impl AsyncWrite for Socket {
 impl fmt::Debug for InboundStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InboundStream").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use crate::inbound::{Inbound, Limits};
+    use socket2::SockRef;
+    use std::time::Duration;
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn sockets_of_clients_have_the_options_of_the_limits() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let own = Limits::default().tcp_user_timeout(seconds(7)).tcp_keepalive(seconds(8));
+        for (limits, user, keepalive) in [(Limits::default(), seconds(120), 60), (own, seconds(7), 8)] {
+            let inbound = Inbound::builder().limits(limits).bind("127.0.0.1:0").await.unwrap();
+            let _client = TcpStream::connect(inbound.local_addr()).await.unwrap();
+            let fresh = inbound.0.accept().await.unwrap();
+            let socket = SockRef::from(&fresh.socket);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), user);
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(keepalive));
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Compiler {
         for (default, said) in chains.chain(default) {
             let old = before.iter().position(|old| old.default == default && old.chain.name == said.name);
             let old = old.map(|at| before.remove(at));
-            let limits = Arc::new(shared.limits.within(&said.connections, said.http.stream_idle_timeout));
+            let limits = Arc::new(shared.limits.load().within(&said.connections, said.http.stream_idle_timeout));
             let policy = Some(Arc::new(self.policy(snapshot, said)));
             let made = match old {
                 Some(old) if old.tls == said.tls && !old.is_refused() => old,
@@ -216,7 +216,7 @@ impl Compiler {
 
     fn security(&self, said: &FilterChain, shared: &Shared) -> Result<Security, BoxError> {
         Ok(match &said.tls {
-            Some(tls) => Security::Tls(self.identities.server_tls(tls, shared.limits.handshake_timeout)?),
+            Some(tls) => Security::Tls(self.identities.server_tls(tls, shared.limits.load().handshake_timeout)?),
             None => self.fallback.clone(),
         })
     }

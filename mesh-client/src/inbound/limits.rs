@@ -20,6 +20,9 @@ pub struct Limits {
     /// TLS handshakes under way at the same time, counted from a client's first byte; further ones wait for their turn, within
     /// [`handshake_timeout`](Self::handshake_timeout). Default 1024.
     pub max_handshakes: usize,
+    /// Those of them from one IPv4 address, or one IPv6 /64: further ones wait for each other alone, so that a client that begins many and ends none
+    /// does not keep others out. Default 256: more than one slow client is needed to take all.
+    pub max_handshakes_per_address: usize,
     /// From the accepted connection to the first bytes of its protocol, TLS handshake included. Default 10 s.
     pub handshake_timeout: Duration,
     /// Requests of one HTTP/2 connection that are served at the same time; further ones are refused (REFUSED_STREAM), which lets
@@ -52,6 +55,9 @@ pub struct Limits {
     /// TCP asks a client that was silent for so long whether it is still there, and the connection of one that does not answer for as long again ends,
     /// whatever is spoken on it; whole seconds. `None`: as the system does. Default 60 s.
     pub tcp_keepalive: Option<Duration>,
+    /// A connection whose client has not acknowledged for so long what was sent to it, or had no room for it, ends (`TCP_USER_TIMEOUT`; on Linux). `None`:
+    /// as the system does, which may be a quarter of an hour. Default two minutes.
+    pub tcp_user_timeout: Option<Duration>,
     /// How long what is in flight may go on when a connection has to go; then it is cut. Default 30 s.
     pub drain_timeout: Duration,
     /// How long a client that has to go may take to hear so before its further requests are refused: between the first GOAWAY and the last, unless it
@@ -70,6 +76,7 @@ impl Default for Limits {
         Self {
             max_connections: 100_000,
             max_handshakes: 1024,
+            max_handshakes_per_address: 256,
             handshake_timeout: Duration::from_secs(10),
             max_concurrent_streams: transport.max_concurrent_streams,
             max_header_bytes: transport.max_header_list_size,
@@ -81,6 +88,7 @@ impl Default for Limits {
             max_connection_age: None,
             keepalive: transport.keepalive,
             tcp_keepalive: Some(Duration::from_secs(60)),
+            tcp_user_timeout: Some(Duration::from_secs(120)),
             drain_timeout: Duration::from_secs(30),
             drain_notice: transport.notice,
             stream_window: transport.stream_window,
@@ -108,6 +116,7 @@ macro_rules! setters {
 setters! {
     max_connections: usize,
     max_handshakes: usize,
+    max_handshakes_per_address: usize,
     handshake_timeout: Duration,
     max_concurrent_streams: u32,
     max_header_bytes: u32,
@@ -119,6 +128,7 @@ setters! {
     max_connection_age: Option<Duration>,
     keepalive: Option<Keepalive>,
     tcp_keepalive: Option<Duration>,
+    tcp_user_timeout: Option<Duration>,
     drain_timeout: Duration,
     drain_notice: Duration,
     stream_window: u32,
@@ -136,7 +146,7 @@ impl Limits {
             let interval = (time / PROBES).max(second);
             TcpKeepalive { probes: Some(PROBES), time: Some(time.max(second)), interval: Some(interval) }
         });
-        TcpOptions { keepalive, user_timeout: None }
+        TcpOptions { keepalive, user_timeout: self.tcp_user_timeout }
     }
 
     /// Of the connections of a filter chain.

@@ -20,6 +20,7 @@ mod farewell;
 mod file;
 mod follow;
 mod guard;
+mod handshakes;
 mod incoming;
 mod jwt;
 mod limits;
@@ -62,6 +63,7 @@ pub use crate::transport::{RequestBody, RequestBodyError};
 use crate::outbound::connect::TlsRenewal;
 use arc_swap::ArcSwap;
 use connections::Connections;
+use handshakes::Handshakes;
 use listening::Listening;
 use refusals::Refusals;
 use std::{
@@ -70,10 +72,7 @@ use std::{
     sync::{Arc, OnceLock, atomic::AtomicUsize},
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 
 /// A listening socket of the mesh: who may connect, what every request is asked, and who serves it.
 ///
@@ -89,7 +88,7 @@ struct Shared {
     /// In force for connections from now on; what a request is asked is in its connection's [`Chain`].
     config: ArcSwap<Config>,
     /// Before a filter chain is found, and the most that one can allow.
-    limits: Arc<Limits>,
+    limits: ArcSwap<Limits>,
     /// What becomes of connections whose clients are not trusted any more.
     renewal: TlsRenewal,
     /// Connections that are open.
@@ -99,7 +98,7 @@ struct Shared {
     /// Who is not taken.
     refusals: Refusals,
     /// Room for handshakes.
-    handshakes: Arc<Semaphore>,
+    handshakes: ArcSwap<Handshakes>,
     serving: watch::Sender<Serving>,
     on_serving: Option<follow::OnServing>,
     /// What follows the control plane, if one does.
@@ -122,7 +121,7 @@ impl Inbound {
         on_serving: Option<follow::OnServing>,
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
-        let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
+        let handshakes = ArcSwap::from_pointee(Handshakes::new(&limits));
         let config = ArcSwap::from_pointee(config);
         let (open, connections) = (Arc::default(), Arc::new(Connections::new()));
         let serving = watch::Sender::new(Serving::Serving { version: "code".into(), problems: Arc::default() });
@@ -131,7 +130,7 @@ impl Inbound {
             listening,
             local,
             config,
-            limits,
+            limits: ArcSwap::new(limits),
             renewal,
             open,
             connections,
@@ -189,6 +188,14 @@ impl Shared {
         if gone > 0 {
             tracing::info!(address = %self.local, connections = gone, "connections that their filter chain does not take any more are drained");
         }
+    }
+
+    /// In force for connections that are accepted from now on. Handshakes that are under way count among those before.
+    fn limit(&self, limits: Arc<Limits>) {
+        if !self.handshakes.load().are_of(&limits) {
+            self.handshakes.store(Arc::new(Handshakes::new(&limits)));
+        }
+        self.limits.store(limits);
     }
 
     /// Looks at the clients of these chains again whenever others are trusted.

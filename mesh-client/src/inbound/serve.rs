@@ -114,7 +114,7 @@ impl Inbound {
         let connections = &self.0.connections;
         connections.stop();
         self.0.listening.close();
-        if timeout(self.0.limits.drain_timeout, connections.ended()).await.is_err() {
+        if timeout(self.0.limits.load().drain_timeout, connections.ended()).await.is_err() {
             tracing::warn!("requests were still open when the time to drain was over");
             connections.abort();
             connections.ended().await;

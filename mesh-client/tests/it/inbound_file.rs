@@ -3,7 +3,7 @@
 use crate::{
     mtls::control_plane,
     support::{
-        ANY, TARGET, assert_says, hello_with,
+        ANY, GUARD, TARGET, assert_says, hello_with,
         inbound::{Echo, Polite, Seen, Serving},
         mesh_on, rule, service, until,
     },
@@ -11,6 +11,7 @@ use crate::{
 use examples::greeter::greeter_server::GreeterServer;
 use http::StatusCode;
 use mesh_client::{Inbound, inbound::Serving as State};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -18,6 +19,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 use tonic::{Code, service::Routes};
 
@@ -61,6 +63,48 @@ async fn the_example_of_the_documentation_is_in_force() {
     .await;
 }
 
+/// Bad files that were counted since it was asked last.
+fn errors(recorder: &DebuggingRecorder) -> u64 {
+    let counted = recorder.snapshotter().snapshot().into_vec();
+    let of = |name: &str, value: &DebugValue| match value {
+        DebugValue::Counter(count) if name == "mesh_inbound_file_errors_total" => *count,
+        _ => 0,
+    };
+    counted.iter().map(|(key, _, _, value)| of(key.key().name(), value)).sum()
+}
+
+#[tokio::test]
+async fn limits_of_connections_are_followed_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("inbound.json");
+    let write = |limits: &str| {
+        std::fs::write(dir.path().join("next"), format!(r#"{{"limits": {{{limits}}}}}"#)).unwrap();
+        std::fs::rename(dir.path().join("next"), &file).unwrap();
+    };
+    write(r#""max_connections": 1"#);
+    let builder = Inbound::builder().file(&file).file_refresh(OFTEN);
+    let serving = Serving::of(builder.bind(ANY).await.unwrap(), Echo(Arc::<Seen>::default()));
+    let said = || serving.inbound.serving().to_string();
+    let mut first = TcpStream::connect(serving.addr).await.unwrap();
+    assert_eq!(ask(&mut first, "/status/200").await, 200);
+    // Whether a connection is served.
+    let served = async || {
+        let mut socket = TcpStream::connect(serving.addr).await.unwrap();
+        let _ = socket.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        timeout(GUARD, socket.read_u8()).await.expect("it ends").is_ok()
+    };
+    assert!(!served().await, "one is open");
+    write(r#""max_connections": 2"#);
+    until("the change is in force", async || said() == "serving (file 2)").await;
+    until("there is room", served).await;
+    assert_eq!(ask(&mut first, "/status/200").await, 200, "it stays");
+    write(r#""handshake_timeout": "50ms", "max_handshakes": 1"#);
+    until("the change is in force", async || said() == "serving (file 3)").await;
+    let mut silent = TcpStream::connect(serving.addr).await.unwrap();
+    timeout(GUARD, silent.read_to_end(&mut Vec::new())).await.expect("long before ten seconds").unwrap();
+    assert_eq!(ask(&mut first, "/status/200").await, 200);
+}
+
 #[tokio::test]
 async fn changes_are_put_in_force_in_place_and_a_bad_file_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -74,6 +118,8 @@ async fn changes_are_put_in_force_in_place_and_a_bad_file_changes_nothing() {
         std::fs::rename(dir.path().join("next"), &file).unwrap();
     };
     write(&deny("/status/200"));
+    let recorder = DebuggingRecorder::new();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
     let told = Arc::<Mutex<Vec<String>>>::default();
     let hears = told.clone();
     let tell = move |state: &State| hears.lock().unwrap().push(state.to_string());
@@ -91,10 +137,12 @@ async fn changes_are_put_in_force_in_place_and_a_bad_file_changes_nothing() {
 
     write(r#"{"filter": []}"#);
     until("the error is told", async || said().contains("but")).await;
+    assert_eq!(errors(&recorder), 1);
     assert_says(&said(), &["file 2", &file.display().to_string(), "filter: is not known"]);
     assert_eq!(ask(&mut socket, "/status/201").await, 403, "what was good stays");
     write(r#"{"tls": {"client_auth": "off", "certificate_file": "/no/where", "private_key_file": "/no/where"}}"#);
     until("so is another one", async || said().contains("/no/where")).await;
+    assert_eq!(errors(&recorder), 1, "one more");
     std::fs::remove_file(&file).unwrap();
     until("and that it is gone", async || said().contains("json: No such file")).await;
     assert_eq!(ask(&mut socket, "/status/201").await, 403);

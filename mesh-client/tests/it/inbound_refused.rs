@@ -4,7 +4,7 @@ use crate::{
     rotation::{CLIENT, Ca, SERVER, roots},
     support::{
         ANY, GUARD,
-        inbound::{Echo, Seen, Serving, plain},
+        inbound::{Echo, Seen, Serving},
         until,
     },
 };
@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::{
     Inbound,
-    inbound::Limits,
+    inbound::{InboundBuilder, Limits},
     tls::{Acceptor, MemorySource, ServerSettings, default_provider},
 };
 use mesh_tls::{ClientSettings, ClientTls};
@@ -82,7 +82,7 @@ async fn says(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn secured(ca: &Ca, limits: Limits) -> mesh_client::InboundBuilder {
+fn secured(ca: &Ca, limits: Limits) -> InboundBuilder {
     let source = Arc::new(MemorySource::empty("server"));
     source.set(Some(ca.issue(SERVER)), Some(roots(&[ca])));
     let acceptor = Acceptor::new(ServerSettings::mtls(source), default_provider()).unwrap();
@@ -105,6 +105,55 @@ async fn a_flood_is_counted_and_costs_the_log_few_lines() {
     is_counted(&recorder.snapshotter(), "mesh_inbound_connections_refused_total handshake", FLOOD).await;
     let (told, most) = (lines.0.load(Ordering::SeqCst), begin.elapsed().as_secs() / 5 + 1);
     assert!((1..=most).contains(&told), "{told} lines");
+}
+
+#[tokio::test]
+async fn a_client_that_ends_no_handshake_keeps_out_itself_alone() {
+    let ca = Ca::new();
+    let long = Limits::default().handshake_timeout(GUARD * 2);
+    let inbound = secured(&ca, long.max_handshakes(4).max_handshakes_per_address(3)).bind(ANY).await.unwrap();
+    let serving = Serving::of(inbound, Echo(Arc::<Seen>::default()));
+    let connect = async |from: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(serving.addr).await.unwrap()
+    };
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut socket = connect("127.0.0.1").await;
+        socket.write_all(b"\x16\x03\x01").await.unwrap();
+        slow.push(socket);
+    }
+    let source = Arc::new(MemorySource::empty("client"));
+    source.set(Some(ca.issue(CLIENT)), Some(roots(&[&ca])));
+    let mut settings = ClientSettings::mtls(source);
+    settings.alpn = vec![b"h2".to_vec()];
+    let tls = ClientTls::new(settings, default_provider()).unwrap();
+    let call = async |from: &str| {
+        let (stream, _) = tls.connect(connect(from).await, None).await.unwrap();
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut client, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://x.test/").body(Full::new(Bytes::from_static(b"fine"))).unwrap();
+        client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+    };
+    for _ in 0..3 {
+        assert_eq!(timeout(GUARD, call("127.0.0.2")).await.expect("others have a place"), "fine");
+    }
+    // Behind its own, until they are gone.
+    let own = call("127.0.0.1");
+    let mut own = std::pin::pin!(own);
+    let others = async {
+        for _ in 0..3 {
+            timeout(GUARD, call("127.0.0.2")).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = &mut own => panic!("its places are taken"),
+        () = others => {}
+    }
+    drop(slow);
+    assert_eq!(timeout(GUARD, own).await.expect("there is room"), "fine");
 }
 
 #[tokio::test]

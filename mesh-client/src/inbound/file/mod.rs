@@ -24,6 +24,9 @@ use tokio::{runtime::Handle, time::sleep};
 /// How often it is looked at.
 pub(super) const REFRESH: Duration = Duration::from_secs(5);
 
+/// Longer than any handshake.
+const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
 /// What the program says.
 pub(super) struct Own {
     pub(super) limits: Limits,
@@ -86,8 +89,9 @@ impl File {
             return true;
         }
         match text.and_then(|text| self.compile(text)) {
-            Ok((config, _)) => {
+            Ok((config, limits)) => {
                 self.problem = None;
+                shared.limit(limits);
                 shared.apply(config);
             }
             Err(error) => {
@@ -111,7 +115,7 @@ impl File {
             Some((tls, chain)) if *tls == said.tls => chain.clone(),
             _ => {
                 let security = match &said.tls {
-                    Some(tls) => Security::Tls(tls.acceptor(&said.limits, &self.asked.kept.provider)?),
+                    Some(tls) => Security::Tls(tls.acceptor(&self.asked.kept.provider)?),
                     None => self.own.security.clone(),
                 };
                 Arc::new(Chain::new("file", security, Arc::default(), None))
@@ -136,7 +140,7 @@ fn read(path: &Path) -> Result<Vec<u8>, BoxError> {
 }
 
 impl TlsFiles {
-    fn acceptor(&self, limits: &Limits, provider: &Arc<CryptoProvider>) -> Result<Acceptor, BoxError> {
+    fn acceptor(&self, provider: &Arc<CryptoProvider>) -> Result<Acceptor, BoxError> {
         let mut files = FileSourceConfig::new("inbound", provider.clone());
         files.certificate_file = Some(self.certificate.clone());
         files.private_key_file = Some(self.key.clone());
@@ -151,7 +155,8 @@ impl TlsFiles {
         if !self.alpn.is_empty() {
             settings.alpn.clone_from(&self.alpn);
         }
-        settings.handshake_timeout = limits.handshake_timeout;
+        // The limits say it, and may say it anew: connections have no more time than those let them.
+        settings.handshake_timeout = NO_LIMIT;
         Ok(Acceptor::new(settings, provider.clone())?)
     }
 }

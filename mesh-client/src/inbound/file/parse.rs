@@ -98,6 +98,7 @@ fn limits(mut fields: Fields, mut limits: Limits) -> Result<Limits, Wrong> {
     let some = |said: Option<Duration>| said.map(|limit| (!limit.is_zero()).then_some(limit));
     set(&mut limits.max_connections, fields.number("max_connections")?);
     set(&mut limits.max_handshakes, fields.number("max_handshakes")?);
+    set(&mut limits.max_handshakes_per_address, fields.number("max_handshakes_per_address")?);
     set(&mut limits.handshake_timeout, fields.duration("handshake_timeout")?);
     set(&mut limits.max_concurrent_streams, fields.number("max_concurrent_streams")?);
     set(&mut limits.max_header_bytes, fields.number("max_header_bytes")?);
@@ -107,6 +108,8 @@ fn limits(mut fields: Fields, mut limits: Limits) -> Result<Limits, Wrong> {
     set(&mut limits.stream_idle_timeout, some(fields.duration("stream_idle_timeout")?));
     set(&mut limits.idle_timeout, some(fields.duration("idle_timeout")?));
     set(&mut limits.max_connection_age, some(fields.duration("max_connection_age")?));
+    set(&mut limits.tcp_keepalive, some(fields.duration("tcp_keepalive")?));
+    set(&mut limits.tcp_user_timeout, some(fields.duration("tcp_user_timeout")?));
     set(&mut limits.drain_timeout, fields.duration("drain_timeout")?);
     set(&mut limits.drain_notice, fields.duration("drain_notice")?);
     set(&mut limits.stream_window, fields.number("stream_window")?);
