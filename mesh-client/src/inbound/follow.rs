@@ -164,7 +164,7 @@ impl Compiler {
             let old = before.iter().position(|old| old.default == default && old.chain.name == said.name);
             let old = old.map(|at| before.remove(at));
             let limits = Arc::new(shared.limits.load().within(&said.connections, said.http.stream_idle_timeout));
-            let policy = Some(Arc::new(self.policy(snapshot, said)));
+            let policy = Some(Arc::new(self.policy(snapshot, said, &self.place(snapshot, default, said))));
             let made = match old {
                 Some(old) if old.tls == said.tls && !old.is_refused() => old,
                 old => self.security(said, shared).map(|security| Made::new(default, said, security)).unwrap_or_else(
@@ -189,8 +189,15 @@ impl Compiler {
         (config, problems)
     }
 
+    /// Where the filters of the next chain count: by its name, and how many there were of that name. Other chains count for themselves.
+    fn place(&self, snapshot: &ServerSnapshot, default: bool, said: &FilterChain) -> Arc<str> {
+        let nth = self.made.iter().filter(|made| made.default == default && made.chain.name == said.name).count();
+        let kind = if default { "default" } else { "chain" };
+        format!("{}/{kind} {nth} {}", snapshot.name, said.name).into()
+    }
+
     /// What every request of a chain is asked. What cannot be honoured lets nobody in.
-    fn policy(&self, snapshot: &ServerSnapshot, said: &FilterChain) -> Policy {
+    fn policy(&self, snapshot: &ServerSnapshot, said: &FilterChain, place: &Arc<str>) -> Policy {
         let asked = &self.asked;
         let filters: Vec<_> = asked.filters.iter().chain(&said.http.http_filters).cloned().collect();
         // Routes that do not exist are none: requests find no way (gRFC A36).
@@ -201,7 +208,7 @@ impl Compiler {
         };
         Policy::compile(
             Source {
-                listener: &snapshot.name,
+                listener: place,
                 filters: &filters,
                 routes: Some(routes),
                 forward_client_cert: said.connections.forward_client_cert,

@@ -67,7 +67,7 @@ pub(crate) type FetcherOf<'a> = dyn Fn(&mesh_xds::resource::RemoteJwks) -> Optio
 /// What a policy is made of.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
-    /// Name of the listener.
+    /// Name of the listener and its filter chain, under which its filters keep what they count.
     pub(crate) listener: &'a Arc<str>,
     /// Of the connection manager, in order.
     pub(crate) filters: &'a [HttpFilter],

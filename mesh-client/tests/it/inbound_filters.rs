@@ -15,8 +15,10 @@ use envoy_types::{
         envoy::{
             config::{
                 core::v3::{
-                    DataSource, HttpUri, RuntimeFractionalPercent, data_source::Specifier, http_uri::HttpUpstreamType,
+                    CidrRange, DataSource, HttpUri, RuntimeFractionalPercent, data_source::Specifier,
+                    http_uri::HttpUpstreamType,
                 },
+                listener::v3::FilterChainMatch,
                 rbac::v3::{Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Identifier},
                 route::v3::{NonForwardingAction, Route, RouteMatch, route::Action, route_match::PathSpecifier},
             },
@@ -253,4 +255,34 @@ async fn a_server_of_a_mesh_verifies_tokens_by_the_crypto_provider_of_the_mesh()
     let request = with(get("/"), "x-token", b.of("b", "berta").as_bytes());
     let (status, body, _) = plain(pair.inbound.local_addr(), request).await;
     assert_eq!((status, body.as_str()), (401, "Jwt header [alg] is not supported"));
+}
+
+#[tokio::test]
+async fn chains_count_for_themselves_and_go_on_counting_after_an_update() {
+    let pair = Pair::serving(|inbound| async move { inbound.serve(echo()).await.unwrap() }).await;
+    let chain = |name: &str, from: &str, tokens: u32| {
+        let mut chain = chain_with(name, "", None, |manager| {
+            manager.http_filters.insert(0, filter("limit", limit(tokens)));
+        });
+        let range = CidrRange { address_prefix: from.into(), prefix_len: Some(UInt32Value { value: 32 }) };
+        chain.filter_chain_match = Some(FilterChainMatch { source_prefix_ranges: vec![range], ..Default::default() });
+        chain
+    };
+    let say = |tokens| pair.serve(pair.listener(vec![chain("a", "127.0.0.9", tokens), chain("b", "127.0.0.1", 2)]));
+    say(7);
+    tokio::time::timeout(GUARD, pair.inbound.ready()).await.unwrap();
+    let mut client = crate::inbound_serve::http2::<Full<Bytes>>(pair.inbound.local_addr()).await;
+    let mut ask = async || client.send_request(crate::inbound_serve::post("/", "")).await.unwrap().status().as_u16();
+    assert_eq!([ask().await, ask().await, ask().await], [200, 200, 429]);
+    // The other chain changes, and again: what is counted here is not forgotten.
+    for tokens in [8, 9] {
+        let before = pair.inbound.serving();
+        say(tokens);
+        until("it is in force", async || pair.inbound.serving() != before).await;
+        assert_eq!(ask().await, 429);
+    }
+}
+
+fn echo() -> crate::support::inbound::Echo {
+    crate::support::inbound::Echo(Arc::default())
 }
