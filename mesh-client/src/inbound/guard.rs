@@ -348,7 +348,7 @@ where
                         Some(watching) => Content::Watched(Box::pin(Filtered::new(body, watching, None, |_| None))),
                     };
                     let (busy, timer) = (this.busy.take(), std::mem::take(this.timer));
-                    let body = ResponseBody { content, exchange, busy, timer };
+                    let body = ResponseBody { content, exchange, busy, timer }.begun();
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
                 StageProjection::Answered(answer) => {
@@ -357,12 +357,24 @@ where
                     exchange.response(&mut head);
                     let busy = this.busy.take();
                     let (exchange, timer) = (Some(exchange), Timer::default());
-                    let body = ResponseBody { content: Content::Local(body), exchange, busy, timer };
+                    let body = ResponseBody { content: Content::Local(body), exchange, busy, timer }.begun();
                     return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
             };
             stage.as_mut().project_replace(next);
         }
+    }
+}
+
+impl<B: Body<Data = Bytes>> ResponseBody<B> {
+    /// One that has nothing is not asked for it: the answer is complete with its head.
+    fn begun(mut self) -> Self {
+        if self.is_end_stream()
+            && let Some(mut exchange) = self.exchange.take()
+        {
+            exchange.complete();
+        }
+        self
     }
 }
 

@@ -30,7 +30,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::{Level, Subscriber};
 use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt};
@@ -98,7 +98,7 @@ async fn a_flood_is_counted_and_costs_the_log_few_lines() {
     let _guard = tracing::subscriber::set_default(Registry::default().with(lines.clone()));
     let inbound = secured(&Ca::new(), Limits::default()).bind(ANY).await.unwrap();
     let serving = Serving::of(inbound, Echo(Arc::<Seen>::default()));
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     for _ in 0..FLOOD {
         says(serving.addr, b"GET / HTTP/1.1\r\n\r\n").await;
     }
