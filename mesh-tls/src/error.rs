@@ -34,6 +34,18 @@ pub enum MaterialError {
     /// The private key belongs to another certificate.
     #[error("the private key does not belong to the certificate {0}")]
     KeyMismatch(String),
+    /// The certificate has expired.
+    #[error("the certificate expired at {}", Utc(*not_after))]
+    Expired {
+        /// Unix seconds.
+        not_after: i64,
+    },
+    /// The certificate is not yet valid.
+    #[error("the certificate is not valid before {}", Utc(*not_before))]
+    NotYetValid {
+        /// Unix seconds.
+        not_before: i64,
+    },
     /// There is no revocation list in the input.
     #[error("holds no PEM revocation list")]
     NoRevocationList,

@@ -1,6 +1,9 @@
 //! One generation of certificates: who we are, and whom we trust.
 
-use crate::{CryptoProvider, MaterialError, SpiffeId, TrustRoots, x509::Leaf};
+use crate::{
+    CryptoProvider, MaterialError, SpiffeId, TrustRoots,
+    x509::{Leaf, Utc},
+};
 use rustls::{InconsistentKeys, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
@@ -8,6 +11,9 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+/// How much later than ours the clock of who issued a certificate may be, in seconds.
+const CLOCK_SKEW: i64 = 60;
 
 /// What a [`Source`](crate::Source) holds at one time. Immutable.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +78,28 @@ impl Identity {
     /// URI SANs of the leaf.
     pub(crate) fn uri_sans(&self) -> &[String] {
         &self.leaf.uri_sans
+    }
+
+    /// From when on the leaf certificate is valid.
+    pub fn not_before(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.leaf.not_before.max(0).unsigned_abs())
+    }
+
+    /// Whether the leaf certificate is valid at this time. One that begins within the next minute is, as the clocks of two machines
+    /// differ.
+    ///
+    /// # Errors
+    /// It has expired, or is not yet valid; the message says since or from when.
+    pub fn check_validity(&self, now: SystemTime) -> Result<(), MaterialError> {
+        let Leaf { not_before, not_after, .. } = self.leaf;
+        let now = Utc::from(now).0;
+        if now >= not_after {
+            Err(MaterialError::Expired { not_after })
+        } else if now + CLOCK_SKEW < not_before {
+            Err(MaterialError::NotYetValid { not_before })
+        } else {
+            Ok(())
+        }
     }
 
     /// When the leaf certificate expires.

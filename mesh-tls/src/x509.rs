@@ -3,7 +3,11 @@
 //! Strict on purpose: a name that cannot be read makes the whole certificate unreadable, so that a hidden second URI
 //! cannot slip past the rule of exactly one. Trust is never decided here; the chain is webpki's.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// What a leaf certificate says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -227,6 +231,15 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 /// Unix seconds shown as `2026-11-21T09:30:00Z`.
 #[derive(Clone, Copy)]
 pub(crate) struct Utc(pub(crate) i64);
+
+impl From<SystemTime> for Utc {
+    fn from(time: SystemTime) -> Self {
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+            Err(before) => Self(i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds)),
+        }
+    }
+}
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -175,6 +175,46 @@ async fn a_secret_that_is_wrong_or_gone_takes_nothing_away_and_is_named() {
 }
 
 /// A private key of nobody.
+#[tokio::test]
+async fn a_secret_whose_time_is_over_replaces_nothing_and_says_since_when() {
+    let (cp, dir) = control_plane().await;
+    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
+    cp.apply(&config(&backend, "{}")).await.unwrap();
+    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "roots", over_ads))));
+    let files = client_files(&dir);
+    serve_secrets(&cp, &files, text);
+    let old = {
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(CLIENT.try_into().unwrap())];
+        params.not_after = rcgen::date_time_ymd(2021, 3, 4);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let inline =
+            |text| Some(DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() });
+        TlsCertificate {
+            certificate_chain: inline(params.self_signed(&key).unwrap().pem()),
+            private_key: inline(key.serialize_pem()),
+            ..TlsCertificate::default()
+        }
+    };
+    serve_secret(&cp, "own", Type::TlsCertificate(old.clone()));
+    let mesh = mesh_on(&cp).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    let status = prompt_hello(&channel).await.unwrap_err();
+    assert_says(status.message(), &[TARGET, CLUSTER, "secret own", CLIENT, "the certificate expired at 2021-03-04"]);
+    serve_secrets(&cp, &files, text);
+    until("the right secrets serve", async || hello(&channel).await.is_ok()).await;
+    serve_secret(&cp, "own", Type::TlsCertificate(old));
+    let version = || {
+        let all = mesh.status().unwrap().resources;
+        all.into_iter().find(|resource| &*resource.name == "own").map(|resource| resource.version)
+    };
+    let before = version();
+    until("it has come", async || version() != before).await;
+    for _ in 0..20 {
+        assert_eq!(hello(&channel).await.unwrap().peer, CLIENT);
+    }
+}
+
 fn mesh_tls_key() -> String {
     rcgen::KeyPair::generate().unwrap().serialize_pem()
 }

@@ -8,7 +8,7 @@ use std::{
     hash::BuildHasher,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
@@ -55,7 +55,7 @@ pub struct FileSourceConfig {
 
 /// Reads files at an interval and keeps the last good material.
 ///
-/// A read that fails, or whose key does not belong to its certificate, changes nothing; it is tried again after one
+/// A read that fails, whose key does not belong to its certificate, or whose certificate has expired or is not yet valid, changes nothing; it is tried again after one
 /// second, then at doubled intervals up to the refresh interval. The task that reads ends when the source is dropped.
 pub struct FileSource {
     shared: Arc<Shared>,
@@ -110,7 +110,7 @@ impl FileSource {
             return Err(SourceError { name: config.name, file: None, reason: reason.into() });
         }
         let shared = Arc::new(Shared {
-            shelf: Shelf::new(config.name.clone()),
+            shelf: Shelf::new(config.name.clone(), Some(runtime)),
             seen: Mutex::new(None),
             hasher: RandomState::new(),
             config,
@@ -197,6 +197,7 @@ impl Shared {
                 let of_key = matches!(error, MaterialError::Key(_) | MaterialError::KeyMismatch(_));
                 at(files[usize::from(of_key)])(error)
             })?;
+            identity.check_validity(SystemTime::now()).map_err(at(files[0]))?;
             material.identity = Some(Arc::new(identity));
         }
         let mut roots = match (bundle, ca) {

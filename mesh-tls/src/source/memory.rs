@@ -5,6 +5,10 @@ use crate::{Identity, TrustRoots};
 use std::sync::Arc;
 
 /// Holds what it is given. A change costs a few allocations; handshakes that begin afterwards use it.
+///
+/// A certificate that is valid is not replaced by one that has expired or is not yet valid: that is an error of the source (log, metric,
+/// [`last_error`](crate::Source::last_error)), and all stays as it was. The first one is taken in any case. That a certificate is about to expire is
+/// told by a task of the runtime in which it was given, if it was in one.
 #[derive(Debug)]
 pub struct MemorySource(Shelf);
 
@@ -18,7 +22,7 @@ impl MemorySource {
 
     /// A source that has nothing yet: handshakes fail with [`TlsError::NotReady`](crate::TlsError::NotReady).
     pub fn empty(name: impl Into<String>) -> Self {
-        Self(Shelf::new(name.into()))
+        Self(Shelf::new(name.into(), None))
     }
 
     /// Replaces both.
@@ -28,12 +32,13 @@ impl MemorySource {
 
     /// Replaces both, by what others hold too.
     pub fn set(&self, identity: Option<Arc<Identity>>, roots: Option<Arc<TrustRoots>>) {
-        self.0.publish(identity, roots);
+        self.0.improve(&identity.clone(), |_| (identity, roots));
     }
 
     /// Replaces our certificate; the roots stay.
     pub fn set_identity(&self, identity: Arc<Identity>) {
-        self.0.change(|now| (Some(identity), now.roots.clone()));
+        let identity = Some(identity);
+        self.0.improve(&identity.clone(), |now| (identity, now.roots.clone()));
     }
 
     /// Replaces the roots; our certificate stays.

@@ -1,5 +1,6 @@
 //! Where certificates come from.
 
+mod expiry;
 mod file;
 #[cfg(feature = "grpc")]
 mod grpc;

@@ -1,6 +1,9 @@
 //! What all sources have in common: the newest material, its announcement, the last error, metrics, a task that brings more.
 
-use super::Source;
+use super::{
+    Source,
+    expiry::{self, Expiry, Stage},
+};
 use crate::{Identity, Material, SourceError, TrustRoots};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::{
@@ -9,10 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::watch, task::JoinHandle};
-
-/// A certificate that has less time left than this, with no successor in sight, is an alarm.
-const SOON: Duration = Duration::from_secs(3600);
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 /// Holds the material of one source.
 #[derive(Debug)]
@@ -23,7 +23,8 @@ pub(crate) struct Shelf {
     /// Serializes changes, so that generations are published in order.
     changing: Mutex<()>,
     last_error: ArcSwapOption<String>,
-    expiry: metrics::Gauge,
+    expiry: Expiry,
+    expires: metrics::Gauge,
     errors: metrics::Counter,
 }
 
@@ -37,8 +38,8 @@ pub(crate) trait Shelved: Send + Sync + fmt::Debug + 'static {
 pub(crate) struct Task(JoinHandle<()>);
 
 impl Shelf {
-    /// Empty: generation 0.
-    pub(crate) fn new(name: String) -> Self {
+    /// Empty: generation 0. Expiry is watched on `runtime`, or else on that of whoever brings a certificate.
+    pub(crate) fn new(name: String, runtime: Option<&Handle>) -> Self {
         metrics::describe_gauge!(
             "mesh_tls_certificate_expiry_seconds",
             metrics::Unit::Seconds,
@@ -53,7 +54,8 @@ impl Shelf {
             generation: watch::Sender::new(0),
             changing: Mutex::new(()),
             last_error: ArcSwapOption::empty(),
-            expiry: metrics::gauge!("mesh_tls_certificate_expiry_seconds", "source" => name.clone()),
+            expiry: Expiry::new(name.clone(), runtime.cloned()),
+            expires: metrics::gauge!("mesh_tls_certificate_expiry_seconds", "source" => name.clone()),
             errors: metrics::counter!("mesh_tls_reload_errors_total", "source" => name.clone()),
             name,
         }
@@ -73,6 +75,22 @@ impl Shelf {
         self.change(|_| (identity, roots));
     }
 
+    /// [`change`](Self::change), unless it would replace a certificate that is valid by one that is not.
+    pub(crate) fn improve(
+        &self,
+        identity: &Option<Arc<Identity>>,
+        change: impl FnOnce(&Material) -> (Option<Arc<Identity>>, Option<Arc<TrustRoots>>),
+    ) {
+        let now = SystemTime::now();
+        let is_good = |identity: &Arc<Identity>| identity.check_validity(now).is_ok();
+        match identity.as_ref().map(|identity| identity.check_validity(now)) {
+            Some(Err(error)) if self.current.load().identity.as_ref().is_some_and(is_good) => {
+                self.failed(&self.error(None, error.to_string()));
+            }
+            _ => self.change(change),
+        }
+    }
+
     /// Makes what `change` makes of the newest material the newest.
     pub(crate) fn change(&self, change: impl FnOnce(&Material) -> (Option<Arc<Identity>>, Option<Arc<TrustRoots>>)) {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,10 +99,17 @@ impl Shelf {
         let (identity, roots) = change(&before);
         if let Some(identity) = &identity {
             let not_after = identity.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.expiry.set(not_after.as_secs_f64());
+            self.expires.set(not_after.as_secs_f64());
             tracing::info!(source = %self.name, generation, certificate = %identity.name(), "new certificates");
         } else {
             tracing::info!(source = %self.name, generation, "new trust roots");
+        }
+        let same = match (&before.identity, &identity) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
+        };
+        if !same {
+            self.expiry.of(identity.as_ref());
         }
         self.last_error.store(None);
         self.current.store(Arc::new(Material { identity, roots, generation }));
@@ -99,15 +124,18 @@ impl Shelf {
     /// Nothing new could be had; what there is stays in use.
     pub(crate) fn failed(&self, error: &SourceError) {
         self.errors.increment(1);
-        let left = self.current.load().identity.as_ref().map(|identity| {
-            let left = identity.not_after().duration_since(SystemTime::now()).unwrap_or_default();
-            Duration::from_secs(left.as_secs())
-        });
-        match left {
-            Some(left) if left < SOON => {
+        let now = SystemTime::now();
+        let of = |identity: &Arc<Identity>| {
+            let left = identity.not_after().duration_since(now).unwrap_or_default();
+            (Duration::from_secs(left.as_secs()), expiry::stage(identity, now))
+        };
+        let (left, stage) = self.current.load().identity.as_ref().map(of).unzip();
+        match stage {
+            Some(Stage::Soon) => {
                 tracing::error!(%error, expires_in = ?left, "no new certificates; the last good ones stay in use and expire soon");
             }
-            left => {
+            Some(Stage::Expired) => tracing::error!(%error, "no new certificates; those in use have expired"),
+            Some(Stage::Good) | None => {
                 tracing::warn!(%error, expires_in = ?left, "no new certificates; the last good ones stay in use");
             }
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed expectation of a helper is a failed test")]
 
 mod alerts;
+mod expiry;
 mod files;
 mod handshake;
 mod incoming;

@@ -240,3 +240,33 @@ async fn requests_without_the_security_header_are_refused() {
     let response = server.call(request.body(tonic::body::Body::empty()).unwrap()).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "3");
 }
+
+#[tokio::test]
+async fn an_identity_whose_time_is_over_replaces_nothing_and_is_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let ca = Ca::new("ours");
+    let over = |svid: &mut X509Svid| {
+        let old = ca.issue(|params| {
+            params.subject_alt_names.push(uri(ALICE));
+            params.not_after = rcgen::date_time_ymd(2021, 3, 4);
+        });
+        let (chain, key) = old.der();
+        (svid.x509_svid, svid.x509_svid_key) = (chain.concat(), key);
+    };
+    let mut old = svid(&ca, ALICE);
+    over(&mut old);
+    let agent: Latest = watch::Sender::new(Some(message(vec![old.clone()])));
+    let _server = serve_unix(&socket, &agent);
+    let source = follow(WorkloadEndpoint::Unix(socket), SvidChoice::Default);
+    until(|| source.last_error().is_some()).await;
+    let error = source.last_error().unwrap();
+    assert!(error.contains(ALICE) && error.contains("the certificate expired at 2021-03-04"), "{error}");
+    assert_eq!(source.current().generation, 0);
+    agent.send_replace(Some(message(vec![svid(&ca, ALICE)])));
+    generation(&source, 1).await;
+    assert_eq!(source.last_error(), None);
+    agent.send_replace(Some(message(vec![old])));
+    until(|| source.last_error().is_some()).await;
+    assert_eq!(source.current().generation, 1, "the good one stays");
+}

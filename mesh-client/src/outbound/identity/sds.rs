@@ -11,7 +11,12 @@ use mesh_xds::{
     resource::{DataSource, SecretKind},
     snapshot::SecretState,
 };
-use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// How often files that a secret names are looked at again. Envoy is told by the system when they change.
@@ -78,14 +83,17 @@ async fn keep(mut watch: SecretWatch, role: Role, held: Arc<MemorySource>, opene
             }
             SecretState::Ready(secret) => match files(&secret.kind) {
                 Some(files) => match open_files(held.name(), files, &opener) {
-                    Ok(source) => Some(source),
+                    Ok(source) => {
+                        told = None;
+                        Some(source)
+                    }
                     Err(error) => {
                         fail(&mut told, error.to_string());
                         None
                     }
                 },
                 None => {
-                    match read(&secret.kind, &opener.crypto) {
+                    match read(&secret.kind, &opener.crypto).and_then(|parsed| parsed.timely()) {
                         Ok(parsed) => {
                             told = None;
                             parsed.put(&held);
@@ -110,6 +118,8 @@ async fn keep(mut watch: SecretWatch, role: Role, held: Arc<MemorySource>, opene
         tokio::select! {
             changed = watch.changed() => if changed.is_err() { return },
             () = copying => {}
+            // What is only early is good later.
+            () = tokio::time::sleep(FILES_EVERY), if told.is_some() => {}
         }
     }
 }
@@ -194,6 +204,15 @@ pub(super) fn read(kind: &SecretKind, crypto: &CryptoProvider) -> Result<Parsed,
 }
 
 impl Parsed {
+    /// # Errors
+    /// The certificate has expired, or is not yet valid.
+    fn timely(self) -> Result<Self, BoxError> {
+        if let Self::Own(identity) = &self {
+            identity.check_validity(SystemTime::now()).map_err(|error| format!("{}: {error}", identity.name()))?;
+        }
+        Ok(self)
+    }
+
     pub(super) fn put(self, source: &MemorySource) {
         match self {
             Self::Own(identity) => source.set_identity(Arc::new(identity)),

@@ -145,7 +145,12 @@ impl IstioCaSource {
     /// The settings are inconsistent.
     pub fn new(config: IstioCaConfig, runtime: &Handle) -> Result<Self, SourceError> {
         let host = config.check().map_err(|reason| SourceError { name: config.name.clone(), file: None, reason })?;
-        let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone()), host, renew: Notify::new(), config });
+        let shared = Arc::new(Shared {
+            shelf: Shelf::new(config.name.clone(), Some(runtime)),
+            host,
+            renew: Notify::new(),
+            config,
+        });
         let task = runtime.spawn(keep(shared.clone())).into();
         Ok(Self { shared, _task: task })
     }
@@ -292,7 +297,7 @@ impl Shared {
     /// The certificate that shows the authority who we are.
     fn certificate(&self) -> Result<Option<Arc<dyn Source>>, Failure> {
         let CaAuth::Certificate(first) = &self.config.auth else { return Ok(None) };
-        let valid = |identity: &Arc<Identity>| identity.not_after() > SystemTime::now();
+        let valid = |identity: &Arc<Identity>| identity.check_validity(SystemTime::now()).is_ok();
         match self.shelf.current().identity.clone().filter(valid) {
             Some(current) => {
                 // a source of its own: that of the connection, which shall not change under it
@@ -307,9 +312,8 @@ impl Shared {
     fn take(&self, chain: &[String], key: PrivateKeyDer<'static>) -> Result<(Identity, TrustRoots), String> {
         let (chain, roots) = split(chain)?;
         let identity = Identity::from_der(chain, key, &self.config.provider).map_err(|e| e.to_string())?;
-        if identity.not_after() <= SystemTime::now() {
-            return Err(format!("the certificate of {} is expired already", identity.name()));
-        }
+        let untimely = |e| format!("the certificate of {}: {e}", identity.name());
+        identity.check_validity(SystemTime::now()).map_err(untimely)?;
         match (&self.config.spiffe_id, identity.spiffe_id()) {
             (_, None) => return Err(format!("the certificate of {} has no SPIFFE id", identity.name())),
             (Some(wanted), Some(found)) if wanted != found => {

@@ -63,6 +63,19 @@ struct Shared {
     shelf: Shelf,
 }
 
+/// Why a message is not taken.
+enum Refused {
+    Wrong(String),
+    /// Its certificate has expired, or is not yet valid.
+    Untimely(String),
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self::Wrong(reason)
+    }
+}
+
 /// A JWT SVID: a bearer token that says who we are. Wiped when dropped, never shown.
 #[derive(Clone)]
 pub struct JwtToken {
@@ -82,7 +95,7 @@ impl WorkloadApiConfig {
 impl WorkloadApiSource {
     /// Starts following. Does not wait for the endpoint: [`ready`](crate::ready) does.
     pub fn new(config: WorkloadApiConfig, runtime: &Handle) -> Self {
-        let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone()), config });
+        let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone(), Some(runtime)), config });
         let task = runtime.spawn(follow(shared.clone())).into();
         Self { shared, _task: task }
     }
@@ -155,7 +168,9 @@ impl Shared {
                         backoff.reset();
                         self.shelf.publish(Some(Arc::new(identity)), Some(Arc::new(roots)));
                     }
-                    Err(reason) => self.shelf.failed(&self.shelf.error(None, reason)),
+                    // what is wrong stays so until something else is sent; what is only early is asked for again
+                    Err(Refused::Wrong(reason)) => self.shelf.failed(&self.shelf.error(None, reason)),
+                    Err(Refused::Untimely(reason)) => return reason,
                 },
                 Ok(None) => return format!("{} ended the stream", self.config.endpoint),
                 Err(status) => return self.why(&status),
@@ -170,12 +185,15 @@ impl Shared {
         }
     }
 
-    fn take(&self, mut message: X509SvidResponse) -> Result<(Identity, TrustRoots), String> {
+    fn take(&self, mut message: X509SvidResponse) -> Result<(Identity, TrustRoots), Refused> {
         let taken = self.identity(&mut message);
         for svid in &mut message.svids {
             svid.x509_svid_key.zeroize();
         }
-        Ok((taken?, self.roots(&message)?))
+        let (identity, roots) = (taken?, self.roots(&message)?);
+        let untimely = |e| Refused::Untimely(format!("the SVID of {:?}: {e}", identity.name()));
+        identity.check_validity(SystemTime::now()).map_err(untimely)?;
+        Ok((identity, roots))
     }
 
     fn identity(&self, message: &mut X509SvidResponse) -> Result<Identity, String> {
