@@ -148,6 +148,17 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// What callers are told then.
 const LATE: &str = "the time for the request is over";
 
+/// The connection that a request says it came on: as our transport and tonic's hand it on, or as axum does.
+fn of_connection(extensions: &http::Extensions) -> Option<ConnectionInfo> {
+    let known = extensions.get::<ConnectionInfo>();
+    #[cfg(feature = "axum")]
+    let known = known.or_else(|| {
+        let info = extensions.get::<::axum::extract::ConnectInfo<ConnectionInfo>>()?;
+        Some(&info.0)
+    });
+    known.cloned()
+}
+
 /// The answer for a request with this head.
 fn respond(reply: Reply, head: &request::Parts) -> Response<Bytes> {
     reply.respond(is_grpc(&head.headers), head.method != Method::HEAD)
@@ -179,7 +190,7 @@ where
         let (mut head, body) = request.into_parts();
         let known = match &self.whose {
             Whose::Connection(connection) => Ok(connection.clone()),
-            Whose::Any(refusals) => head.extensions.get::<ConnectionInfo>().cloned().ok_or(refusals),
+            Whose::Any(refusals) => of_connection(&head.extensions).ok_or(refusals),
         };
         let connection = known.map_err(|refusals| {
             refusals.request("foreign", &"it did not come through the mesh's own connections");

@@ -16,7 +16,8 @@ use tokio::{
 };
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
-/// tonic's own server. Ends with the socket, and with [`Inbound::shutdown`].
+/// tonic's own server (feature `tonic-server`), and for `axum::serve` (feature `axum`, with `InboundLayer::into_make_service`). Ends with the socket, and with
+/// [`Inbound::shutdown`].
 ///
 /// The policy is in [`Inbound::layer`], for servers that put the [`ConnectionInfo`](super::ConnectionInfo) into the extensions of requests, as tonic's does, or else in
 /// [`InboundStream::layer`]; without that, only TLS and the limits of connections and handshakes hold. Handshakes run in tasks of the
@@ -30,6 +31,8 @@ use tokio::{
 #[derive(Debug)]
 pub struct Incoming {
     ready: mpsc::Receiver<InboundStream>,
+    #[cfg(feature = "axum")]
+    addr: std::net::SocketAddr,
     task: JoinHandle<()>,
     /// The socket closes with the last of them. `None`: it is closed.
     _accepting: Option<Accepting>,
@@ -39,6 +42,8 @@ impl Incoming {
     pub(super) fn new(inbound: Inbound) -> Self {
         let (give, ready) = mpsc::channel(1);
         let _accepting = inbound.0.listening.begin();
+        #[cfg(feature = "axum")]
+        let addr = inbound.local_addr();
         let task = tokio::spawn(async move {
             let mut handshakes = JoinSet::new();
             loop {
@@ -67,7 +72,18 @@ impl Incoming {
                 }
             }
         });
-        Self { ready, task, _accepting }
+        Self {
+            ready,
+            #[cfg(feature = "axum")]
+            addr,
+            task,
+            _accepting,
+        }
+    }
+
+    #[cfg(feature = "axum")]
+    pub(super) fn listens_on(&self) -> std::net::SocketAddr {
+        self.addr
     }
 }
 

@@ -10,6 +10,8 @@
 mod accept;
 mod authorize;
 mod authz;
+#[cfg(feature = "axum")]
+mod axum;
 mod builder;
 mod chain_match;
 mod config;
@@ -42,6 +44,8 @@ pub use accept::InboundStream;
 pub use authorize::{JwtAuthentication, JwtProvider, RateLimit, Rbac, Rule};
 pub(crate) use authz::Parser as AuditParser;
 pub use authz::{AuditEvent, AuditLogger, AuditLoggerFactory, audit_logger};
+#[cfg(feature = "axum")]
+pub use axum::{Guarded, GuardedFuture, MakeGuard};
 pub use builder::{BuildError, InboundBuilder};
 pub(crate) use config::{Chain, Config, Security};
 pub use connection::ConnectionInfo;
