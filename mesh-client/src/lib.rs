@@ -56,8 +56,8 @@ pub use transport::Keepalive;
 /// What a server's connections are secured with, and who its callers are: [`InboundBuilder::tls`](inbound::InboundBuilder::tls).
 pub mod tls {
     pub use mesh_tls::{
-        Acceptor, ClientAuth, Identity, MemorySource, Mode, PeerCheck, PeerIdentity, Roots, SanMatcher, ServerSettings,
-        Source, SpiffeId, TlsError, TlsVersion, TlsVersions, TrustRoots, default_provider,
+        Acceptor, ClientAuth, Identity, JwtBundles, MemorySource, Mode, PeerCheck, PeerIdentity, Roots, SanMatcher,
+        ServerSettings, Source, SpiffeId, TlsError, TlsVersion, TlsVersions, TrustRoots, default_provider,
     };
 }
 

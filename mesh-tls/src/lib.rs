@@ -85,7 +85,7 @@ pub use source::{
     CaAuth, CaTls, EndpointError, IstioCaConfig, IstioCaSource, JwtToken, SvidChoice, WorkloadApiConfig,
     WorkloadApiSource, WorkloadEndpoint,
 };
-pub use source::{FileSource, FileSourceConfig, MemorySource, Source, ready};
+pub use source::{FileSource, FileSourceConfig, JwtBundles, MemorySource, Source, ready};
 pub use store::Generations;
 pub use verify::PeerCheck;
 pub use version::{TlsVersion, TlsVersions};

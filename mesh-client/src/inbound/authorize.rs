@@ -359,7 +359,8 @@ impl JwtProvider {
         Self::of(issuer, JwksSource::File(path.into()), None)
     }
 
-    /// One whose keys are fetched, when they are first needed and each ten minutes.
+    /// One whose keys are fetched, when they are first needed and each ten minutes. While they cannot be, the last good ones are used
+    /// for an hour more ([`stale_keys`](Self::stale_keys)).
     pub fn fetched_by(issuer: impl Into<String>, fetch: Arc<dyn FetchKeys>) -> Self {
         let issuer = issuer.into();
         let remote = RemoteJwks {
@@ -370,6 +371,7 @@ impl JwtProvider {
             async_fetch: false,
             failed_refetch: Duration::from_secs(1),
             retries: 1,
+            stale: Duration::from_secs(3600),
         };
         Self::of(issuer, JwksSource::Remote(remote), Some(fetch))
     }
@@ -377,6 +379,30 @@ impl JwtProvider {
     /// The same, from `uri` over a channel of a mesh.
     pub fn fetched(issuer: impl Into<String>, channel: crate::MeshChannel, uri: http::Uri) -> Self {
         Self::fetched_by(issuer, Arc::new(super::jwt::Fetched { channel, uri }))
+    }
+
+    /// JWT SVIDs (SPIFFE): tokens for `audience`, whose subject is a SPIFFE id of one of the trust domains of `bundles`, signed by a key of that one.
+    /// They have to have an expiry, and may have any issuer. Keys that are replaced count at once, and while no new ones can be had the last ones do.
+    ///
+    /// ```no_run
+    /// # async fn run(endpoint: mesh_tls::WorkloadEndpoint) -> Result<(), Box<dyn std::error::Error>> {
+    /// use mesh_client::{Inbound, inbound::{JwtProvider, Rbac, Rule}};
+    /// use mesh_tls::{WorkloadApiConfig, WorkloadApiSource};
+    ///
+    /// let config = WorkloadApiConfig::new("agent", endpoint, mesh_tls::default_provider());
+    /// let agent = WorkloadApiSource::new(config, &tokio::runtime::Handle::current());
+    /// let inbound = Inbound::builder()
+    ///     .jwt(JwtProvider::spiffe(agent.jwt_bundles(), "orders"))
+    ///     .authorize(Rbac::allow().rule("cart", Rule::new().claim("sub", "spiffe://cluster.local/ns/shop/sa/cart")))
+    ///     .bind("0.0.0.0:8080")
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn spiffe(bundles: mesh_tls::JwtBundles, audience: impl Into<String>) -> Self {
+        let mut provider = Self::fetched_by("", Arc::new(bundles)).audience(audience).stale_keys(Duration::MAX);
+        provider.config.require_expiration = true;
+        provider
     }
 
     fn of(issuer: impl Into<String>, jwks: JwksSource, fetch: Option<Arc<dyn FetchKeys>>) -> Self {
@@ -398,6 +424,16 @@ impl JwtProvider {
     #[must_use]
     pub fn optional(mut self) -> Self {
         self.optional = true;
+        self
+    }
+
+    /// How much longer than the ten minutes for which they are good fetched keys are used while they cannot be fetched again. Default one hour; zero: tokens are then
+    /// refused. Nothing for keys that are given or in a file: the last good ones of a file are used for ever.
+    #[must_use]
+    pub fn stale_keys(mut self, longest: Duration) -> Self {
+        if let JwksSource::Remote(remote) = &mut self.config.jwks {
+            remote.stale = longest;
+        }
         self
     }
 

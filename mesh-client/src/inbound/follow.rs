@@ -340,6 +340,7 @@ mod tests {
                 async_fetch: false,
                 failed_refetch: Duration::from_secs(1),
                 retries: 0,
+                stale: Duration::ZERO,
             })
         };
         let of = |text: &str| Some(text.to_owned());

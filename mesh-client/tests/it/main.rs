@@ -48,6 +48,8 @@ mod hedging_legs;
 mod hostile;
 mod hostile_http1;
 mod inbound_authz;
+#[cfg(feature = "axum")]
+mod inbound_axum;
 mod inbound_chains;
 mod inbound_changes;
 mod inbound_deadlines;
@@ -62,6 +64,7 @@ mod inbound_rules;
 mod inbound_serve;
 mod inbound_served;
 mod inbound_slow;
+mod inbound_svids;
 mod inbound_tls;
 mod inbound_xds;
 mod layers;

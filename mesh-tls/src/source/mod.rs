@@ -4,6 +4,7 @@ mod expiry;
 mod file;
 #[cfg(feature = "grpc")]
 mod grpc;
+mod jwt;
 mod memory;
 mod shelf;
 
@@ -13,6 +14,7 @@ pub use grpc::{
     CaAuth, CaTls, EndpointError, IstioCaConfig, IstioCaSource, JwtToken, SvidChoice, WorkloadApiConfig,
     WorkloadApiSource, WorkloadEndpoint,
 };
+pub use jwt::JwtBundles;
 pub use memory::MemorySource;
 
 use crate::Material;

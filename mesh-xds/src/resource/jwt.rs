@@ -146,6 +146,9 @@ pub struct RemoteJwks {
     pub failed_refetch: Duration,
     /// Further attempts of one fetch.
     pub retries: u32,
+    /// How much longer than `cache_duration` the last good keys verify tokens while fetches fail. In Envoy those of `async_fetch` do for ever, as
+    /// here, and others not at all; here they do for an hour.
+    pub stale: Duration,
 }
 
 /// What a route says of the filter (`PerRouteConfig`).

@@ -2,16 +2,23 @@
 
 use super::token::{Failure, Token};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
-use mesh_tls::CryptoProvider;
+use mesh_tls::{CryptoProvider, SpiffeId, TrustDomain};
 use rustls_pki_types::{AlgorithmIdentifier, alg_id};
 use serde_json::Value;
+use std::sync::Arc;
 
-/// The keys of an issuer.
+/// The keys of an issuer, or those of trust domains.
 #[derive(Debug, Default)]
-pub(crate) struct KeySet(Vec<Key>);
+pub(crate) struct KeySet {
+    keys: Vec<Key>,
+    /// A key verifies tokens whose subject is a SPIFFE id of its trust domain, and no others.
+    by_domain: bool,
+}
 
 #[derive(Debug)]
 struct Key {
+    /// Whose it is, in a set by trust domain.
+    domain: Option<Arc<str>>,
     kid: String,
     alg: String,
     kind: Kind,
@@ -32,21 +39,38 @@ enum Kind {
 const MAX_KEYS: usize = 256;
 
 impl KeySet {
-    /// Of a JSON Web Key Set. Keys of a kind that is not known are left out.
+    /// Of a JSON Web Key Set, or of a SPIFFE bundle map: one set for each trust domain. Keys of a kind that is not known are left out.
     ///
     /// # Errors
-    /// It is not one.
+    /// It is neither.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
         let set: Value = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let mut all = Self::default();
+        match set.get("trust_domains").and_then(Value::as_object) {
+            Some(domains) => {
+                all.by_domain = true;
+                for (domain, set) in domains {
+                    let _: TrustDomain = domain.parse().map_err(|error| format!("trust domain {domain:?} {error}"))?;
+                    all.add(set, Some(domain.as_str().into()))?;
+                }
+            }
+            None => all.add(&set, None)?,
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, set: &Value, domain: Option<Arc<str>>) -> Result<(), String> {
         let keys = set.get("keys").and_then(Value::as_array).ok_or("has no list \"keys\"")?;
         if keys.len() > MAX_KEYS {
             return Err(format!("has {} keys, more than {MAX_KEYS}", keys.len()));
         }
-        Ok(Self(keys.iter().filter_map(Key::parse).collect()))
+        let keys = keys.iter().filter_map(Key::parse);
+        self.keys.extend(keys.map(|key| Key { domain: domain.clone(), ..key }));
+        Ok(())
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.keys.len()
     }
 
     /// Whether one of the keys made the signature.
@@ -58,8 +82,16 @@ impl KeySet {
             .iter()
             .find(|one| one.public_key_alg_id() == public && one.signature_alg_id() == signature)
             .ok_or(Failure::Algorithm)?;
+        let subject = match self.by_domain {
+            // JWT-SVID §3.1: a SPIFFE id, of a workload.
+            true => Some(
+                token.subject().parse::<SpiffeId>().ok().filter(|id| !id.path().is_empty()).ok_or(Failure::Subject)?,
+            ),
+            false => None,
+        };
+        let domain = subject.as_ref().map(SpiffeId::trust_domain_str);
         let mut failure = Failure::NoKey;
-        for key in &self.0 {
+        for key in self.keys.iter().filter(|key| key.domain.as_deref() == domain) {
             let other_name = !token.kid.is_empty() && !key.kid.is_empty() && token.kid != key.kid;
             if other_name || (!key.alg.is_empty() && key.alg != token.alg) || key.kind != kind {
                 continue;
@@ -109,7 +141,7 @@ impl Key {
             ("OKP", "Ed25519") => (Kind::Ed25519, bytes("x").filter(|x| x.len() == 32)?),
             _ => return None,
         };
-        Some(Self { kid: text("kid").to_owned(), alg: text("alg").to_owned(), kind, public })
+        Some(Self { domain: None, kid: text("kid").to_owned(), alg: text("alg").to_owned(), kind, public })
     }
 }
 

@@ -6,11 +6,15 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Limited};
+use mesh_tls::JwtBundles;
 use mesh_xds::resource::{JwksSource, RemoteJwks};
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
@@ -26,6 +30,10 @@ const AHEAD: Duration = Duration::from_secs(5);
 const FILE_AGE: Duration = Duration::from_secs(10);
 /// After it could not be read.
 const FILE_PAUSE: Duration = Duration::from_secs(1);
+/// A fetch that finds that there is a newer set already is repeated at once, so many times.
+const OVERTAKEN: u32 = 3;
+/// How long a fetch waits for the first keys of JWT SVIDs, before it says why there are none.
+const FIRST_BUNDLES: Duration = Duration::from_secs(4);
 /// Between two attempts of one fetch.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -33,6 +41,12 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub trait FetchKeys: Send + Sync + 'static {
     /// The set, as it is served.
     fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>>;
+
+    /// Follows a number that changes with the set, where it is known when there is a new one: that is fetched before the next token is verified.
+    /// `None`: it is not known.
+    fn changed(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// The keys of one source.
@@ -47,8 +61,12 @@ struct Remote {
     cache: Duration,
     pause: Duration,
     retries: u32,
-    /// While fetches fail the last good keys stay, however old: of files, which are replaced and not let expire.
-    keeps: bool,
+    /// How much longer the last good keys stay while fetches fail: those of files, which are replaced and not let expire, for ever.
+    stale: Duration,
+    /// Says that there is a newer set.
+    changes: Option<watch::Receiver<u64>>,
+    /// Of the set that is used.
+    generation: AtomicU64,
     state: Mutex<State>,
     /// Fetches that ended.
     ended: watch::Sender<u64>,
@@ -105,13 +123,15 @@ impl Shelf {
 
 impl KeyStore {
     fn new(source: &JwksSource, fetch: impl FnOnce(&RemoteJwks) -> Option<Arc<dyn FetchKeys>>) -> Result<Self, String> {
-        let remote = |fetch, timeout, cache, pause, retries| Remote {
+        let remote = |fetch: Arc<dyn FetchKeys>, timeout, cache, pause, retries, stale| Remote {
+            changes: fetch.changed(),
+            generation: AtomicU64::new(0),
             fetch,
             timeout,
             cache,
             pause,
             retries,
-            keeps: matches!(source, JwksSource::File(_)),
+            stale,
             state: Mutex::default(),
             ended: watch::Sender::new(0),
         };
@@ -121,14 +141,14 @@ impl KeyStore {
                 let bytes = std::fs::read(&**path).map_err(|error| format!("{path}: {error}"))?;
                 let keys = usable(&bytes).map_err(|error| format!("{path}: {error}"))?;
                 let file = Arc::new(File(path.clone()));
-                let remote = remote(file, Duration::from_secs(5), FILE_AGE, FILE_PAUSE, 0);
+                let remote = remote(file, Duration::from_secs(5), FILE_AGE, FILE_PAUSE, 0, Duration::MAX);
                 remote.state.lock().unwrap_or_else(PoisonError::into_inner).expires = Some(Instant::now() + FILE_AGE);
                 Ok(Self { current: ArcSwapOption::from_pointee(keys), remote: Some(remote) })
             }
             JwksSource::Remote(config) => {
                 let fetch = fetch(config).ok_or_else(|| format!("there is no cluster `{}`", config.cluster))?;
-                let remote =
-                    remote(fetch, config.timeout, config.cache_duration, config.failed_refetch, config.retries);
+                let RemoteJwks { timeout, cache_duration, failed_refetch, retries, stale, .. } = *config;
+                let remote = remote(fetch, timeout, cache_duration, failed_refetch, retries, stale);
                 Ok(Self { current: ArcSwapOption::empty(), remote: Some(remote) })
             }
             other => Err(format!("keys cannot be had from {other:?}")),
@@ -148,10 +168,12 @@ impl KeyStore {
             let state = remote.lock();
             (state.expires?, state.failing)
         };
-        if now + AHEAD.min(remote.cache / 2) >= expires {
+        let replaced = remote.is_replaced();
+        if replaced || now + AHEAD.min(remote.cache / 2) >= expires {
             self.start(Why::Needed);
         }
-        (now < expires || (remote.keeps && failing)).then_some(keys)
+        let kept = failing && expires.checked_add(remote.stale).is_none_or(|end| now < end);
+        ((now < expires && !replaced) || kept).then_some(keys)
     }
 
     /// Whether another fetch may find a key that is not known.
@@ -197,12 +219,22 @@ impl KeyStore {
 
     async fn run(&self) {
         let Some(remote) = &self.remote else { return };
+        let mut generation = remote.newest();
         let mut result = remote.attempt().await;
         for _ in 0..remote.retries {
             if result.is_ok() {
                 break;
             }
             tokio::time::sleep(RETRY_PAUSE).await;
+            generation = remote.newest();
+            result = remote.attempt().await;
+        }
+        // Who waits for this one is not to be told that there is a newer one.
+        for _ in 0..OVERTAKEN {
+            if result.is_err() || remote.newest() == generation {
+                break;
+            }
+            generation = remote.newest();
             result = remote.attempt().await;
         }
         let now = Instant::now();
@@ -211,11 +243,18 @@ impl KeyStore {
             Ok(keys) => {
                 tracing::debug!(keys = keys.len(), "the keys of tokens were fetched");
                 self.current.store(Some(Arc::new(keys)));
+                remote.generation.store(generation, Ordering::Release);
                 (state.failing, state.expires, state.again) = (false, Some(now + remote.cache), None);
             }
             Err(error) => {
                 metrics::counter!("mesh_jwks_fetch_failures_total").increment(1);
-                tracing::warn!(error, "the keys of tokens cannot be fetched");
+                let kept = state.expires.and_then(|expires| expires.checked_add(remote.stale));
+                let kept_for = kept.map(|end| end.saturating_duration_since(now));
+                tracing::warn!(
+                    error,
+                    ?kept_for,
+                    "the keys of tokens cannot be fetched; those that there are stay as long as they may"
+                );
                 (state.failing, state.again) = (true, Some(now + remote.pause));
             }
         }
@@ -245,6 +284,15 @@ fn usable(bytes: &[u8]) -> Result<KeySet, String> {
 impl Remote {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the newest set.
+    fn newest(&self) -> u64 {
+        self.changes.as_ref().map_or(0, |changes| *changes.borrow())
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.changes.is_some() && self.newest() != self.generation.load(Ordering::Acquire)
     }
 
     async fn attempt(&self) -> Result<KeySet, String> {
@@ -284,6 +332,25 @@ impl FetchKeys for Fetched {
             }
             Ok(Limited::new(response.into_body(), MAX_BYTES).collect().await?.to_bytes())
         })
+    }
+}
+
+impl FetchKeys for JwtBundles {
+    fn fetch(&self) -> Pin<Box<dyn Future<Output = Result<Bytes, BoxError>> + Send>> {
+        let bundles = self.clone();
+        Box::pin(async move {
+            let mut changes = bundles.changed();
+            // The bundles hold the sender.
+            let _ = tokio::time::timeout(FIRST_BUNDLES, changes.wait_for(|generation| *generation > 0)).await;
+            match bundles.bundle_map() {
+                Some(map) => Ok(Bytes::copy_from_slice(map.as_bytes())),
+                None => Err(bundles.last_error().unwrap_or_else(|| "no JWT bundle has come yet".to_owned()).into()),
+            }
+        })
+    }
+
+    fn changed(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changed())
     }
 }
 

@@ -465,6 +465,7 @@ fn fetched_by(server: Arc<dyn FetchKeys>) -> Authentication {
         async_fetch: false,
         failed_refetch: Duration::from_secs(1),
         retries: 0,
+        stale: Duration::from_secs(3600),
     };
     let config = config(provider(JwksSource::Remote(source)), needed());
     compile_with(&config, &move |_| Some(server.clone()))

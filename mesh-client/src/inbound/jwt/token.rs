@@ -105,6 +105,11 @@ impl<'t> Token<'t> {
         self.payload.get("iss").and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// `sub`
+    pub(crate) fn subject(&self) -> &str {
+        self.payload.get("sub").and_then(Value::as_str).unwrap_or_default()
+    }
+
     fn seconds(&self, name: &str) -> Option<f64> {
         self.payload.get(name)?.as_f64()
     }
@@ -119,11 +124,8 @@ impl<'t> Token<'t> {
         if !provider.issuer.is_empty() && provider.issuer != self.issuer() {
             return Err(Failure::Issuer);
         }
-        if let Some(subjects) = &provider.subjects {
-            let subject = self.payload.get("sub").and_then(Value::as_str).unwrap_or_default();
-            if !subjects.matches(subject) {
-                return Err(Failure::Subject);
-            }
+        if provider.subjects.as_ref().is_some_and(|subjects| !subjects.matches(self.subject())) {
+            return Err(Failure::Subject);
         }
         self.check_time(provider, now)?;
         let wanted = audiences.unwrap_or(&provider.audiences);

@@ -5,7 +5,10 @@ use crate::{
     CryptoProvider, Identity, RevocationPolicy, SourceError, SpiffeId, TrustBundle, TrustDomain, TrustRoots,
     bundle::split_der,
     grpc::{JwtSvidRequest, WorkloadApiClient, X509SvidResponse},
-    source::shelf::{Shelf, Shelved, Task},
+    source::{
+        jwt::{Held, JwtBundles},
+        shelf::{Shelf, Shelved, Task},
+    },
 };
 use base64::Engine;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -54,6 +57,7 @@ pub struct WorkloadApiConfig {
 /// used is refused as a whole, and the last good material stays. The task ends when the source is dropped.
 pub struct WorkloadApiSource {
     shared: Arc<Shared>,
+    runtime: Handle,
     _task: Task,
 }
 
@@ -97,7 +101,7 @@ impl WorkloadApiSource {
     pub fn new(config: WorkloadApiConfig, runtime: &Handle) -> Self {
         let shared = Arc::new(Shared { shelf: Shelf::new(config.name.clone(), Some(runtime)), config });
         let task = runtime.spawn(follow(shared.clone())).into();
-        Self { shared, _task: task }
+        Self { shared, runtime: runtime.clone(), _task: task }
     }
 
     /// A token for these audiences (JWT-SVID), of the identity with this id or of the default one. Asks the endpoint each
@@ -125,6 +129,15 @@ impl WorkloadApiSource {
         Ok(JwtToken { spiffe_id, token, expires_at })
     }
 
+    /// Follows the keys that verify JWT SVIDs, of our trust domain and of those federated with it, on a stream of its own: for ever, whether or not
+    /// this source is dropped, until the last clone of what is returned is. What cannot be used is refused as a whole, and the last good
+    /// keys stay.
+    pub fn jwt_bundles(&self) -> JwtBundles {
+        let shared = self.shared.clone();
+        let name = format!("{} JWT bundles", shared.config.name);
+        JwtBundles::followed(name, |held| self.runtime.spawn(follow_bundles(shared, held)).into())
+    }
+
     /// A client of the endpoint, for everything else.
     ///
     /// # Errors
@@ -139,6 +152,15 @@ async fn follow(shared: Arc<Shared>) {
     loop {
         let reason = shared.follow(&mut backoff).await;
         shared.shelf.failed(&shared.shelf.error(None, reason));
+        tokio::time::sleep(backoff.next(fastrand::f64())).await;
+    }
+}
+
+async fn follow_bundles(shared: Arc<Shared>, held: Arc<Held>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let reason = shared.follow_bundles(&held, &mut backoff).await;
+        held.fail(reason);
         tokio::time::sleep(backoff.next(fastrand::f64())).await;
     }
 }
@@ -172,6 +194,38 @@ impl Shared {
                     Err(Refused::Wrong(reason)) => self.shelf.failed(&self.shelf.error(None, reason)),
                     Err(Refused::Untimely(reason)) => return reason,
                 },
+                Ok(None) => return format!("{} ended the stream", self.config.endpoint),
+                Err(status) => return self.why(&status),
+            }
+        }
+    }
+
+    /// Takes the bundles that the endpoint sends until the stream ends; returns why it did.
+    async fn follow_bundles(&self, held: &Held, backoff: &mut Backoff) -> String {
+        let mut client = match self.client().await {
+            Ok(client) => client,
+            Err(reason) => return reason,
+        };
+        let mut messages = match client.fetch_jwt_bundles().await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return self.why(&status),
+        };
+        loop {
+            match messages.message().await {
+                Ok(Some(message)) => {
+                    let named = |(domain, set): (&String, _)| {
+                        let of = |reason| format!("the JWT bundle of {domain:?}: {reason}");
+                        Ok((trust_domain(domain).map_err(of)?, set))
+                    };
+                    let bundles: Result<Vec<_>, String> = message.bundles.iter().map(named).collect();
+                    let sets = |bundles: Vec<(TrustDomain, &Vec<u8>)>| {
+                        held.replace(bundles.into_iter().map(|(domain, set)| (domain, set.as_slice())))
+                    };
+                    match bundles.and_then(sets) {
+                        Ok(()) => backoff.reset(),
+                        Err(reason) => held.fail(reason),
+                    }
+                }
                 Ok(None) => return format!("{} ended the stream", self.config.endpoint),
                 Err(status) => return self.why(&status),
             }

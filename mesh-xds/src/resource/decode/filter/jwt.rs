@@ -25,6 +25,9 @@ const MAX_DEPTH: usize = 16;
 
 type Providers = BTreeMap<Arc<str>, Arc<JwtProvider>>;
 
+/// How much longer fetched keys are used while they cannot be fetched again.
+const STALE: Duration = Duration::from_secs(3600);
+
 impl Decoder<'_> {
     pub(super) fn jwt(&mut self, proto: JwtAuthentication) -> Valid<JwtConfig> {
         if proto.filter_state_rules.is_some() {
@@ -170,6 +173,7 @@ impl Decoder<'_> {
             async_fetch: asynchronous,
             failed_refetch,
             retries: retries.min(10),
+            stale: if asynchronous { Duration::MAX } else { STALE },
         }))
     }
 
