@@ -13,7 +13,7 @@ use envoy_types::pb::{
             cluster::v3::cluster::TransportSocketMatch,
             core::v3::{
                 AggregatedConfigSource, ApiConfigSource, ConfigSource, DataSource, HealthStatus, Metadata,
-                TransportSocket, config_source::ConfigSourceSpecifier, data_source::Specifier,
+                TransportSocket, TypedExtensionConfig, config_source::ConfigSourceSpecifier, data_source::Specifier,
                 transport_socket::ConfigType,
             },
             endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
@@ -21,8 +21,9 @@ use envoy_types::pb::{
         extensions::transport_sockets::{
             raw_buffer::v3::RawBuffer,
             tls::v3::{
-                CertificateValidationContext, CommonTlsContext, SdsSecretConfig, Secret, TlsCertificate,
-                UpstreamTlsContext, common_tls_context::ValidationContextType, secret::Type,
+                CertificateValidationContext, CommonTlsContext, SdsSecretConfig, Secret, SpiffeCertValidatorConfig,
+                TlsCertificate, UpstreamTlsContext, common_tls_context::ValidationContextType, secret::Type,
+                spiffe_cert_validator_config::TrustDomain,
             },
         },
     },
@@ -175,6 +176,56 @@ async fn a_secret_that_is_wrong_or_gone_takes_nothing_away_and_is_named() {
 }
 
 /// A private key of nobody.
+/// SPIRE's secret `ALL`: these domains with these roots.
+fn by_domain(domains: &[(&str, String)]) -> Type {
+    let inline = |pem: &str| {
+        Some(DataSource { specifier: Some(Specifier::InlineString(pem.to_owned())), ..DataSource::default() })
+    };
+    let domain = |(name, pem): &(&str, String)| TrustDomain {
+        name: (*name).to_owned(),
+        trust_bundle: inline(pem),
+        ..TrustDomain::default()
+    };
+    let config = SpiffeCertValidatorConfig { trust_domains: domains.iter().map(domain).collect(), trust_bundles: None };
+    let typed_config = Some(pack_any(config));
+    let custom = TypedExtensionConfig { name: "envoy.tls.cert_validator.spiffe".to_owned(), typed_config };
+    let context = CertificateValidationContext { custom_validator_config: Some(custom), ..Default::default() };
+    Type::ValidationContext(context)
+}
+
+#[tokio::test]
+async fn each_trust_domain_is_verified_by_its_own_roots_alone() {
+    let (cp, dir) = control_plane().await;
+    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
+    cp.apply(&config(&backend, "{}")).await.unwrap();
+    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "ALL", over_ads))));
+    let files = client_files(&dir);
+    serve_secrets(&cp, &files, text);
+    let ours = std::fs::read_to_string(files.join("ca.pem")).unwrap();
+    let theirs = {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    serve_secret(&cp, "ALL", by_domain(&[("cluster.local", ours.clone()), ("partner.example", theirs.clone())]));
+    let mesh = mesh_on(&cp).await;
+    let channel = mesh.channel(TARGET).unwrap();
+    assert_eq!(hello(&channel).await.unwrap().peer, CLIENT);
+    // A partner's root does not speak for our domain, nor ours for theirs.
+    for (domains, reason) in [
+        (vec![("cluster.local", theirs), ("partner.example", ours.clone())], "trust for trust domain cluster.local"),
+        (
+            vec![("partner.example", ours)],
+            "its trust domain cluster.local is not one of those that we trust (partner.example)",
+        ),
+    ] {
+        serve_secret(&cp, "ALL", by_domain(&domains));
+        let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
+        let status = prompt_hello(&channel).await.unwrap_err();
+        assert_says(status.message(), &[TARGET, CLUSTER, reason]);
+    }
+}
+
 #[tokio::test]
 async fn a_secret_whose_time_is_over_replaces_nothing_and_says_since_when() {
     let (cp, dir) = control_plane().await;

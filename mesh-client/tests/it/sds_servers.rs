@@ -67,6 +67,31 @@ async fn identity_and_roots_come_over_a_unix_socket_and_are_rotated_under_calls(
 }
 
 #[tokio::test]
+async fn spires_secret_of_all_trust_domains_says_whose_roots_count() {
+    let (cp, _dir) = control_plane().await;
+    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
+    cp.apply(&config(&backend, MUTUAL)).await.unwrap();
+    let all = SdsConfig { roots: Some("ALL".to_owned()), ..sds(&agent(&cp)) };
+    let source = Arc::new(SdsSource::new(all, &Handle::current()).unwrap());
+    let builder = Mesh::builder().bootstrap_json(&bootstrap(&cp, "")).unwrap();
+    let mesh = builder.certificate_provider("default", source.clone()).build().await.unwrap();
+    let channel = mesh.channel(TARGET).unwrap();
+    assert_eq!(hello(&channel).await.unwrap().peer, CLIENT);
+    let first = source.current();
+    assert_eq!(first.roots.as_ref().unwrap().trust_domains(), ["cluster.local".parse().unwrap()]);
+    // The bootstrap's plugin too, and a root that is replaced.
+    let plugin = format!(
+        r#", "certificate_providers": {{"default": {{"plugin_name": "sds", "config": {{"server_uri": "{}", "root_name": "ALL"}}}}}}"#,
+        agent(&cp)
+    );
+    cp.ca().unwrap().rotate_root().unwrap();
+    until("the new root has come", async || source.current().generation > first.generation).await;
+    assert_eq!(hello(&channel).await.unwrap().peer, CLIENT);
+    let mesh = Mesh::builder().bootstrap_json(&bootstrap(&cp, &plugin)).unwrap().build().await.unwrap();
+    assert_eq!(hello(&mesh.channel(TARGET).unwrap()).await.unwrap().peer, CLIENT);
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_named_and_found_when_it_comes() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("ca");

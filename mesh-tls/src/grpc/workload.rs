@@ -18,6 +18,7 @@ use tonic::{
     metadata::MetadataValue,
     server::NamedService,
 };
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The full name of the service.
 pub const SERVICE: &str = "SpiffeWorkloadAPI";
@@ -49,7 +50,7 @@ pub struct X509SvidResponse {
     pub federated_bundles: HashMap<String, Vec<u8>>,
 }
 
-/// `X509SVID`. `Debug` does not show the key.
+/// `X509SVID`. `Debug` does not show the key, which is wiped when this is dropped.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
 pub struct X509Svid {
@@ -104,7 +105,7 @@ pub struct JwtSvidResponse {
     pub svids: Vec<JwtSvid>,
 }
 
-/// `JWTSVID`. `Debug` does not show the token.
+/// `JWTSVID`. `Debug` does not show the token, which is wiped when this is dropped.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
 pub struct JwtSvid {
@@ -304,6 +305,22 @@ impl<S> fmt::Debug for WorkloadApiServer<S> {
         f.debug_struct("WorkloadApiServer").finish_non_exhaustive()
     }
 }
+
+impl Drop for X509Svid {
+    fn drop(&mut self) {
+        self.x509_svid_key.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for X509Svid {}
+
+impl Drop for JwtSvid {
+    fn drop(&mut self) {
+        self.svid.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for JwtSvid {}
 
 impl fmt::Debug for X509Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

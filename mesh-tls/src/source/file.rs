@@ -226,6 +226,12 @@ fn read_all(files: &[Option<&Path>; FILES]) -> Result<[Option<Content>; FILES], 
     Ok(contents)
 }
 
+/// Holds at compile time: what was read of a key file is wiped.
+const _: fn() = || {
+    fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}
+    is_wiped::<Content>();
+};
+
 impl Shelved for FileSource {
     fn shelf(&self) -> &Shelf {
         &self.shared.shelf

@@ -86,7 +86,7 @@ async fn the_highest_version_within_both_bounds_is_spoken_and_none_outside() {
 
 /// Remembers every field of every event and span, whoever emits it and at whatever level.
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<String>>);
+pub(crate) struct Captured(pub(crate) Arc<Mutex<String>>);
 
 impl Visit for Captured {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -121,7 +121,7 @@ impl Subscriber for Captured {
 }
 
 /// Whether the text has 8 bytes in a row of the secret, in any form that a program prints: letters, base64, hex, numbers.
-fn shows(text: &str, secret: &[u8]) -> bool {
+pub(crate) fn shows(text: &str, secret: &[u8]) -> bool {
     let lower = text.to_lowercase();
     secret.windows(8).any(|window| {
         let hex: String = window.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -270,3 +270,34 @@ async fn an_identity_whose_time_is_over_replaces_nothing_and_is_asked_for_again(
     until(|| source.last_error().is_some()).await;
     assert_eq!(source.current().generation, 1, "the good one stays");
 }
+
+#[tokio::test]
+async fn keys_of_the_endpoint_appear_nowhere_and_are_wiped() {
+    use zeroize::ZeroizeOnDrop;
+    fn is_wiped<T: ZeroizeOnDrop>(_: &T) {}
+    let captured = crate::providers::Captured::default();
+    let guard = tracing::subscriber::set_default(captured.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let ca = Ca::new("ours");
+    let (good, mut bad) = (svid(&ca, ALICE), svid(&ca, ALICE));
+    let token = JwtSvid { spiffe_id: ALICE.into(), svid: "head.payload.signature".into(), hint: String::new() };
+    is_wiped(&good);
+    is_wiped(&token);
+    bad.x509_svid_key.truncate(70);
+    let agent: Latest = watch::Sender::new(Some(message(vec![bad.clone()])));
+    let _server = serve_unix(&socket, &agent);
+    let source = follow(WorkloadEndpoint::Unix(socket), SvidChoice::Default);
+    until(|| source.last_error().is_some()).await;
+    let mut shown = format!("{:?}{source:?}{bad:?}{good:?}{token:?}", source.last_error());
+    agent.send_replace(Some(message(vec![good.clone()])));
+    generation(&source, 1).await;
+    shown += &format!("{source:?}{:?}{:?}", source.current(), message(vec![good.clone()]));
+    drop(guard);
+    shown += &captured.0.lock().unwrap();
+    assert!(shown.contains("new certificates") && shown.contains("the private key cannot be used"), "{shown}");
+    for svid in [&good, &bad] {
+        assert!(!crate::providers::shows(&shown, &svid.x509_svid_key[36..68]));
+    }
+    assert!(!shown.contains("head.payload"));
+}

@@ -157,7 +157,7 @@ pub struct SdsServer {
     pub server: ServerConfig,
     /// `certificate_name`: the secret that is our certificate; default `default`. `None` (in JSON: empty): none.
     pub certificate: Option<String>,
-    /// `root_name`: the secret that says whom to trust; default `ROOTCA`. `None` (in JSON: empty): none.
+    /// `root_name`: the secret that says whom to trust; default `ROOTCA`; SPIRE's `ALL` knows federated trust domains too. `None` (in JSON: empty): none.
     pub roots: Option<String>,
 }
 

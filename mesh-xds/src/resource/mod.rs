@@ -74,7 +74,7 @@ pub use route::{
     AttemptCount, BackOff, DomainPattern, OmitHosts, PathMatcher, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
     Route, RouteConfiguration, RouteMatch, TlsContextMatch, VirtualHost,
 };
-pub use secret::{DataSource, Secret, SecretKind, TlsCertificate, TrustedCa};
+pub use secret::{DataSource, RootSource, Secret, SecretKind, TlsCertificate, TrustedCa};
 pub use server_listener::{
     ClientCertDetails, FilterChain, FilterChainMatch, ForwardClientCert, ServerConnections, ServerListener, ServerName,
     SourceType, TransportProtocol,

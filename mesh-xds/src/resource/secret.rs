@@ -33,10 +33,21 @@ pub struct TlsCertificate {
 /// What counts of a `CertificateValidationContext`: PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TrustedCa {
-    /// `trusted_ca`
-    pub ca: DataSource,
+    /// `trusted_ca`, or what the SPIFFE validator of `custom_validator_config` has instead.
+    pub ca: RootSource,
     /// `crl`: certificates that count no more. Each issuer in the chain then needs a list.
     pub crl: Option<DataSource>,
+}
+
+/// Whose roots they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RootSource {
+    /// `trusted_ca`: everybody's, PEM.
+    All(DataSource),
+    /// `SPIFFECertValidatorConfig.trust_domains`: those of each trust domain, PEM. Peers of others are refused.
+    ByDomain(Vec<(Arc<str>, DataSource)>),
+    /// `SPIFFECertValidatorConfig.trust_bundles`: a SPIFFE bundle map in JSON.
+    BundleMap(DataSource),
 }
 
 /// `DataSource`.

@@ -4,20 +4,21 @@ use super::{Opener, Role};
 use crate::error::BoxError;
 use mesh_tls::{
     CryptoProvider, FileSource, FileSourceConfig, Identity, Material, MemorySource, RevocationPolicy, Source,
-    TrustRoots,
+    TrustBundle, TrustDomain, TrustRoots,
 };
 use mesh_xds::{
     SecretWatch,
-    resource::{DataSource, SecretKind},
+    resource::{DataSource, RootSource, SecretKind},
     snapshot::SecretState,
 };
 use std::{
-    borrow::Cow,
+    ops::Deref,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::{sync::watch, task::JoinHandle};
+use zeroize::Zeroizing;
 
 /// How often files that a secret names are looked at again. Envoy is told by the system when they change.
 const FILES_EVERY: Duration = Duration::from_secs(5);
@@ -35,7 +36,37 @@ pub(super) enum Parsed {
 pub(super) struct Files {
     certificate: Option<(PathBuf, PathBuf)>,
     ca: Option<PathBuf>,
+    bundle_map: Option<PathBuf>,
     crl: Option<PathBuf>,
+}
+
+/// Text of a secret, which may be a key: it is not copied, and wiped if it was read.
+enum Text<'s> {
+    Held(&'s [u8]),
+    Read(Zeroizing<Vec<u8>>),
+}
+
+impl<'s> Text<'s> {
+    fn of(source: &'s DataSource) -> Result<Self, String> {
+        match source {
+            DataSource::Bytes(bytes) => Ok(Self::Held(bytes)),
+            DataSource::File(path) => {
+                let read = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+                read.map(|bytes| Self::Read(Zeroizing::new(bytes)))
+            }
+        }
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Held(bytes) => bytes,
+            Self::Read(bytes) => bytes,
+        }
+    }
 }
 
 /// A source that tasks fill, for as long as it is used.
@@ -154,14 +185,20 @@ pub(super) fn files(kind: &SecretKind) -> Option<Files> {
     match kind {
         SecretKind::Certificate(own) => {
             let certificate = Some((path(&own.chain)?, path(&own.key)?));
-            Some(Files { certificate, ca: None, crl: None })
+            Some(Files { certificate, ca: None, bundle_map: None, crl: None })
         }
         SecretKind::Trust(trust) => {
             let crl = match &trust.crl {
                 Some(crl) => Some(path(crl)?),
                 None => None,
             };
-            Some(Files { certificate: None, ca: Some(path(&trust.ca)?), crl })
+            let (ca, bundle_map) = match &trust.ca {
+                RootSource::All(ca) => (Some(path(ca)?), None),
+                RootSource::BundleMap(map) => (None, Some(path(map)?)),
+                // Files of single domains are read once, as by Envoy.
+                RootSource::ByDomain(_) => return None,
+            };
+            Some(Files { certificate: None, ca, bundle_map, crl })
         }
     }
 }
@@ -170,6 +207,7 @@ pub(super) fn open_files(name: &str, files: Files, opener: &Opener) -> Result<Ar
     let mut config = FileSourceConfig::new(name, opener.crypto.clone());
     (config.certificate_file, config.private_key_file) = files.certificate.unzip();
     config.ca_certificate_file = files.ca;
+    config.spiffe_trust_bundle_map_file = files.bundle_map;
     config.crl_file = files.crl;
     config.revocation = REVOCATION;
     config.refresh_interval = FILES_EVERY;
@@ -179,24 +217,26 @@ pub(super) fn open_files(name: &str, files: Files, opener: &Opener) -> Result<Ar
 
 /// Reads a secret whose parts are text; a part that is a file is read once.
 pub(super) fn read(kind: &SecretKind, crypto: &CryptoProvider) -> Result<Parsed, BoxError> {
-    // Text is not copied: it may be a key.
-    fn bytes(source: &DataSource) -> Result<Cow<'_, [u8]>, String> {
-        match source {
-            DataSource::Bytes(bytes) => Ok(bytes.as_ref().into()),
-            DataSource::File(path) => {
-                let read = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-                read.map(Cow::Owned)
-            }
-        }
-    }
     Ok(match kind {
         SecretKind::Certificate(own) => {
-            Parsed::Own(Identity::from_pem(&bytes(&own.chain)?, &bytes(&own.key)?, crypto)?)
+            Parsed::Own(Identity::from_pem(&Text::of(&own.chain)?, &Text::of(&own.key)?, crypto)?)
         }
         SecretKind::Trust(trust) => {
-            let roots = TrustRoots::from_pem(&bytes(&trust.ca)?)?;
+            let roots = match &trust.ca {
+                RootSource::All(ca) => TrustRoots::from_pem(&Text::of(ca)?)?,
+                RootSource::BundleMap(map) => TrustRoots::from_bundle_map(&Text::of(map)?)?,
+                RootSource::ByDomain(domains) => {
+                    let bundle = |(name, pem): &(Arc<str>, DataSource)| {
+                        let of = |reason: String| format!("the roots of trust domain {name}: {reason}");
+                        let domain: TrustDomain = name.parse().map_err(|e| of(format!("the name {e}")))?;
+                        let pem = Text::of(pem).map_err(of)?;
+                        Ok::<_, String>((domain, TrustBundle::from_pem(&pem).map_err(|e| of(e.to_string()))?))
+                    };
+                    TrustRoots::by_trust_domain(domains.iter().map(bundle).collect::<Result<Vec<_>, _>>()?)
+                }
+            };
             Parsed::Trust(match &trust.crl {
-                Some(crl) => roots.with_crl_pem(&bytes(crl)?, REVOCATION)?,
+                Some(crl) => roots.with_crl_pem(&Text::of(crl)?, REVOCATION)?,
                 None => roots,
             })
         }

@@ -19,7 +19,8 @@ pub struct SdsConfig {
     pub server: ServerConfig,
     /// The secret that is our certificate; default `default`. `None`: only roots are asked for.
     pub certificate: Option<String>,
-    /// The secret that says whom to trust; default `ROOTCA`. `None`: only a certificate is asked for.
+    /// The secret that says whom to trust; default `ROOTCA`: the roots of our trust domain, for everybody. SPIRE's `ALL` has those of the domains that are
+    /// federated with it too, each for its own peers. `None`: only a certificate is asked for.
     pub roots: Option<String>,
     /// Who we say we are; agents know it by the socket. Default: nobody.
     pub node: Node,

@@ -1,12 +1,14 @@
-//! SDS of one workload, as Istio's agent serves it: `default` is its certificate with the key, `ROOTCA` the roots.
+//! SDS of one workload, as Istio's agent serves it: `default` is its certificate with the key, `ROOTCA` the roots;
+//! and as SPIRE's does: `ALL` the roots of each trust domain, of which there is one.
 
 use super::workload::Workload;
 use envoy_types::{
     pb::{
         envoy::{
-            config::core::v3::{DataSource, data_source::Specifier},
+            config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
             extensions::transport_sockets::tls::v3::{
-                CertificateValidationContext, Secret, TlsCertificate, secret::Type,
+                CertificateValidationContext, Secret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
+                spiffe_cert_validator_config::TrustDomain,
             },
             service::{
                 discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
@@ -22,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(super) const CERTIFICATE: &str = "default";
 pub(super) const ROOTS: &str = "ROOTCA";
+const ALL: &str = "ALL";
 
 /// Answers for one workload.
 #[derive(Debug)]
@@ -66,6 +69,22 @@ impl Workload {
                 trusted_ca: inline(&self.ca.root_pem()),
                 ..CertificateValidationContext::default()
             }),
+            ALL => {
+                let domain = TrustDomain {
+                    name: self.ca.trust_domain().to_owned(),
+                    trust_bundle: inline(&self.ca.root_pem()),
+                    ..TrustDomain::default()
+                };
+                let config = SpiffeCertValidatorConfig { trust_domains: vec![domain], trust_bundles: None };
+                let custom = TypedExtensionConfig {
+                    name: "envoy.tls.cert_validator.spiffe".to_owned(),
+                    typed_config: Some(pack_any(config)),
+                };
+                Type::ValidationContext(CertificateValidationContext {
+                    custom_validator_config: Some(custom),
+                    ..CertificateValidationContext::default()
+                })
+            }
             _ => return None,
         };
         Some(pack_any(Secret { name: name.to_owned(), r#type: Some(content) }))

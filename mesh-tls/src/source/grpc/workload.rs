@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::runtime::Handle;
 use tonic::{Code, Status, transport::Channel};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// Which of our identities a [`WorkloadApiSource`] takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,10 +120,10 @@ impl WorkloadApiSource {
         };
         let mut client = self.client().await?;
         let answer = client.fetch_jwt_svid(request).await.map_err(|status| error(self.shared.why(&status)))?;
-        let Some(svid) = answer.into_inner().svids.into_iter().next() else {
+        let Some(mut svid) = answer.into_inner().svids.into_iter().next() else {
             return Err(error("the endpoint sent none".into()));
         };
-        let token = Zeroizing::new(svid.svid);
+        let token = Zeroizing::new(std::mem::take(&mut svid.svid));
         let expires_at = expiry(&token).ok_or_else(|| error("the token is malformed".into()))?;
         let spiffe_id = svid.spiffe_id.parse().map_err(|e| error(format!("the id {:?} {e}", svid.spiffe_id)))?;
         Ok(JwtToken { spiffe_id, token, expires_at })
@@ -240,11 +240,7 @@ impl Shared {
     }
 
     fn take(&self, mut message: X509SvidResponse) -> Result<(Identity, TrustRoots), Refused> {
-        let taken = self.identity(&mut message);
-        for svid in &mut message.svids {
-            svid.x509_svid_key.zeroize();
-        }
-        let (identity, roots) = (taken?, self.roots(&message)?);
+        let (identity, roots) = (self.identity(&mut message)?, self.roots(&message)?);
         let untimely = |e| Refused::Untimely(format!("the SVID of {:?}: {e}", identity.name()));
         identity.check_validity(SystemTime::now()).map_err(untimely)?;
         Ok((identity, roots))

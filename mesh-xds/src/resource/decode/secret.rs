@@ -1,18 +1,31 @@
 //! SDS validation: `Secret`, what names one, and where the bytes of certificates come from.
 
-use super::{Decoder, Invalid, Valid};
+use super::{Decoder, Invalid, Valid, type_name};
 use crate::bootstrap::{GrpcService, ServerConfig};
-use crate::resource::{Credential, DataSource, SdsOrigin, SdsRef, Secret, SecretKind, TlsCertificate, TrustedCa};
+use crate::resource::{
+    Credential, DataSource, RootSource, SdsOrigin, SdsRef, Secret, SecretKind, TlsCertificate, TrustedCa,
+};
 use envoy_types::pb::envoy::{
     config::core::v3::{
-        ApiConfigSource, ConfigSource, DataSource as ProtoSource, config_source::ConfigSourceSpecifier,
-        data_source::Specifier, grpc_service::TargetSpecifier,
+        ApiConfigSource, ConfigSource, DataSource as ProtoSource, TypedExtensionConfig,
+        config_source::ConfigSourceSpecifier, data_source::Specifier, grpc_service::TargetSpecifier,
     },
     extensions::transport_sockets::tls::v3::{
-        SdsSecretConfig, Secret as Proto, TlsCertificate as ProtoCertificate, secret::Type,
+        CertificateValidationContext, SdsSecretConfig, Secret as Proto, SpiffeCertValidatorConfig,
+        TlsCertificate as ProtoCertificate, secret::Type,
+        spiffe_cert_validator_config::TrustDomain as SpiffeTrustDomain,
     },
 };
 use std::sync::Arc;
+
+/// SPIFFE ID §2.1.
+const MAX_TRUST_DOMAIN: usize = 255;
+const SPIFFE_VALIDATOR: &str = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
+
+/// Whether it is the validator that we have.
+pub(super) fn is_spiffe_validator(custom: &TypedExtensionConfig) -> bool {
+    custom.typed_config.as_ref().is_some_and(|config| type_name(&config.type_url) == SPIFFE_VALIDATOR)
+}
 
 /// Istio's names of secrets that are files: `file-cert:CERTIFICATE~KEY` and `file-root:ROOTS`.
 const FILE_CERT: &str = "file-cert:";
@@ -41,7 +54,7 @@ impl Secret {
                     let reason = "belong in the default_validation_context of those who use the secret";
                     return Err(cx.invalid_at("match_subject_alt_names", reason));
                 }
-                cx.trusted_ca(context.trusted_ca, context.crl).map(|ca| SecretKind::Trust(Arc::new(ca)))
+                cx.trusted_ca(context).map(|ca| SecretKind::Trust(Arc::new(ca)))
             })?,
             Some(Type::SessionTicketKeys(_)) => {
                 return Err(cx.invalid_at("session_ticket_keys", "not supported: sessions are never resumed"));
@@ -73,7 +86,7 @@ impl Decoder<'_> {
         match name.strip_prefix(FILE_ROOT) {
             Some("") => Err(self.invalid_at("name", format!("\"{name}\" names no file"))),
             Some(file) => {
-                let ca = TrustedCa { ca: DataSource::File(file.into()), crl: None };
+                let ca = TrustedCa { ca: RootSource::All(DataSource::File(file.into())), crl: None };
                 Ok(Credential::Inline(Arc::new(ca)))
             }
             None => self.secret_by_name(name, sds_config.as_ref()).map(Credential::Sds),
@@ -93,11 +106,11 @@ impl Decoder<'_> {
             (Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)), _) => SdsOrigin::Ads,
             (_, Some(server)) => SdsOrigin::Server(Arc::new(server)),
             // The other servers are Envoy's: what Istio's agent gives it there has names of its own.
-            _ if matches!(name.as_str(), "default" | "ROOTCA") => SdsOrigin::Workload,
+            _ if matches!(name.as_str(), "default" | "ROOTCA" | "ALL") => SdsOrigin::Workload,
             _ => {
                 let reason = format!(
                     "must be ads, self, or google_grpc with a target of the bootstrap's allowed_grpc_services for \"{name}\": \
-                     other servers have only default and ROOTCA"
+                     other servers have only default, ROOTCA and ALL"
                 );
                 return Err(self.invalid_at("sds_config", reason));
             }
@@ -135,10 +148,48 @@ impl Decoder<'_> {
         })
     }
 
-    pub(super) fn trusted_ca(&mut self, ca: Option<ProtoSource>, crl: Option<ProtoSource>) -> Valid<TrustedCa> {
-        let ca = self.data_source("trusted_ca", ca)?;
+    /// Roots, and the revocation lists beside them. The SPIFFE validator wins over `trusted_ca`, as in Envoy.
+    pub(super) fn trusted_ca(&mut self, proto: CertificateValidationContext) -> Valid<TrustedCa> {
+        let CertificateValidationContext { trusted_ca, crl, custom_validator_config, .. } = proto;
+        let ca = match custom_validator_config.and_then(|custom| custom.typed_config) {
+            Some(config) => self.at("custom_validator_config", |cx| {
+                let config = cx.any(&config)?;
+                cx.spiffe_roots(config)
+            })?,
+            None => RootSource::All(self.data_source("trusted_ca", trusted_ca)?),
+        };
         let crl = crl.map(|crl| self.data_source("crl", Some(crl))).transpose()?;
         Ok(TrustedCa { ca, crl })
+    }
+
+    /// The roots of each trust domain: SPIRE's secret `ALL`.
+    fn spiffe_roots(&mut self, proto: SpiffeCertValidatorConfig) -> Valid<RootSource> {
+        let SpiffeCertValidatorConfig { trust_domains, trust_bundles } = proto;
+        if trust_bundles.is_some() {
+            return self.data_source("trust_bundles", trust_bundles).map(RootSource::BundleMap);
+        }
+        if trust_domains.is_empty() {
+            return Err(self.invalid_at("trust_domains", "is empty, and there are no trust_bundles"));
+        }
+        let mut domains: Vec<(Arc<str>, DataSource)> = Vec::with_capacity(trust_domains.len());
+        for (index, domain) in trust_domains.into_iter().enumerate() {
+            let known = self.at_index("trust_domains", index, |cx| {
+                let SpiffeTrustDomain { name, trust_bundle, workload_trust_domain } = domain;
+                let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
+                if name.is_empty() || name.len() > MAX_TRUST_DOMAIN || !name.chars().all(allowed) {
+                    return Err(cx.invalid_at("name", format!("\"{name}\" is not a trust domain")));
+                }
+                if !workload_trust_domain.is_empty() {
+                    return Err(cx.invalid_at("workload_trust_domain", "not supported"));
+                }
+                if domains.iter().any(|(known, _)| **known == *name) {
+                    return Err(cx.invalid_at("name", format!("\"{name}\" comes twice")));
+                }
+                Ok((name.into(), cx.data_source("trust_bundle", trust_bundle)?))
+            })?;
+            domains.push(known);
+        }
+        Ok(RootSource::ByDomain(domains))
     }
 
     fn data_source(&mut self, field: &'static str, proto: Option<ProtoSource>) -> Valid<DataSource> {

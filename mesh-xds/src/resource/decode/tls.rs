@@ -1,7 +1,7 @@
 //! `UpstreamTlsContext` and `DownstreamTlsContext` (gRFC A29, A82, A101), and beyond gRPC the certificates of SDS and of the
 //! resource itself.
 
-use super::{Decoder, Valid, endpoint::metadata_values, type_name};
+use super::{Decoder, Valid, endpoint::metadata_values, secret::is_spiffe_validator, type_name};
 use crate::{
     bootstrap::CertificateProvider,
     resource::{
@@ -287,19 +287,22 @@ impl Decoder<'_> {
         }
         let field = "ca_certificate_provider_instance";
         let instance = proto.ca_certificate_provider_instance.take().or(fallback);
-        let ca = match (instance, secret, proto.trusted_ca.is_some(), proto.system_root_certs) {
+        let held = proto.trusted_ca.is_some() || proto.custom_validator_config.is_some();
+        let ca = match (instance, secret, held, proto.system_root_certs) {
             (Some(instance), _, _, _) => Some(Some(Credential::Provider(self.instance(field, instance)?))),
             (None, Some(secret), _, _) => Some(Some(secret)),
             (None, None, true, _) => {
-                let crl = proto.crl.take();
-                let ca = self.trusted_ca(proto.trusted_ca, crl)?;
+                let ca = self.trusted_ca(proto)?;
                 return Ok((Some(Some(Credential::Inline(Arc::new(ca)))), matchers));
             }
             (None, None, false, Some(_)) => Some(None),
             (None, None, false, None) => None,
         };
-        // A list belongs to the roots it stands beside.
-        self.refused(&[("crl", proto.crl.is_some())])?;
+        // A list belongs to the roots it stands beside, and there is one place for roots.
+        self.refused(&[
+            ("crl", proto.crl.is_some()),
+            ("custom_validator_config", proto.custom_validator_config.is_some()),
+        ])?;
         Ok((ca, matchers))
     }
 
@@ -312,7 +315,10 @@ impl Decoder<'_> {
                 "require_signed_certificate_timestamp",
                 proto.require_signed_certificate_timestamp.is_some_and(|value| value.value),
             ),
-            ("custom_validator_config", proto.custom_validator_config.is_some()),
+            (
+                "custom_validator_config",
+                proto.custom_validator_config.as_ref().is_some_and(|custom| !is_spiffe_validator(custom)),
+            ),
             ("max_verify_depth", proto.max_verify_depth.is_some()),
         ])?;
         self.ignored(&[

@@ -2,16 +2,17 @@
 
 use super::*;
 use crate::bootstrap::{ChannelCreds, GrpcService, ServerConfig};
-use crate::resource::{DataSource, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa};
+use crate::resource::{DataSource, RootSource, SdsOrigin, SdsRef, SecretKind, TlsCertificate, TrustedCa};
 use envoy_types::pb::envoy::{
     config::core::v3::{
-        ApiConfigSource, DataSource as ProtoSource, GrpcService as ProtoService,
+        ApiConfigSource, DataSource as ProtoSource, GrpcService as ProtoService, TypedExtensionConfig,
         data_source::Specifier,
         grpc_service::{GoogleGrpc, TargetSpecifier},
     },
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, GenericSecret, SdsSecretConfig, Secret as Proto,
+        CertificateValidationContext, GenericSecret, SdsSecretConfig, Secret as Proto, SpiffeCertValidatorConfig,
         TlsCertificate as ProtoCertificate, TlsSessionTicketKeys, secret::Type,
+        spiffe_cert_validator_config::TrustDomain,
     },
 };
 
@@ -60,7 +61,7 @@ fn certificates_and_roots_are_read() {
     }
     let SecretKind::Trust(roots) = accepted(&with_list) else { panic!() };
     let crl = Some(DataSource::Bytes("list".into()));
-    assert_eq!(*roots, TrustedCa { ca: DataSource::File("ca.pem".into()), crl });
+    assert_eq!(*roots, TrustedCa { ca: RootSource::All(DataSource::File("ca.pem".into())), crl });
 }
 
 #[test]
@@ -118,6 +119,55 @@ fn bad_secrets_are_rejected() {
     );
 }
 
+/// SPIRE's secret `ALL`.
+fn by_domain(change: impl FnOnce(&mut SpiffeCertValidatorConfig)) -> Proto {
+    let domain = |name: &str, roots| TrustDomain { name: name.into(), trust_bundle: roots, ..TrustDomain::default() };
+    let mut config = SpiffeCertValidatorConfig {
+        trust_domains: vec![domain("a.example", text("A")), domain("b.example", file("b.pem"))],
+        trust_bundles: None,
+    };
+    change(&mut config);
+    let typed_config = Some(envoy_types::util::pack_any(config));
+    let custom = TypedExtensionConfig { name: "envoy.tls.cert_validator.spiffe".into(), typed_config };
+    let context = CertificateValidationContext { custom_validator_config: Some(custom), ..Default::default() };
+    Proto { name: "ALL".into(), r#type: Some(Type::ValidationContext(context)) }
+}
+
+#[test]
+fn roots_of_each_trust_domain_are_read() {
+    let roots = |proto: &Proto| match accepted(proto) {
+        SecretKind::Trust(roots) => roots.ca.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (a, b) = (DataSource::Bytes("A".into()), DataSource::File("b.pem".into()));
+    let both = RootSource::ByDomain(vec![("a.example".into(), a), ("b.example".into(), b)]);
+    assert_eq!(roots(&by_domain(|_| ())), both);
+    // The map wins (Envoy).
+    let map = RootSource::BundleMap(DataSource::File("map.json".into()));
+    assert_eq!(roots(&by_domain(|config| config.trust_bundles = file("map.json"))), map);
+}
+
+#[test]
+fn trust_domains_that_mean_nothing_are_rejected() {
+    type Change = fn(&mut SpiffeCertValidatorConfig);
+    let cases: [(&str, &str, Change); 6] = [
+        ("trust_domains", "empty", |c| c.trust_domains.clear()),
+        ("trust_domains[1].name", "twice", |c| c.trust_domains[1].name = "a.example".into()),
+        ("trust_domains[0].name", "not a trust domain", |c| c.trust_domains[0].name = "spiffe://a.example".into()),
+        ("trust_domains[0].name", "not a trust domain", |c| c.trust_domains[0].name.clear()),
+        ("trust_domains[1].trust_bundle", "missing", |c| c.trust_domains[1].trust_bundle = None),
+        ("trust_domains[0].workload_trust_domain", "not supported", |c| {
+            c.trust_domains[0].workload_trust_domain = "c.example".into();
+        }),
+    ];
+    for (path, reason, change) in cases {
+        let error =
+            decode(ResourceType::Secret, &by_domain(change)).err().unwrap_or_else(|| panic!("{path} was accepted"));
+        assert_eq!(error.path, format!("validation_context.custom_validator_config.{path}"), "{error}");
+        assert!(error.reason.contains(reason), "{error}");
+    }
+}
+
 #[test]
 fn a_secret_is_the_control_planes_or_the_workloads_or_a_file() {
     let providers = providers();
@@ -162,6 +212,6 @@ fn a_secret_is_the_control_planes_or_the_workloads_or_a_file() {
     assert_eq!(named("file-cert:/a~/b", elsewhere()).unwrap(), Credential::Inline(files.into()));
     assert_eq!(named("file-cert:/a", elsewhere()).unwrap_err().path, "name");
     let config = SdsSecretConfig { name: "file-root:/c".into(), sds_config: elsewhere() };
-    let roots = TrustedCa { ca: DataSource::File("/c".into()), crl: None };
+    let roots = TrustedCa { ca: RootSource::All(DataSource::File("/c".into())), crl: None };
     assert_eq!(Decoder::new(&providers).trust_secret(config).unwrap(), Credential::Inline(roots.into()));
 }
