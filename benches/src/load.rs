@@ -47,6 +47,8 @@ pub enum Shape {
     },
     /// The message is read, and nothing comes back.
     Up,
+    /// An echo whose request is part of a trace.
+    Traced,
 }
 
 impl Shape {
@@ -60,6 +62,10 @@ impl Shape {
                 Some((HeaderName::from_static(server::DOWN_HEADER), value))
             }
             Self::Up => Some((HeaderName::from_static(server::UP_HEADER), HeaderValue::from_static("1"))),
+            Self::Traced => Some((
+                HeaderName::from_static("traceparent"),
+                HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            )),
         }
     }
 
@@ -67,7 +73,7 @@ impl Shape {
     #[must_use]
     pub fn comes_back(self, sent: usize) -> usize {
         match self {
-            Self::Echo => sent,
+            Self::Echo | Self::Traced => sent,
             Self::Down { messages, size } => messages * size,
             Self::Up => 0,
         }

@@ -9,6 +9,7 @@ use std::{
     error::Error as StdError,
     fmt,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
 };
 
@@ -303,6 +304,14 @@ fn find_status(error: &(dyn StdError + Send + Sync + 'static)) -> Option<tonic::
         next = error.source();
     }
     None
+}
+
+/// Runs what the application gave us and may panic; then what it said is the error.
+pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    })
 }
 
 /// An error with its causes: `a: b: c`.

@@ -138,13 +138,17 @@ impl ClientTls {
             }
             None => no_name(),
         };
+        let settings = &self.0.settings;
+        let named = !settings.san_matchers.is_empty()
+            || settings.check == PeerCheck::ServerName
+            || (settings.auto_sni_san && matches!(name, ServerName::DnsName(_)));
         let built = self.built()?;
         let connect = TlsConnector::from(built.config.clone()).connect(name, io);
         let (result, refusal) = with_refusal(connect).await;
         let own = built.own.clone();
         let stream = result.map_err(|error| TlsError::from_handshake(error, refusal, Side::Server, own.as_deref()))?;
         let peer = stream.get_ref().1.peer_certificates();
-        let Some(peer) = peer.and_then(PeerIdentity::from_verified) else {
+        let Some(peer) = peer.and_then(|chain| PeerIdentity::from_verified(chain, named)) else {
             return Err(TlsError::Handshake { side: Side::Server, error: rustls::Error::NoCertificatesPresented });
         };
         Ok((ClientStream { stream, generation: built.generation, own, early: Early::Unread }, peer))

@@ -1,6 +1,6 @@
 //! The verified identity of the other side of a connection.
 
-use crate::{SpiffeId, x509::Leaf};
+use crate::{SpiffeId, san::dns_matches, x509::Leaf};
 use rustls_pki_types::CertificateDer;
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -13,18 +13,19 @@ struct Inner {
     leaf: Leaf,
     /// As it was shown, the leaf first; never empty.
     chain: Box<[CertificateDer<'static>]>,
+    named: bool,
 }
 
 impl PeerIdentity {
-    /// From a chain, the leaf first, that was verified before.
-    pub(crate) fn from_verified(chain: &[CertificateDer<'_>]) -> Option<Self> {
+    /// From a chain, the leaf first, that was verified before, its names too where it is `named`.
+    pub(crate) fn from_verified(chain: &[CertificateDer<'_>], named: bool) -> Option<Self> {
         let leaf = Leaf::parse(chain.first()?).ok()?;
         let spiffe_id = match leaf.uri_sans.as_slice() {
             [uri] => uri.parse().ok(),
             _ => None,
         };
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        Some(Self(Arc::new(Inner { spiffe_id, leaf, chain })))
+        Some(Self(Arc::new(Inner { spiffe_id, leaf, chain, named })))
     }
 
     /// The SPIFFE id, when the certificate has exactly one URI SAN and it is one.
@@ -45,6 +46,21 @@ impl PeerIdentity {
     /// IP address SANs, in order.
     pub fn ip_sans(&self) -> &[IpAddr] {
         &self.0.leaf.ip_sans
+    }
+
+    /// Whether its names were asked for when it was verified: by SAN matchers, or as the name of the server. Else it may be anybody's whom an authority
+    /// knows.
+    pub fn is_named(&self) -> bool {
+        self.0.named
+    }
+
+    /// Whether the certificate is for this host: a DNS name, wildcards of the certificate included, or an IP address.
+    pub fn is_for(&self, host: &str) -> bool {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        match bare.parse::<IpAddr>() {
+            Ok(ip) => self.ip_sans().contains(&ip),
+            Err(_) => self.dns_sans().iter().any(|san| dns_matches(bare, san)),
+        }
     }
 
     /// Common name and organization: `CN=a, O=b`. For display, never for decisions.

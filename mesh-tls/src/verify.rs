@@ -21,7 +21,7 @@ use webpki::{EndEntityCert, KeyUsage};
 /// What is asked of the peer's name, besides the chain and the [`SanMatcher`]s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PeerCheck {
-    /// Nothing: xDS without SPIFFE (gRFC A29: no host name check).
+    /// Nothing: xDS without SPIFFE (gRFC A29: no host name check). A client that shows a SPIFFE id shows no other URI all the same.
     #[default]
     Chain,
     /// Exactly one URI SAN, a SPIFFE id. Always asked when the roots are chosen by trust domain (gRFC A87).
@@ -105,6 +105,10 @@ impl Verifier {
         let spiffe =
             matches!(self.check, PeerCheck::Spiffe | PeerCheck::SpiffeServerName) || self.roots.is_by_trust_domain();
         let id = if spiffe { Some(spiffe_id(leaf)?) } else { None };
+        // Whoever has a SPIFFE id has one name: of a client that has several rules could each take another (X509-SVID section 2).
+        if self.side == Side::Client && leaf.uri_sans.len() > 1 && leaf.uri_sans.iter().any(|uri| is_spiffe(uri)) {
+            return Err(Reason::NotOneUri { uris: leaf.uri_sans.clone() });
+        }
         let domain = id.as_ref().map(SpiffeId::trust_domain_str);
         let anchors = self.roots.anchors(domain).ok_or_else(|| Reason::UnknownTrustDomain {
             domain: domain.unwrap_or_default().to_owned(),
@@ -187,6 +191,11 @@ impl Verifier {
 /// What rustls is given for a server without a name: it sends no SNI for an address.
 pub(crate) fn no_name() -> ServerName<'static> {
     ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+/// Whether it is said to be a SPIFFE id, in whatever case.
+fn is_spiffe(uri: &str) -> bool {
+    uri.get(..9).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe://"))
 }
 
 /// A well-formed X.509-SVID leaf (X509-SVID §5.2, gRFC A87).

@@ -67,6 +67,7 @@ struct Pair {
     title: String,
     server: Worker,
     client: Worker,
+    shape: Shape,
     turns: Vec<(Measured, f64)>,
 }
 
@@ -81,12 +82,18 @@ impl Pair {
         let (server, addresses) = Worker::inbound(side, listeners, identity).await?;
         let role = client(addresses).await?;
         let client = Worker::client(&role).await.context("the client does not start")?;
-        Ok(Self { title: title.to_owned(), server, client, turns: Vec::new() })
+        Ok(Self { title: title.to_owned(), server, client, shape: Shape::Echo, turns: Vec::new() })
+    }
+
+    /// Its requests are part of a trace.
+    fn traced(self) -> Self {
+        Self { shape: Shape::Traced, ..self }
     }
 
     /// What the client measured, and the CPU time of the server per call.
     async fn turn(&mut self, concurrency: usize, run_ms: u64) -> Result<()> {
-        let load = |run_ms| Load { payload: 64, shape: Shape::Echo, concurrency, warm_ms: 0, run_ms, counted_calls: 0 };
+        let shape = self.shape;
+        let load = |run_ms| Load { payload: 64, shape, concurrency, warm_ms: 0, run_ms, counted_calls: 0 };
         self.client.run(&load((run_ms / 8).max(50))).await?;
         let before = self.server.cpu_us().await?;
         let measured = self.client.run(&load(run_ms)).await?;
@@ -133,7 +140,7 @@ async fn server(options: &Options) -> Result<bool> {
     };
     let mut pairs = Vec::new();
     for side in [Side::Tonic, Side::Bare, Side::Full] {
-        pairs.push(Pair::start(side.title(), side, 1, None, bare).await?);
+        pairs.push(Pair::start(side.title(), side, 1, None, bare).await?.traced());
     }
     let ratios = measure("server alone, 3 connections x 11 streams", &mut pairs, 33, options).await?;
     for pair in pairs {

@@ -58,6 +58,7 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     SpiffeId,
+    TrustDomain,
     Namespace,
     Authenticated,
     Token,
@@ -78,7 +79,7 @@ impl Rbac {
         Self::of(RbacAction::Allow)
     }
 
-    /// Refuses what a rule matches.
+    /// Refuses what a rule matches. Of a [header](Rule::header) that comes several times one value is enough, as handlers read one of them.
     pub fn deny() -> Self {
         Self::of(RbacAction::Deny)
     }
@@ -95,7 +96,7 @@ impl Rbac {
             self.wrong.get_or_insert_with(|| format!("rule `{name}`: {wrong}"));
         }
         self.tokens |= rule.principals.iter().any(|(kind, _)| matches!(kind, Kind::Token | Kind::Claim(_)));
-        self.rules.policies.push(rule.policy(name));
+        self.rules.policies.push(rule.policy(name, self.rules.action == RbacAction::Deny));
         self
     }
 
@@ -140,7 +141,17 @@ impl Rule {
         self.principal(Kind::SpiffeId, of_uri(id))
     }
 
-    /// Callers of this namespace: a URI SAN is `spiffe://TRUST-DOMAIN/ns/NAMESPACE/...`, Istio's form of the id.
+    /// Callers of this trust domain, such as `cluster.local`.
+    #[must_use]
+    pub fn trust_domain(self, domain: &str) -> Self {
+        let pattern = StringPattern::Prefix(format!("spiffe://{domain}/"));
+        let matcher = StringMatcher { pattern, ignore_case: false };
+        self.principal(Kind::TrustDomain, Principal::Certificate(Some(PeerName::Uri(matcher))))
+    }
+
+    /// Callers of this namespace: a URI SAN is `spiffe://TRUST-DOMAIN/ns/NAMESPACE/...`, Istio's form of the id. Of whatever trust domain whose roots the
+    /// server has: where others are federated, say which one as well ([`trust_domain`](Self::trust_domain)), as in
+    /// [`not_namespace`](Self::not_namespace), where one of theirs is as good as ours.
     #[must_use]
     pub fn namespace(self, namespace: &str) -> Self {
         self.principal(Kind::Namespace, of_namespace(namespace))
@@ -225,15 +236,16 @@ impl Rule {
         self.permission(Kind::Method, Permission::Header(header(":method", pattern(method))))
     }
 
-    /// Requests for this authority, port included where it has one.
+    /// Requests for this authority, in any case. A port counts where one is said: without one `admin.test` is `admin.test:8080` too, and `admin.test.` with
+    /// the final dot.
     #[must_use]
     pub fn host(self, host: &str) -> Self {
-        let matcher = StringMatcher { ignore_case: true, ..pattern(&host.to_ascii_lowercase()) };
+        let matcher = StringMatcher { ignore_case: true, ..of_host(&host.to_ascii_lowercase()) };
         self.permission(Kind::Host, Permission::Header(header(":authority", matcher)))
     }
 
-    /// Requests with this header, whose values are joined with `,`. A name that no header can have is an error of
-    /// [`bind`](super::InboundBuilder::bind).
+    /// Requests with this header. Several values are joined with `,`; in an [`Rbac::deny`] each of them counts as well, by itself. A name that no header can
+    /// have is an error of [`bind`](super::InboundBuilder::bind).
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = name.to_ascii_lowercase();
@@ -260,7 +272,15 @@ impl Rule {
         self
     }
 
-    fn policy(self, name: Arc<str>) -> RbacPolicy {
+    fn policy(mut self, name: Arc<str>, denies: bool) -> RbacPolicy {
+        if denies {
+            // Whoever says a header twice says it.
+            for (kind, permission) in &mut self.permissions {
+                if let (Kind::Header(_), Permission::Header(header)) = (&*kind, &*permission) {
+                    *permission = Permission::AnyHeader(header.clone());
+                }
+            }
+        }
         let permissions = grouped(self.permissions).into_iter().map(Permission::OneOf).collect::<Vec<_>>();
         let principals = grouped(self.principals).into_iter().map(Principal::OneOf).collect::<Vec<_>>();
         RbacPolicy {
@@ -293,6 +313,23 @@ fn pattern(text: &str) -> StringMatcher {
         (_, None, Some(prefix)) => of(StringPattern::Prefix(prefix.to_owned())),
         _ => StringMatcher::exact(text),
     }
+}
+
+/// The host of an authority, with whatever port and final dot where the text has none.
+fn of_host(host: &str) -> StringMatcher {
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let port =
+        host.rsplit_once(':').filter(|(name, port)| digits(port) && (!name.contains(':') || name.ends_with(']')));
+    if port.is_some() || host.ends_with('*') {
+        return pattern(host);
+    }
+    let (front, name) = host.strip_prefix('*').map_or(("", host), |name| ("(?s-u:.)*", name));
+    let regex = SafeRegex::new(&format!(r"(?i){front}{}\.?(?::[0-9]*)?", regex::escape(name)));
+    // Longer than any authority.
+    regex.map_or_else(
+        |_| pattern(host),
+        |regex| StringMatcher { pattern: StringPattern::Regex(regex), ignore_case: true },
+    )
 }
 
 /// A name in the subject or among the DNS names is no identity.

@@ -160,7 +160,8 @@ impl InboundBuilder {
 
     /// What becomes of open connections when whom we trust changes (other roots, a list of revoked certificates). [`TlsRenewal::Within`]: those whose
     /// clients would not be let in any more are told to go away at once, and cut when that time is over; the others stay, also when our own
-    /// certificate was renewed. Default: 10 s, as with a [`MeshBuilder`](crate::MeshBuilder::tls_renewal).
+    /// certificate was renewed, and when the certificate that they showed has expired since: that it is valid is asked when they connect, and a bound for it is
+    /// [`Limits::max_connection_age`]. Default: 10 s, as with a [`MeshBuilder`](crate::MeshBuilder::tls_renewal).
     #[must_use]
     pub fn tls_renewal(mut self, renewal: TlsRenewal) -> Self {
         self.renewal = renewal;

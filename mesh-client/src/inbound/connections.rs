@@ -167,19 +167,17 @@ impl Connections {
     pub(super) fn drain(self: &Arc<Self>, within: Duration, keep: impl Fn(&ConnectionInfo) -> bool) -> usize {
         // Choosing takes a moment: others may enter and go meanwhile.
         let open: Vec<_> = self.state().open.iter().map(|(number, member)| (*number, member.clone())).collect();
-        let gone = open.into_iter().filter(|(_, member)| !keep(&member.info));
+        let gone: Vec<_> = open.into_iter().filter(|(_, member)| !keep(&member.info)).collect();
         let now = Instant::now();
-        let mut gone: Vec<_> = gone
-            .map(|(number, member)| {
-                member.leave();
-                (now + member.info.limits().drain_timeout.min(within), number)
-            })
-            .collect();
-        gone.sort_unstable();
+        // Whose end no clock can tell is never cut.
+        let end = |member: &Member| now.checked_add(member.info.limits().drain_timeout.min(within));
+        gone.iter().for_each(|(_, member)| member.leave());
+        let mut ends: Vec<_> = gone.iter().filter_map(|(number, member)| Some((end(member)?, *number))).collect();
+        ends.sort_unstable();
         let (connections, count) = (Arc::downgrade(self), gone.len());
-        if count > 0 {
+        if !ends.is_empty() {
             tokio::spawn(async move {
-                for (end, number) in gone {
+                for (end, number) in ends {
                     sleep_until(end).await;
                     let Some(connections) = connections.upgrade() else { return };
                     connections.abort_one(number);

@@ -2,7 +2,7 @@
 
 use super::{Chain, Config, FetchKeys, Kept, Policy, Security, Shared, Source};
 use crate::{
-    error::BoxError,
+    error::{BoxError, caught},
     outbound::identity::Identities,
     telemetry::{metrics::Source as Labels, watch::AccessLogger},
 };
@@ -118,7 +118,12 @@ async fn run(shared: Weak<Shared>, mut watch: ServerWatch, mut compiler: Compile
         let state = watch.state();
         match shared.upgrade() {
             None => return,
-            Some(shared) => compiler.step(&shared, state),
+            Some(shared) => {
+                if let Err(panic) = caught(|| compiler.step(&shared, state)) {
+                    let reason = format!("the configuration cannot be put in force, making it panicked: {panic}");
+                    compiler.stop(&shared, Serving::NotServing { reason: reason.into() });
+                }
+            }
         }
         if watch.changed().await.is_err() {
             return;
@@ -149,9 +154,14 @@ impl Compiler {
             ServerState::Absent(error) | ServerState::Pending { cause: Some(error) } => stop(error.to_string()),
             ServerState::Pending { cause: None } => Serving::awaited(),
         };
+        self.stop(shared, serving);
+    }
+
+    /// Nobody is served, for this reason.
+    fn stop(&mut self, shared: &Arc<Shared>, reason: Serving) {
         self.made.clear();
         shared.apply(Config::default());
-        shared.serves(serving);
+        shared.serves(reason);
     }
 
     /// Chains that are secured as before stay the same; what their requests are asked changes in place. Beside it, what cannot be put in force.
@@ -239,10 +249,18 @@ impl Made {
         matches!(self.chain.security, Security::Refused(_))
     }
 
-    /// Whether it can stand in for this one: what lets in more than is said now cannot.
+    /// Whether it can stand in for this one: what lets in others than is said now cannot.
     fn is_as_strict_as(&self, said: &FilterChain) -> bool {
-        let wants = |tls: &Option<Arc<DownstreamTls>>| tls.as_ref().map(|tls| tls.require_client_certificate);
-        !self.is_refused() && wants(&self.tls) >= wants(&said.tls)
+        let strict = match (&self.tls, &said.tls) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(old), Some(now)) => {
+                old.require_client_certificate >= now.require_client_certificate
+                    && old.ca == now.ca
+                    && old.san_matchers == now.san_matchers
+            }
+        };
+        strict && !self.is_refused()
     }
 }
 

@@ -64,7 +64,7 @@ pub use mesh_xds::resource::{AuditLogging, CidrRange, ClientCertDetails, Forward
 
 pub use crate::transport::{RequestBody, RequestBodyError};
 
-use crate::outbound::connect::TlsRenewal;
+use crate::{error::caught, outbound::connect::TlsRenewal};
 use arc_swap::ArcSwap;
 use connections::Connections;
 use handshakes::Handshakes;
@@ -227,8 +227,10 @@ impl Shared {
                 tracing::warn!(address = %self.local, "the inbound side does not serve: {reason}");
             }
         }
-        if let Some(tell) = &self.on_serving {
-            tell(&now);
+        if let Some(tell) = &self.on_serving
+            && let Err(panic) = caught(|| tell(&now))
+        {
+            tracing::error!(address = %self.local, panic, "the callback of the inbound side panicked");
         }
     }
 }

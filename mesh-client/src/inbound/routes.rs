@@ -75,7 +75,7 @@ impl Routes {
                     timeouts: timeouts(&route.action, making),
                     unavailable: unavailable(&route.action),
                 };
-                (Matcher::compile(&route.matches, Profile::Envoy), Arc::new(entry))
+                (Matcher::of_server(&route.matches), Arc::new(entry))
             };
             host.routes.iter().enumerate().zip(actions).map(route).collect()
         };

@@ -273,8 +273,11 @@ pub(super) async fn mind_foreign(info: ConnectionInfo, connection: Handle) {
 }
 
 /// When a connection that begins now is too old.
-fn age(limits: &Limits) -> Option<Duration> {
-    limits.max_connection_age.map(|age| age.mul_f64(0.9 + 0.2 * fastrand::f64()))
+pub(super) fn age(limits: &Limits) -> Option<Duration> {
+    let share = 0.9 + 0.2 * fastrand::f64();
+    // More than there is room for is never.
+    let age = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * share).unwrap_or(Duration::MAX);
+    limits.max_connection_age.map(age)
 }
 
 fn config(limits: &Limits) -> ServerConfig {

@@ -198,3 +198,15 @@ async fn a_requirement_that_is_not_configured_lets_nobody_in() {
     assert_eq!(asked(&policy, get("http://shop.test/unknown")).await, Some((403, 7)));
     assert_eq!(asked(&policy, get("http://shop.test/")).await, None, "no rule, no need");
 }
+
+#[test]
+fn an_age_that_no_clock_can_tell_is_never_reached() {
+    let limits = super::Limits::default().max_connection_age(Some(Duration::MAX));
+    for _ in 0..64 {
+        let age = super::serve::age(&limits).expect("there is one");
+        assert!(age > Duration::from_secs(1 << 40), "{age:?}");
+    }
+    let limits = super::Limits::default().max_connection_age(Some(Duration::from_secs(10)));
+    let age = super::serve::age(&limits).expect("there is one");
+    assert!((Duration::from_secs(9)..=Duration::from_secs(11)).contains(&age), "{age:?}");
+}

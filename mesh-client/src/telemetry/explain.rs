@@ -1,11 +1,9 @@
 //! The decision trail of a request, in words.
 
+use mesh_tls::PeerIdentity;
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Records how one request is served. Put a clone into the request's extensions, make the request, then print it:
@@ -25,8 +23,8 @@ pub struct Explain(Arc<Trail>);
 #[derive(Debug, Default)]
 struct Trail {
     steps: Mutex<Vec<Step>>,
-    /// A connection without TLS was used.
-    clear: AtomicBool,
+    /// Who was at the other end, each time it was sent.
+    peers: Mutex<Vec<Option<PeerIdentity>>>,
 }
 
 /// One decision.
@@ -65,14 +63,21 @@ impl Explain {
         self.0.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The request goes out without TLS.
-    pub(crate) fn unencrypted(&self) {
-        self.0.clear.store(true, Ordering::Relaxed);
+    /// The request goes out to this peer; `None`: without TLS.
+    pub(crate) fn sent_to(&self, peer: Option<&PeerIdentity>) {
+        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer.cloned());
     }
 
-    /// Whether it did, to whomever.
-    pub(crate) fn in_the_clear(&self) -> bool {
-        self.0.clear.load(Ordering::Relaxed)
+    /// Why who answered may be anybody, and not `host`.
+    pub(crate) fn unproven(&self, host: &str) -> Option<String> {
+        let peers = self.0.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.iter().find_map(|peer| match peer {
+            None => Some("the connection is not encrypted: the cluster has no TLS settings".to_owned()),
+            Some(peer) if peer.is_named() || peer.is_for(host) => None,
+            Some(peer) => Some(format!(
+                "the certificate of {peer} is not for {host}, and the cluster's TLS settings name nobody else"
+            )),
+        })
     }
 }
 

@@ -5,12 +5,17 @@ use crate::{
     support::{
         ANY, GUARD, TARGET, assert_says, hello_with,
         inbound::{Echo, Polite, Seen, Serving},
-        mesh_on, rule, service, until,
+        mesh_on,
+        policies::{Tokens, plain, tell, with_token},
+        rule, service, until,
     },
 };
 use examples::greeter::greeter_server::GreeterServer;
 use http::StatusCode;
-use mesh_client::{Inbound, inbound::Serving as State};
+use mesh_client::{
+    Inbound,
+    inbound::{JwtProvider, Serving as State},
+};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use std::{
     sync::{Arc, Mutex},
@@ -167,4 +172,31 @@ async fn a_bad_file_at_the_start_is_an_error_with_its_place() {
     std::fs::write(&file, r#"{"limits": {"idle_timeout": 10}}"#).unwrap();
     let error = Inbound::builder().file(&file).bind(ANY).await.unwrap_err();
     assert_says(&error.to_string(), &["inbound.json", "limits.idle_timeout", "a number"]);
+}
+
+#[tokio::test]
+async fn a_rule_about_tokens_that_nobody_verifies_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("inbound.json");
+    let tokens = Tokens::new();
+    let deny = r#"{"authorize": {"action": "deny", "rules": [{"claims": {"sub": ["guest"]}}]}}"#;
+    let jwt = format!(r#"{{"jwt": {{"issuer": "i", "optional": true, "jwks": {}}}}}"#, tokens.jwks());
+    let provider = JwtProvider::inline("i", tokens.jwks()).optional();
+    let bind = async |filters: &[&str], builder: mesh_client::inbound::InboundBuilder| {
+        std::fs::write(&file, format!(r#"{{"filters": [{}]}}"#, filters.join(", "))).unwrap();
+        builder.file(&file).bind(ANY).await
+    };
+    for filters in [&[deny][..], &[deny, &jwt]] {
+        let error = bind(filters, Inbound::builder()).await.unwrap_err();
+        assert_says(&error.to_string(), &["inbound.json", "filters[0]", "no `jwt` is given before"]);
+    }
+    for (filters, builder) in
+        [(&[jwt.as_str(), deny][..], Inbound::builder()), (&[deny][..], Inbound::builder().jwt(provider))]
+    {
+        let serving = Serving::of(bind(filters, builder).await.unwrap(), tower::service_fn(tell));
+        for (subject, expected) in [("guest", 403), ("anna", 200)] {
+            let answer = plain(serving.addr, with_token("/", &tokens.of("i", subject))).await;
+            assert_eq!(answer.0, expected, "{subject}: {}", answer.1);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::{
     support::{
         ANY, CLUSTER, GUARD,
         inbound::Serving,
-        policies::{Tokens, get, plain, tell, with, with_token},
+        policies::{Tokens, ask, get, plain, tell, with, with_token},
         service, until,
     },
 };
@@ -15,7 +15,7 @@ use envoy_types::{
         envoy::{
             config::{
                 core::v3::{
-                    CidrRange, DataSource, HttpUri, RuntimeFractionalPercent, data_source::Specifier,
+                    CidrRange, DataSource, HttpUri, RuntimeFractionalPercent, TypedExtensionConfig, data_source::Specifier,
                     http_uri::HttpUpstreamType,
                 },
                 listener::v3::FilterChainMatch,
@@ -36,6 +36,7 @@ use envoy_types::{
                 },
                 network::http_connection_manager::v3::{HttpFilter, http_filter},
             },
+            extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
             r#type::v3::{FractionalPercent, TokenBucket, fractional_percent::DenominatorType},
         },
         google::protobuf::{Any, Duration, UInt32Value},
@@ -48,7 +49,7 @@ use mesh_client::{Inbound, inbound::RequestBody};
 use mesh_tls::default_provider;
 use std::{convert::Infallible, sync::Arc};
 
-fn route(path: &str, overrides: &[(&str, Any)]) -> Route {
+pub(crate) fn route(path: &str, overrides: &[(&str, Any)]) -> Route {
     Route {
         name: path.into(),
         r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix(path.into())), ..RouteMatch::default() }),
@@ -58,7 +59,7 @@ fn route(path: &str, overrides: &[(&str, Any)]) -> Route {
     }
 }
 
-fn filter(name: &str, config: Any) -> HttpFilter {
+pub(crate) fn filter(name: &str, config: Any) -> HttpFilter {
     let config_type = Some(http_filter::ConfigType::TypedConfig(config));
     HttpFilter { name: name.into(), config_type, ..HttpFilter::default() }
 }
@@ -76,7 +77,7 @@ fn fault(status: Option<u32>) -> Any {
     pack_any(HttpFault { abort: status.map(abort), ..HttpFault::default() })
 }
 
-fn deny(path: &str) -> Any {
+pub(crate) fn deny(path: &str) -> Any {
     use envoy_types::pb::envoy::r#type::matcher::v3::{
         PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
     };
@@ -156,7 +157,7 @@ async fn world() -> Pair {
 }
 
 /// The server is to have these filters and routes.
-async fn configured(pair: &Pair, filters: Vec<HttpFilter>, routes: Vec<Route>) {
+pub(crate) async fn configured(pair: &Pair, filters: Vec<HttpFilter>, routes: Vec<Route>) {
     pair.serve(pair.listener(vec![chain_with("plain", "", None, |own| *own = manager(routes, filters))]));
     tokio::time::timeout(GUARD, pair.inbound.ready()).await.unwrap();
 }
@@ -285,4 +286,50 @@ async fn chains_count_for_themselves_and_go_on_counting_after_an_update() {
 
 fn echo() -> crate::support::inbound::Echo {
     crate::support::inbound::Echo(Arc::default())
+}
+
+/// Of this path template.
+fn of_template(template: &str) -> Option<RouteMatch> {
+    let typed = UriTemplateMatchConfig { path_template: template.into() };
+    let policy = TypedExtensionConfig { name: "template".into(), typed_config: Some(pack_any(typed)) };
+    Some(RouteMatch { path_specifier: Some(PathSpecifier::PathMatchPolicy(policy)), ..RouteMatch::default() })
+}
+
+#[tokio::test]
+async fn no_byte_in_a_path_gets_around_a_token_or_a_route_by_template() {
+    let b = Tokens::new();
+    let JwtAuthentication { providers, .. } = authentication(&b);
+    let needed = RequirementRule {
+        r#match: of_template("/admin/{id}"),
+        requirement_type: Some(RequirementType::Requires(JwtRequirement {
+            requires_type: Some(RequiresType::ProviderName("b".into())),
+        })),
+    };
+    let jwt = JwtAuthentication {
+        providers: providers.into_iter().filter(|(name, _)| name == "b").collect(),
+        rules: vec![needed],
+        ..JwtAuthentication::default()
+    };
+    let closed = RbacPerRoute { rbac: Some(Rbac { rules: Some(Rules::default()), ..Rbac::default() }) };
+    let routes = vec![
+        Route { r#match: of_template("/closed/{id}"), ..route("closed", &[("rbac", pack_any(closed))]) },
+        route("/", &[]),
+    ];
+    let pair = world().await;
+    configured(&pair, vec![filter("jwt", pack_any(jwt)), filter("rbac", deny("/nothing"))], routes).await;
+    let addr = pair.inbound.local_addr();
+    assert_eq!(plain(addr, get("/open/7")).await.0, 200);
+    let mut refused = 0;
+    for byte in (0x21..=0x7e_u8).filter(|byte| !b"/?#".contains(byte)).map(char::from).chain(['\u{e4}', '\u{4e2d}']) {
+        for (path, expected) in [(format!("/admin/7{byte}"), 401), (format!("/closed/{byte}"), 403)] {
+            let Ok(uri) = format!("http://shop.test{path}").parse::<http::Uri>() else { continue };
+            for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+                let request = Request::get(uri.clone()).body(http_body_util::Empty::new()).unwrap();
+                let status = ask(version, addr, None, request).await.0;
+                assert!(status == expected || status == 400, "{status}: {version:?} {path}");
+                refused += usize::from(status == expected);
+            }
+        }
+    }
+    assert!(refused > 200, "{refused}");
 }

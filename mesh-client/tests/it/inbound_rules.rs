@@ -136,3 +136,75 @@ async fn normalised_paths_cannot_be_written_in_another_way() {
     assert_eq!(status, 200);
     assert!(body.contains("/a/b/c?d=//"), "the application sees the same: {body}");
 }
+
+#[tokio::test]
+async fn a_denial_by_header_or_host_is_not_passed_by_saying_it_twice_or_with_a_port() {
+    let deny = Rbac::deny()
+        .rule("role", Rule::new().header("x-role", "admin"))
+        .rule("prefix", Rule::new().header("x-path", "/secret*"))
+        .rule("host", Rule::new().host("admin.test"))
+        .rule("below", Rule::new().host("*.inner.test"))
+        .rule("port", Rule::new().host("port.test:81"));
+    let denied = serve(Inbound::builder().authorize(deny)).await;
+    let allow =
+        Rbac::allow().rule("role", Rule::new().header("x-role", "admin")).rule("all", Rule::new().path("/open"));
+    let allowed = serve(Inbound::builder().authorize(allow)).await;
+    let to = |host: &str| Request::get(format!("http://{host}/")).body(Empty::new()).unwrap();
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let status = async |addr, request: Request<Empty<Bytes>>| {
+            exchange(version, TcpStream::connect(addr).await.unwrap(), request).await.0
+        };
+        for values in [&["admin"][..], &["admin", "y"], &["y", "admin"], &["y", "z", "admin"]] {
+            let request = values.iter().fold(get("/"), |request, value| with(request, "x-role", value.as_bytes()));
+            assert_eq!(status(denied.addr, request).await, 403, "{version:?} {values:?}");
+        }
+        let twice = || with(with(get("/"), "x-role", b"admin"), "x-role", b"y");
+        assert_eq!(status(allowed.addr, with(get("/"), "x-role", b"admin")).await, 200);
+        assert_eq!(status(allowed.addr, twice()).await, 403, "{version:?}: who says more than is allowed");
+        let paths = with(with(get("/"), "x-path", b"/open"), "x-path", b"/secret/a");
+        assert_eq!(status(denied.addr, paths).await, 403, "{version:?}");
+        assert_eq!(status(denied.addr, with(get("/"), "x-role", b"y")).await, 200);
+        for (host, expected) in [
+            ("admin.test", 403),
+            ("ADMIN.test", 403),
+            ("admin.test:80", 403),
+            ("admin.test:8443", 403),
+            ("admin.test.", 403),
+            ("admin.test.:80", 403),
+            ("xadmin.test", 200),
+            ("admin.test.other", 200),
+            ("a.inner.test", 403),
+            ("a.inner.test:9", 403),
+            ("inner.test", 200),
+            ("port.test:81", 403),
+            ("port.test:82", 200),
+        ] {
+            assert_eq!(status(denied.addr, to(host)).await, expected, "{version:?} {host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_of_another_trust_domain_is_told_apart_where_that_is_said() {
+    let issuer = Issuer::new();
+    let id = |id: &str| vec![SanType::URI(id.try_into().unwrap())];
+    let settings = || ServerSettings {
+        alpn: vec![b"h2".to_vec()],
+        ..ServerSettings::mtls(issuer.source("server", id("spiffe://ours/ns/ops/sa/server")))
+    };
+    let any =
+        serve(Inbound::builder().tls(settings()).authorize(Rbac::allow().rule("x", Rule::new().namespace("ops"))));
+    let ours = Rule::new().trust_domain("ours").namespace("ops");
+    let ours = serve(Inbound::builder().tls(settings()).authorize(Rbac::allow().rule("x", ours)));
+    let (any, ours) = (any.await, ours.await);
+    for (caller, of_any, of_ours) in [
+        ("spiffe://ours/ns/ops/sa/a", 200, 200),
+        ("spiffe://theirs/ns/ops/sa/a", 200, 403),
+        ("spiffe://ours.evil/ns/ops/sa/a", 200, 403),
+        ("spiffe://ours/ns/web/sa/a", 403, 403),
+    ] {
+        let client = client(Version::HTTP_2, ClientSettings::mtls(issuer.source("client", id(caller))));
+        assert_eq!(secured(any.addr, &client, get("/")).await.0, of_any, "{caller}");
+        assert_eq!(secured(ours.addr, &client, get("/")).await.0, of_ours, "{caller}");
+    }
+}

@@ -171,10 +171,33 @@ async fn keys_are_fetched_over_the_mesh_and_never_in_the_clear_what_is_to_be_enc
     };
     let inbound = Inbound::builder().acceptor(acceptor).bind(ANY).await.unwrap();
     let keys = Serving::of(inbound, tower::service_fn(answer));
-    cp.apply(&(service(&[("one", keys.addr)]) + &rule("{tls: {mode: ISTIO_MUTUAL}}", &[]))).await.unwrap();
-    let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
-    let provider = JwtProvider::fetched(ISSUER, channel, Uri::from_static("https://greeter.default.svc/keys"));
-    assert_eq!(status_of(provider, &token).await.0, 200);
+    // Whoever is of the mesh could answer, unless it is said who does.
+    for (names, expected) in [("[spiffe://cluster.local/ns/default/sa/greeter]", 200), ("[]", 401)] {
+        let tls = rule(&format!("{{tls: {{mode: ISTIO_MUTUAL, subjectAltNames: {names}}}}}"), &[]);
+        cp.apply(&(service(&[("one", keys.addr)]) + &tls)).await.unwrap();
+        let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
+        let provider = JwtProvider::fetched(ISSUER, channel, Uri::from_static("https://greeter.default.svc/keys"));
+        assert_eq!(status_of(provider, &token).await.0, expected, "{names}");
+    }
+}
+
+#[tokio::test]
+async fn a_scheme_in_any_case_is_a_token() {
+    let tokens = Tokens::new();
+    let good = tokens.of(ISSUER, "anna");
+    let bad = Tokens::new().of(ISSUER, "anna");
+    let serving = serve(Inbound::builder().jwt(JwtProvider::inline(ISSUER, tokens.jwks()).optional())).await;
+    for version in VERSIONS {
+        for scheme in ["Bearer ", "bearer ", "BEARER ", "bEaReR  ", "bearer\t"] {
+            let sent = |token: &str| with(get("/"), "authorization", format!("{scheme}{token}").as_bytes());
+            let (status, body, _) = ask(version, serving.addr, None, sent(&good)).await;
+            assert_eq!(status, 200, "{version:?} {scheme:?}: {body}");
+            assert!(body.contains("subject=anna"), "{scheme:?}: {body}");
+            assert_eq!(ask(version, serving.addr, None, sent(&bad)).await.0, 401, "{version:?} {scheme:?}");
+        }
+        let other = with(get("/"), "authorization", b"Basic YTpi");
+        assert_eq!(ask(version, serving.addr, None, other).await.0, 200, "no token at all");
+    }
 }
 
 /// Panics once.

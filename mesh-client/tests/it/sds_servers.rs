@@ -135,6 +135,13 @@ async fn a_secret_that_the_server_lacks_or_that_is_another_kind_is_named() {
     let source = SdsSource::new(roots, &Handle::current()).unwrap();
     let material = timeout(GUARD, ready(&source)).await.unwrap();
     assert!(material.identity.is_none() && material.roots.is_some());
+    for server in ["10.0.0.1:80", "agent.test:80"] {
+        let told = SdsSource::new(sds(server), &Handle::current()).unwrap_err().to_string();
+        assert_says(&told, &["agent", "in the clear", server]);
+        let wanted = SdsConfig { dangerous_plaintext: true, ..sds(server) };
+        SdsSource::new(wanted, &Handle::current()).expect("it is said");
+    }
+    SdsSource::new(sds("localhost:1"), &Handle::current()).expect("nobody else hears it");
     let nothing = SdsConfig { certificate: None, roots: None, ..sds("unix:/a") };
     assert_says(&SdsSource::new(nothing, &Handle::current()).unwrap_err().to_string(), &["agent", "neither"]);
     assert_says(&SdsConfig::new("a", "ftp://a", default_provider()).unwrap_err().to_string(), &["ftp://a"]);

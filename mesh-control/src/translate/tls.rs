@@ -15,8 +15,9 @@ use envoy_types::{
                 raw_buffer::v3::RawBuffer,
                 tls::v3::{
                     CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
-                    DownstreamTlsContext, TlsCertificate, UpstreamTlsContext,
+                    DownstreamTlsContext, SubjectAltNameMatcher, TlsCertificate, UpstreamTlsContext,
                     certificate_validation_context::SystemRootCerts, common_tls_context::ValidationContextType,
+                    subject_alt_name_matcher::SanType,
                 },
             },
             r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
@@ -106,10 +107,20 @@ fn tls_mode() -> Struct {
     Struct { fields: [("tlsMode".to_owned(), istio)].into() }
 }
 
-/// The transport socket of a server that takes mutual TLS: any caller of the trusted domains, of whom authorization decides.
+/// The transport socket of a server that takes mutual TLS: any caller of the trusted domains that has a SPIFFE id, of whom authorization decides.
+/// gRPC's servers do not know the typed list, and take any caller of the roots.
 pub(super) fn downstream() -> TransportSocket {
-    let validation =
-        CertificateValidationContext { ca_certificate_provider_instance: Some(provider(ROOTS)), ..Default::default() };
+    let spiffe =
+        StringMatcher { match_pattern: Some(MatchPattern::Prefix("spiffe://".to_owned())), ignore_case: false };
+    let validation = CertificateValidationContext {
+        ca_certificate_provider_instance: Some(provider(ROOTS)),
+        match_typed_subject_alt_names: vec![SubjectAltNameMatcher {
+            san_type: SanType::Uri.into(),
+            matcher: Some(spiffe),
+            ..SubjectAltNameMatcher::default()
+        }],
+        ..CertificateValidationContext::default()
+    };
     let common = CommonTlsContext {
         alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
         tls_certificate_provider_instance: Some(provider(IDENTITY)),
@@ -169,15 +180,30 @@ pub(super) fn transport_socket(
             }];
         }
     }
+    let mut names: Vec<_> = names.into_iter().map(exact).collect();
+    let mut by_sni = false;
+    if tls.mode != TlsMode::Mesh && !tls.insecure_skip_verify && names.is_empty() {
+        // Of all whom the authority knows it is to be this one, as Istio verifies it. The list is for clients that do not know of the flag.
+        if sni.is_empty() && is_name(target.host) {
+            target.host.clone_into(&mut sni);
+        }
+        by_sni = !sni.is_empty();
+        names = vec![if by_sni { exact(sni.clone()) } else { any_of(target.host) }];
+    }
     // gRPC clients read this list and not its typed successor.
     #[allow(deprecated, reason = "gRFC A29 names this field")]
     {
-        validation.match_subject_alt_names = names.into_iter().map(exact).collect();
+        validation.match_subject_alt_names = names;
     }
     if !tls.insecure_skip_verify || tls.mode == TlsMode::Mesh {
         common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
     }
-    let context = UpstreamTlsContext { common_tls_context: Some(common), sni, ..UpstreamTlsContext::default() };
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(common),
+        sni,
+        auto_sni_san_validation: by_sni,
+        ..UpstreamTlsContext::default()
+    };
     Some(socket("envoy.transport_sockets.tls", pack_any(context)))
 }
 
@@ -208,4 +234,19 @@ fn file(path: &str) -> DataSource {
 
 fn exact(name: String) -> StringMatcher {
     StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ignore_case: false }
+}
+
+/// Whether it can be sent as SNI.
+fn is_name(host: &str) -> bool {
+    !host.contains('*') && host.parse::<std::net::IpAddr>().is_err()
+}
+
+/// What certificates for these hosts show: an address, or any name below that of a wildcard.
+fn any_of(host: &str) -> StringMatcher {
+    match host.strip_prefix('*') {
+        Some(end) if !end.is_empty() => {
+            StringMatcher { match_pattern: Some(MatchPattern::Suffix(end.to_owned())), ignore_case: true }
+        }
+        _ => exact(host.to_owned()),
+    }
 }

@@ -94,6 +94,8 @@ pub struct ServerSettings {
 #[derive(Clone, Debug, Default)]
 pub struct Presented {
     generation: u64,
+    /// When it was verified; 0 where nothing was shown.
+    at: Duration,
     /// Its certificate, and the chain that it sent.
     chain: Vec<CertificateDer<'static>>,
 }
@@ -199,8 +201,9 @@ impl Acceptor {
         self.0.store.generations()
     }
 
-    /// Whether the client of an open connection would still be let in, by what it showed then and whom we trust now. True as long as nothing
-    /// changed, and where clients show nothing.
+    /// Whether the client of an open connection would still be let in, by what it showed then and whom we trust now: roots, revocation lists, names. True
+    /// as long as nothing changed, and where clients show nothing. Validity is asked as of the handshake: a client that renewed its certificate keeps
+    /// the connection that it made with the one before.
     pub fn admits(&self, client: &Presented) -> bool {
         if client.generation == self.0.store.generation() {
             return true;
@@ -208,7 +211,9 @@ impl Acceptor {
         let Some((leaf, others)) = client.chain.split_first() else { return true };
         // Nobody is let in while there are no roots, and nobody is sent away for that.
         let verifier = self.0.store.parts().ok().and_then(|(parts, _)| self.verifier(&parts));
-        verifier.is_none_or(|verifier| verifier.verify_client_cert(leaf, others, UnixTime::now()).is_ok())
+        verifier.is_none_or(|verifier| {
+            verifier.verify_client_cert(leaf, others, UnixTime::since_unix_epoch(client.at)).is_ok()
+        })
     }
 
     /// Handshakes over `io`, with the newest material, within the handshake timeout.
@@ -284,7 +289,7 @@ impl Acceptor {
             (TlsError::from_handshake(error, refusal, Side::Client, built.own.as_deref()), Some(io))
         })?;
         let peer = stream.get_ref().1.peer_certificates();
-        let peer = peer.and_then(PeerIdentity::from_verified);
+        let peer = peer.and_then(|chain| PeerIdentity::from_verified(chain, !self.0.san_matchers.is_empty()));
         Ok(Accepted::tls(stream, peer, built.generation))
     }
 

@@ -3,10 +3,12 @@
 use super::Presented;
 use crate::{PeerIdentity, Rewind, TlsVersion};
 use pin_project::pin_project;
+use rustls_pki_types::UnixTime;
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
@@ -19,6 +21,8 @@ pub struct Accepted<IO> {
     stream: Stream<IO>,
     peer: Option<PeerIdentity>,
     generation: u64,
+    /// When it was accepted, since 1970.
+    at: Duration,
 }
 
 #[pin_project(project = StreamProjection)]
@@ -41,11 +45,12 @@ pub struct ConnectInfo<I> {
 
 impl<IO> Accepted<IO> {
     pub(super) fn plain(io: Rewind<IO>) -> Self {
-        Self { stream: Stream::Plain(io), peer: None, generation: 0 }
+        Self { stream: Stream::Plain(io), peer: None, generation: 0, at: Duration::ZERO }
     }
 
     pub(super) fn tls(stream: TlsStream<Rewind<IO>>, peer: Option<PeerIdentity>, generation: u64) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), peer, generation }
+        let at = Duration::from_secs(UnixTime::now().as_secs());
+        Self { stream: Stream::Tls(Box::new(stream)), peer, generation, at }
     }
 
     /// Who the client is; `None` for plaintext, or without a client certificate.
@@ -59,7 +64,7 @@ impl<IO> Accepted<IO> {
             Stream::Plain(_) => None,
             Stream::Tls(stream) => stream.get_ref().1.peer_certificates(),
         };
-        Presented { generation: self.generation, chain: chain.unwrap_or_default().to_vec() }
+        Presented { generation: self.generation, at: self.at, chain: chain.unwrap_or_default().to_vec() }
     }
 
     /// Whether the connection is encrypted.

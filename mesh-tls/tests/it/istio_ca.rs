@@ -297,11 +297,20 @@ async fn answers_that_cannot_be_used_are_refused_with_their_reason() {
         ((|c| c.address = "nowhere".into()) as fn(&mut IstioCaConfig), "is not host:port"),
         (|c| c.renew_at = 1.0, "renew_at must lie between 0 and 1"),
         (|c| c.lifetime = Duration::ZERO, "at least one second"),
+        (|c| c.address = "istiod.istio-system.svc:15010".into(), "the token would go in the clear to istiod"),
+        (|c| c.address = "[2001:db8::1]:15010".into(), "which is not this machine"),
         (|c| c.auth = CaAuth::Certificate(Arc::new(mesh_tls::MemorySource::empty("none"))), "in plaintext"),
     ] {
         let mut config = by_token(address, CaTls::Plaintext, &token);
         edit(&mut config);
         let said = IstioCaSource::new(config, &Handle::current()).unwrap_err().to_string();
         assert!(said.contains(reason), "{said}");
+    }
+    for (host, tls) in
+        [("localhost", CaTls::Plaintext), ("[::1]", CaTls::Plaintext), ("ca.test", CaTls::DangerousPlaintext)]
+    {
+        let mut config = by_token(address, tls, &token);
+        config.address = format!("{host}:1");
+        IstioCaSource::new(config, &Handle::current()).expect(host);
     }
 }

@@ -10,6 +10,7 @@ mod incoming;
 #[cfg(feature = "grpc")]
 mod istio_ca;
 mod matrix;
+mod presented;
 mod providers;
 mod refusals;
 mod rotation;

@@ -163,6 +163,45 @@ async fn identities_bundles_and_their_changes_come_over_a_unix_socket() {
 }
 
 #[tokio::test]
+async fn members_of_federated_domains_are_trusted_where_they_are_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+    let mut first = message(vec![svid(&ours, ALICE)]);
+    for domain in ["spiffe://far", "spiffe://farther"] {
+        first.federated_bundles.insert(domain.into(), theirs.der().to_vec());
+    }
+    let _serving = serve_unix(&socket, &Latest::new(Some(first)));
+    let far = mtls_client(&source(&theirs.svid("spiffe://far/carol"), ours.roots()));
+    let near = mtls_client(&source(&ours.svid(BOB), ours.roots()));
+    for (federated, trusted) in
+        [(None, true), (Some(vec!["far"]), true), (Some(vec!["farther"]), false), (Some(vec![]), false)]
+    {
+        let mut config = WorkloadApiConfig::new("agent", WorkloadEndpoint::Unix(socket.clone()), provider());
+        config.federated = federated.clone().map(|all| all.iter().map(|one| one.parse().unwrap()).collect());
+        let agent = Arc::new(WorkloadApiSource::new(config, &Handle::current()));
+        ready(&*agent).await;
+        let server = mtls_server(&agent);
+        assert_eq!(handshake(&far, &server, None).await.1.is_ok(), trusted, "{federated:?}");
+        assert!(handshake(&near, &server, None).await.1.is_ok(), "{federated:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_connections_and_says_nothing_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let silent = UnixListener::bind(&socket).unwrap();
+    let source = follow(WorkloadEndpoint::Unix(socket), SvidChoice::Default);
+    until(|| source.last_error().is_some()).await;
+    let said = source.last_error().unwrap();
+    assert!(said.contains("agent.sock says nothing within 30s"), "{said}");
+    let token = source.jwt_svid(&["reviews"], None).await.unwrap_err().to_string();
+    assert!(token.contains("agent.sock says nothing within 30s"), "{token}");
+    drop(silent);
+}
+
+#[tokio::test]
 async fn an_identity_is_chosen_by_hint_or_id_and_revocation_lists_are_obeyed() {
     let ca = Ca::new("ca");
     let mut hinted = svid(&ca, BOB);

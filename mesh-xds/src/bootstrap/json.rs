@@ -443,6 +443,12 @@ fn sds(path: &str, value: &Object, notes: &mut Notes) -> Result<SdsServer, Fault
     let address = ServerAddress::parse(&uri).map_err(|reason| (uri_path, reason))?;
     let channel_creds = match field(config, "channel_creds") {
         Some(_) => channel_creds(&path, config, notes)?,
+        // Keys are sent over it.
+        None if !address.is_local() => {
+            let reason =
+                "is missing: keys would be sent in the clear to another machine, which has to be said".to_owned();
+            return Err((join(&path, "channel_creds"), reason));
+        }
         None => ChannelCreds::Insecure,
     };
     let call_creds = call_creds(&path, config, notes)?;

@@ -248,6 +248,11 @@ fn wrong_fields_are_named_by_path() {
             "unsupported scheme",
         ),
         (
+            with(r#""certificate_providers": {"a": {"plugin_name": "sds", "config": {"server_uri": "agent:9"}}}"#),
+            "certificate_providers[\"a\"].config.channel_creds",
+            "in the clear to another machine",
+        ),
+        (
             with(
                 r#""certificate_providers": {"a": {"plugin_name": "sds", "config":
                     {"server_uri": "unix:/a", "certificate_name": "", "root_name": ""}}}"#,

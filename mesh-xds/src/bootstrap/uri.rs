@@ -1,6 +1,6 @@
 //! `server_uri`: the forms gRPC accepts that make sense for a control plane.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 /// Where a control plane listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,16 @@ pub enum ServerAddress {
 }
 
 impl ServerAddress {
+    /// Whether what is said to it stays on this machine: a Unix socket, a loopback address, `localhost`.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp { host, .. } => {
+                host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+
     /// Accepts `host:port`, `http://host[:port]`, `https://host[:port]`, `dns:///host[:port]`, `dns:host[:port]`,
     /// `unix:path` and `unix:///path`. The default port is 80 for `http`, else 443.
     pub(crate) fn parse(uri: &str) -> Result<Self, String> {

@@ -63,6 +63,8 @@ pub enum Permission {
     Not(Box<Self>),
     /// A header of the request; `:method`, `:path` and `:authority` (which is `host`) are known too.
     Header(HeaderMatcher),
+    /// The same, or one of several values of the header: of rules from code.
+    AnyHeader(HeaderMatcher),
     /// The path without its query.
     UrlPath(StringMatcher),
     /// The path without its query.

@@ -46,6 +46,9 @@ pub struct UpstreamTls {
     /// `auto_sni_san_validation`: the certificate needs a DNS SAN equal to the SNI that was sent, instead of `san_matchers` (gRFC
     /// A101). Without an SNI those count.
     pub auto_sni_san_validation: bool,
+    /// `auto_san_validation` of the cluster's HTTP options: the certificate must be valid for the name of the server as well, the endpoint's
+    /// hostname where `auto_host_sni` says so, else `sni`; without a name no server is.
+    pub verify_server_name: bool,
     /// `alpn_protocols`; empty: `h2` or `http/1.1` by the cluster's protocol.
     pub alpn: Vec<String>,
 }

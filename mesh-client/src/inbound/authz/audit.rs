@@ -1,7 +1,7 @@
 //! Audit logging of decisions (gRFC A59).
 
 use super::Asked;
-use crate::{BoxError, outbound::iso8601};
+use crate::{BoxError, error::caught, outbound::iso8601};
 use mesh_xds::resource::{AuditLoggerConfig, AuditLoggerParser, AuditLogging, FilterPayload};
 use std::{any::Any, fmt, io::Write as _, sync::Arc, time::SystemTime};
 
@@ -119,7 +119,8 @@ impl AuditLogger for Stdout {
 
 impl<F: AuditLoggerFactory> AuditLoggerParser for Parser<F> {
     fn parse(&self, payload: &FilterPayload) -> Result<Arc<dyn Any + Send + Sync>, String> {
-        match self.0.create(payload) {
+        let made = caught(|| self.0.create(payload));
+        match made.unwrap_or_else(|panic| Err(format!("its factory panicked: {panic}").into())) {
             Ok(logger) => Ok(Arc::new(Made(logger))),
             Err(error) => Err(crate::error::chain(&*error)),
         }

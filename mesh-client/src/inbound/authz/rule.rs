@@ -47,6 +47,8 @@ pub(super) enum Rule {
     OneOf(Box<[Self]>),
     Not(Box<Self>),
     Header(HeaderMatchers),
+    /// Joined, or one of its values.
+    AnyHeader(HeaderMatchers),
     Path(StringMatcher),
     Template(Arc<PathTemplate>),
     LocalIp(CidrRange),
@@ -88,6 +90,10 @@ impl Rule {
             Permission::OneOf(any) => Self::permissions(any),
             Permission::Not(not) => Self::Not(Box::new(Self::permission(not))),
             Permission::Header(header) => Self::header(header),
+            Permission::AnyHeader(header) => match Self::header(header) {
+                Self::Header(header) => Self::AnyHeader(header),
+                other => other,
+            },
             Permission::UrlPath(path) => Self::Path(path.clone()),
             Permission::UriTemplate(template) => Self::Template(template.clone()),
             Permission::DestinationIp(range) => Self::LocalIp(*range),
@@ -145,6 +151,7 @@ impl Rule {
             Self::OneOf(any) => any.iter().any(|rule| rule.matches(asked)),
             Self::Not(rule) => !rule.matches(asked),
             Self::Header(header) => header.matches(head),
+            Self::AnyHeader(header) => header.matches_any(head),
             Self::Path(path) => path.matches(head.path()),
             Self::Template(template) => template.matches_any_bytes(head.path()),
             Self::LocalIp(range) => range.contains(caller.local.ip()),

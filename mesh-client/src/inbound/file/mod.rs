@@ -8,11 +8,11 @@ use super::{
     builder::BuildError,
     follow::{Asked, Following, Serving},
 };
-use crate::error::BoxError;
+use crate::error::{BoxError, caught};
 use mesh_tls::{Acceptor, CryptoProvider, FileSource, FileSourceConfig, Roots, ServerSettings};
-use mesh_xds::resource::{ClientCertDetails, ForwardClientCert};
+use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilterConfig};
 use metrics::counter;
-use parse::{Said, TlsFiles};
+use parse::{Said, Tls, TlsFiles};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -45,7 +45,7 @@ pub(super) struct File {
     text: Vec<u8>,
     /// The number of the configuration in force.
     version: u64,
-    made: Option<(Option<TlsFiles>, Arc<Chain>)>,
+    made: Option<(Tls, Arc<Chain>)>,
     /// What was read last is not in force, because of this.
     problem: Option<String>,
 }
@@ -88,7 +88,8 @@ impl File {
         if text.as_ref().is_ok_and(|text| *text == self.text) && self.problem.is_none() {
             return true;
         }
-        match text.and_then(|text| self.compile(text)) {
+        let compiled = caught(|| text.and_then(|text| self.compile(text)));
+        match compiled.unwrap_or_else(|panic| Err(format!("making what it says panicked: {panic}").into())) {
             Ok((config, limits)) => {
                 self.problem = None;
                 shared.limit(limits);
@@ -110,13 +111,19 @@ impl File {
 
     /// The chain stays the same where connections are secured as before.
     fn compile(&mut self, text: Vec<u8>) -> Result<(Config, Arc<Limits>), BoxError> {
-        let said = Said::read(&text, &self.own.limits).map_err(|wrong| wrong.to_string())?;
+        let of_program = self.asked.filters.iter().any(|filter| matches!(filter.config, HttpFilterConfig::Jwt(_)));
+        let said = Said::read(&text, &self.own.limits, of_program).map_err(|wrong| wrong.to_string())?;
         let chain = match &self.made {
             Some((tls, chain)) if *tls == said.tls => chain.clone(),
             _ => {
-                let security = match &said.tls {
-                    Some(tls) => Security::Tls(tls.acceptor(&self.asked.kept.provider)?),
-                    None => self.own.security.clone(),
+                let security = match (&said.tls, &self.own.security) {
+                    (Tls::Files(tls), _) => Security::Tls(tls.acceptor(&self.asked.kept.provider)?),
+                    (Tls::Off, _) => Security::Plaintext,
+                    // What was forgotten is no wish.
+                    (Tls::Unsaid, Security::Plaintext) if self.made.as_ref().is_some_and(|(tls, _)| tls.is_on()) => {
+                        return Err("tls: is missing where it was in force: plaintext has to be said, by {\"mode\": \"disabled\"}".into());
+                    }
+                    (Tls::Unsaid, own) => own.clone(),
                 };
                 Arc::new(Chain::new("file", security, Arc::default(), None))
             }

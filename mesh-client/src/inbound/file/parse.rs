@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use mesh_tls::{ClientAuth, Mode, PeerCheck};
-use mesh_xds::resource::{CidrRange, ClientCertDetails, ForwardClientCert, HttpFilter, PathTemplate};
+use mesh_xds::resource::{CidrRange, ClientCertDetails, ForwardClientCert, HttpFilter, HttpFilterConfig, PathTemplate};
 use serde_json::Value;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -20,7 +20,7 @@ const REFRESH: Duration = Duration::from_secs(600);
 /// All of a file.
 #[derive(Debug)]
 pub(super) struct Said {
-    pub(super) tls: Option<TlsFiles>,
+    pub(super) tls: Tls,
     pub(super) limits: Limits,
     /// In order.
     pub(super) filters: Vec<HttpFilter>,
@@ -28,6 +28,16 @@ pub(super) struct Said {
 }
 
 /// How connections are secured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// As the program says.
+    Unsaid,
+    /// Not at all.
+    Off,
+    Files(TlsFiles),
+}
+
+/// By which files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TlsFiles {
     pub(super) mode: Mode,
@@ -42,25 +52,41 @@ pub(super) struct TlsFiles {
     pub(super) alpn: Vec<Vec<u8>>,
 }
 
+impl Tls {
+    pub(super) fn is_on(&self) -> bool {
+        matches!(self, Self::Files(files) if files.mode != Mode::Disabled)
+    }
+}
+
 impl Said {
-    /// What is not said is as in `limits`.
-    pub(super) fn read(text: &[u8], limits: &Limits) -> Result<Self, Wrong> {
+    /// What is not said is as in `limits`. `authenticated`: the program has tokens verified before.
+    pub(super) fn read(text: &[u8], limits: &Limits, mut authenticated: bool) -> Result<Self, Wrong> {
         let value: Value = serde_json::from_slice(text).map_err(|error| Wrong::new("", error))?;
         let mut root = Fields::of("", value)?;
-        let tls = root.object("tls")?.map(tls).transpose()?;
+        let tls = root.object("tls")?.map(tls).transpose()?.unwrap_or(Tls::Unsaid);
         let limits = match root.object("limits")? {
             Some(fields) => self::limits(fields, limits.clone())?,
             None => limits.clone(),
         };
         let filters = root.objects("filters")?.into_iter().enumerate();
-        let filters = filters.map(|(at, fields)| filter(at, fields)).collect::<Result<_, _>>()?;
+        let mut next = |(at, fields)| {
+            let filter = filter(at, fields, authenticated)?;
+            authenticated |= matches!(filter.config, HttpFilterConfig::Jwt(_));
+            Ok::<_, Wrong>(filter)
+        };
+        let filters = filters.map(&mut next).collect::<Result<_, _>>()?;
         let forwarding = root.object("forward_client_cert")?.map(forwarding).transpose()?;
         root.end()?;
         Ok(Self { tls, limits, filters, forwarding })
     }
 }
 
-fn tls(mut fields: Fields) -> Result<TlsFiles, Wrong> {
+fn tls(mut fields: Fields) -> Result<Tls, Wrong> {
+    let modes = [("strict", Mode::Strict), ("permissive", Mode::Permissive), ("disabled", Mode::Disabled)];
+    let mode = fields.choice("mode", &modes)?.unwrap_or_default();
+    if mode == Mode::Disabled && fields.rest().is_empty() {
+        return Ok(Tls::Off);
+    }
     let mut file = |name| Ok::<_, Wrong>(fields.string(name)?.map(PathBuf::from));
     let (ca, bundle_map) = (file("ca_certificate_file")?, file("spiffe_trust_bundle_map_file")?);
     let crl = file("crl_file")?;
@@ -69,9 +95,8 @@ fn tls(mut fields: Fields) -> Result<TlsFiles, Wrong> {
     if client_auth != ClientAuth::Off && ca.is_none() && bundle_map.is_none() {
         return Err(fields.wrong("ca_certificate_file", "is missing: nobody could be verified"));
     }
-    let modes = [("strict", Mode::Strict), ("permissive", Mode::Permissive), ("disabled", Mode::Disabled)];
     let said = TlsFiles {
-        mode: fields.choice("mode", &modes)?.unwrap_or_default(),
+        mode,
         certificate: fields.needed("certificate_file")?.into(),
         key: fields.needed("private_key_file")?.into(),
         ca,
@@ -85,7 +110,7 @@ fn tls(mut fields: Fields) -> Result<TlsFiles, Wrong> {
         alpn: fields.strings("alpn")?.into_iter().map(|(_, name)| name.into_bytes()).collect(),
     };
     fields.end()?;
-    Ok(said)
+    Ok(Tls::Files(said))
 }
 
 fn limits(mut fields: Fields, mut limits: Limits) -> Result<Limits, Wrong> {
@@ -130,7 +155,7 @@ fn limits(mut fields: Fields, mut limits: Limits) -> Result<Limits, Wrong> {
 }
 
 /// One step, named by its place.
-fn filter(at: usize, mut fields: Fields) -> Result<HttpFilter, Wrong> {
+fn filter(at: usize, mut fields: Fields, authenticated: bool) -> Result<HttpFilter, Wrong> {
     let name = format!("filters[{at}]");
     let (authorize, jwt) = (fields.object("authorize")?, fields.object("jwt")?);
     let (rate_limit, others) = (fields.object("rate_limit")?, fields.rest());
@@ -138,8 +163,7 @@ fn filter(at: usize, mut fields: Fields) -> Result<HttpFilter, Wrong> {
     let filter = match (authorize, jwt, rate_limit) {
         (Some(said), None, None) => {
             let rules = authorization(said)?;
-            // Tokens may be asked for by the program.
-            sound(rules.wrong(true))?;
+            sound(rules.wrong(authenticated))?;
             rules.filter(name)
         }
         (None, Some(said), None) => JwtAuthentication::from(provider(said)?).filter(name).0,
@@ -176,8 +200,9 @@ fn authorization(mut fields: Fields) -> Result<Rbac, Wrong> {
 fn rule(mut fields: Fields) -> Result<Rule, Wrong> {
     type Say = fn(Rule, &str) -> Rule;
     let mut rule = Rule::new();
-    let texts: [(&str, Say); 8] = [
+    let texts: [(&str, Say); 9] = [
         ("spiffe_ids", Rule::spiffe_id),
+        ("trust_domains", Rule::trust_domain),
         ("not_spiffe_ids", Rule::not_spiffe_id),
         ("namespaces", Rule::namespace),
         ("not_namespaces", Rule::not_namespace),
@@ -327,11 +352,16 @@ mod tests {
                 "filters[0].authorize.rules[0].addresses[0]",
                 "no block",
             ),
+            (
+                r#"{"filters": [{"authorize": {"action": "deny", "rules": [{"claims": {"role": ["guest"]}}]}}]}"#,
+                "filters[0]",
+                "no `jwt` is given before",
+            ),
             (r#"{"filters": [{"jwt": {"issuer": "i"}}]}"#, "filters[0].jwt.jwks_file", "needed"),
             (r#"{"filters": [{"rate_limit": {"requests": 0}}]}"#, "filters[0].rate_limit.requests", "more than zero"),
             (r#"{"forward_client_cert": {"details": ["all"]}}"#, "forward_client_cert.details[0]", "one of"),
         ] {
-            let said = Said::read(text.as_bytes(), &Limits::default()).expect_err(text).to_string();
+            let said = Said::read(text.as_bytes(), &Limits::default(), false).expect_err(text).to_string();
             assert!(said.starts_with(place) && said.contains(what), "{text}: {said}");
         }
     }

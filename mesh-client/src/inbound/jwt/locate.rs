@@ -57,7 +57,7 @@ impl Place {
                 // What is not text is a bad token, not a missing one.
                 let values = head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
                 for value in values {
-                    let Some(begin) = value.find(&**prefix).map(|at| at + prefix.len()) else { continue };
+                    let Some(begin) = behind(&value, prefix) else { continue };
                     let text = match value {
                         Cow::Borrowed(value) => value[begin..].trim().into(),
                         Cow::Owned(value) => value[begin..].trim().to_owned().into(),
@@ -76,6 +76,15 @@ impl Place {
             }
         }
     }
+}
+
+/// Where what stands behind the prefix begins. The names of schemes are of any case (RFC 9110 section 11.1), and a tab is as good as a space:
+/// handlers read them so.
+fn behind(value: &str, prefix: &str) -> Option<usize> {
+    let same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'\t' && *b == b' ');
+    let is = |at: &usize| value.as_bytes()[*at..].iter().zip(prefix.as_bytes()).all(same);
+    let last = value.len().checked_sub(prefix.len())?;
+    (0..=last).find(is).map(|at| at + prefix.len()).filter(|at| value.is_char_boundary(*at))
 }
 
 /// A parameter of a query: its name and its value, as they are written.

@@ -14,7 +14,7 @@ pub(crate) use token::Token;
 
 use crate::outbound::{
     filter::Reply,
-    route::{Matcher, Profile, RequestHead},
+    route::{Matcher, RequestHead},
 };
 use http::{HeaderName, HeaderValue, Method, header, request};
 use locate::{Found, Place};
@@ -167,7 +167,7 @@ impl Authentication {
                     .iter()
                     .map(|rule| {
                         let need = rule.requirement.as_ref().map(|need| Need::compile(need, &issuers, &all));
-                        (Matcher::compile(&rule.matches, Profile::Envoy), need)
+                        (Matcher::of_server(&rule.matches), need)
                     })
                     .collect(),
             ),

@@ -308,7 +308,8 @@ impl Remote {
     }
 }
 
-/// Over a channel of the mesh. What an `https` URI names is never believed to who answered in the clear.
+/// Over a channel of the mesh. What an `https` URI names is never believed to who answered in the clear, nor to who has not proven a name: one that the cluster's TLS
+/// settings ask for, or the URI's host.
 pub(crate) struct Fetched {
     pub(crate) channel: MeshChannel,
     pub(crate) uri: http::Uri,
@@ -321,11 +322,12 @@ impl FetchKeys for Fetched {
         let request = Request::get(self.uri.clone()).header(header::ACCEPT, "application/json");
         let request = request.extension(explain.clone());
         let encrypted = self.uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let host = encrypted.then(|| self.uri.host().unwrap_or_default().to_owned());
         Box::pin(async move {
             let request = request.body(http_body_util::Empty::<Bytes>::new())?;
             let response = channel.call(request).await?;
-            if encrypted && explain.in_the_clear() {
-                return Err("the URI is https, and the connection is not: the cluster has no TLS settings".into());
+            if let Some(unproven) = host.and_then(|host| explain.unproven(&host)) {
+                return Err(format!("the URI is https, and {unproven}").into());
             }
             if !response.status().is_success() {
                 return Err(format!("answered with {}", response.status()).into());

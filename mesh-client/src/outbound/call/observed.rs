@@ -220,9 +220,7 @@ impl Call {
         if let (Some(explain), Some(in_flight)) = (&self.chosen.explain, &self.in_flight) {
             explain.add("pick", narrate::pick(in_flight.endpoint()));
             explain.add("peer", narrate::peer(lease.peer()));
-            if lease.peer().is_none() {
-                explain.unencrypted();
-            }
+            explain.sent_to(lease.peer());
         }
     }
 

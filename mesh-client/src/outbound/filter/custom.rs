@@ -1,7 +1,7 @@
 //! Filters of the application.
 
 use super::Filter;
-use crate::BoxError;
+use crate::{BoxError, error::caught};
 use mesh_xds::resource::{CustomFilter, FilterParser, FilterPayload, HttpFilter, HttpFilterConfig};
 use std::{any::Any, sync::Arc};
 
@@ -38,8 +38,8 @@ pub(crate) struct Parser<F>(pub(crate) F);
 
 impl<F: FilterFactory> FilterParser for Parser<F> {
     fn parse(&self, payload: &FilterPayload, of_route: bool) -> Result<Arc<dyn Any + Send + Sync>, String> {
-        let made = if of_route { self.0.create_for_route(payload) } else { self.0.create(payload) };
-        match made {
+        let make = || if of_route { self.0.create_for_route(payload) } else { self.0.create(payload) };
+        match caught(make).unwrap_or_else(|panic| Err(format!("its factory panicked: {panic}").into())) {
             Ok(filter) => Ok(Arc::new(Made(filter))),
             Err(error) => Err(crate::error::chain(&*error)),
         }

@@ -5,7 +5,7 @@ use mesh_tls::{CryptoProvider, Material, Source, SourceError};
 use mesh_xds::{
     Bootstrap, ClientOptions, XdsClient,
     ads::Service,
-    bootstrap::{BootstrapError, Node, ServerConfig},
+    bootstrap::{BootstrapError, ChannelCreds, Node, ServerConfig},
 };
 use std::sync::Arc;
 use tokio::{runtime::Handle, sync::watch};
@@ -24,6 +24,9 @@ pub struct SdsConfig {
     pub roots: Option<String>,
     /// Who we say we are; agents know it by the socket. Default: nobody.
     pub node: Node,
+    /// A server on another machine without TLS is taken all the same: whoever is on the way has our key, or says whom we trust. Default: it is
+    /// an error.
+    pub dangerous_plaintext: bool,
     /// Loads the keys, and secures the connection where the server wants TLS.
     pub provider: Arc<CryptoProvider>,
 }
@@ -52,7 +55,7 @@ pub struct SdsConfig {
 pub struct SdsSource(Followed);
 
 impl SdsConfig {
-    /// The secrets `default` and `ROOTCA` of a server without TLS: `unix:/path`, `unix:path` or `host:port`.
+    /// The secrets `default` and `ROOTCA` of a server without TLS on this machine: `unix:/path`, `unix:path` or `localhost:port`.
     ///
     /// # Errors
     /// The URI is none of these.
@@ -67,6 +70,7 @@ impl SdsConfig {
             certificate: Some("default".to_owned()),
             roots: Some("ROOTCA".to_owned()),
             node: Node::default(),
+            dangerous_plaintext: false,
             provider,
         })
     }
@@ -76,12 +80,16 @@ impl SdsSource {
     /// Starts following. Does not wait for the server: [`mesh_tls::ready`] does.
     ///
     /// # Errors
-    /// Neither a certificate nor roots are asked for.
+    /// Neither a certificate nor roots are asked for, or a server on another machine has no TLS.
     pub fn new(config: SdsConfig, runtime: &Handle) -> Result<Self, SourceError> {
-        let SdsConfig { name, server, certificate, roots, node, provider } = config;
+        let SdsConfig { name, server, certificate, roots, node, dangerous_plaintext, provider } = config;
         let wrong = |reason: String| SourceError::new(name.clone(), reason);
         if certificate.is_none() && roots.is_none() {
             return Err(wrong("neither a certificate nor roots are asked for".to_owned()));
+        }
+        if server.channel_creds == ChannelCreds::Insecure && !server.address.is_local() && !dangerous_plaintext {
+            let reason = format!("keys would go in the clear to {}: it is not on this machine", server.uri);
+            return Err(wrong(reason));
         }
         let bootstrap = Bootstrap::builder().server_config(server).node(node).build();
         let bootstrap = bootstrap.map_err(|error| wrong(error.to_string()))?;

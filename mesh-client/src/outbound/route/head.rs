@@ -93,6 +93,13 @@ impl<'a> RequestHead<'a> {
         }
     }
 
+    /// Each value of a header by itself; none of what is no header.
+    pub(super) fn values(&self, name: &Name) -> impl Iterator<Item = &'a [u8]> {
+        let name = if let Name::Header(name) = name { Some(name) } else { None };
+        let headers = self.headers;
+        name.into_iter().flat_map(move |name| headers.get_all(name)).map(http::HeaderValue::as_bytes)
+    }
+
     fn header(&self, name: &HeaderName) -> Value<'a> {
         let mut values = self.headers.get_all(name).iter();
         let Some(first) = values.next() else { return Value::Absent };

@@ -19,6 +19,8 @@ use std::fmt;
 #[derive(Debug)]
 pub(crate) struct Matcher {
     path: PathMatcher,
+    /// The operators of a path template stand for any bytes.
+    any_bytes: bool,
     headers: HeaderMatchers,
     /// What few routes ask for.
     rare: Option<Box<Rare>>,
@@ -63,11 +65,17 @@ pub(super) enum Mismatch<'m> {
 impl Matcher {
     pub(crate) fn compile(matches: &RouteMatch, profile: Profile) -> Self {
         Self {
+            any_bytes: false,
             path: matches.path.clone(),
             headers: HeaderMatchers::compile(&matches.headers, profile),
             rare: Rare::compile(matches, profile),
             fraction: matches.fraction,
         }
+    }
+
+    /// The same for a server, where a route says what a request is asked: nobody gets around it by a byte that no path should have.
+    pub(crate) fn of_server(matches: &RouteMatch) -> Self {
+        Self { any_bytes: true, ..Self::compile(matches, Profile::Envoy) }
     }
 
     /// Whether a request is one of them. `rng(bound)` is uniform in `0..bound`, and drawn for fractions only.
@@ -77,7 +85,11 @@ impl Matcher {
 
     /// Path, headers, the rest, fraction, in this order: the draw is made only when all else matches.
     pub(super) fn check(&self, head: &RequestHead<'_>, rng: &mut impl FnMut(u32) -> u32) -> Result<(), Mismatch<'_>> {
-        if !path_matches(&self.path, head.path()) {
+        let path = match &self.path {
+            PathMatcher::Template(template) if self.any_bytes => template.matches_any_bytes(head.path()),
+            path => path_matches(path, head.path()),
+        };
+        if !path {
             return Err(Mismatch::Path(&self.path));
         }
         self.headers.check(head).map_err(Mismatch::Header)?;
@@ -159,6 +171,12 @@ impl HeaderMatchers {
         self.check(head).is_ok()
     }
 
+    /// The same, and for each it is enough that one of the header's values matches.
+    pub(crate) fn matches_any(&self, head: &RequestHead<'_>) -> bool {
+        let one = |c: &Compiled| c.matches(head) || head.values(&c.name).any(|value| c.holds(Some(value)));
+        self.0.iter().all(one)
+    }
+
     fn check(&self, head: &RequestHead<'_>) -> Result<(), &HeaderMatcher> {
         match self.0.iter().find(|c| !c.matches(head)) {
             Some(failed) => Err(&failed.matcher),
@@ -174,7 +192,11 @@ impl Compiled {
             Value::Absent if self.matcher.treat_missing_as_empty => Value::One(b""),
             value => value,
         };
-        let matched = match (&self.matcher.kind, value.bytes()) {
+        self.holds(value.bytes())
+    }
+
+    fn holds(&self, value: Option<&[u8]>) -> bool {
+        let matched = match (&self.matcher.kind, value) {
             (HeaderMatcherKind::Present(want), value) => value.is_some() == *want,
             (_, None) => return false,
             (HeaderMatcherKind::String(string), Some(value)) => string.matches_bytes(value),

@@ -93,14 +93,25 @@ impl Issuer {
         Self { root, intermediate }
     }
 
-    /// Of this subject, with these alternative names.
-    pub(crate) fn source(&self, subject: &str, names: Vec<SanType>) -> Arc<MemorySource> {
+    /// What it is trusted by, in PEM.
+    pub(crate) fn roots(&self) -> String {
+        self.root.pem()
+    }
+
+    /// A chain and its key, in PEM: of this subject, with these alternative names.
+    pub(crate) fn pem(&self, subject: &str, names: Vec<SanType>) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(DnType::CommonName, subject);
         params.subject_alt_names = names;
         let chain = params.signed_by(&key, &self.intermediate).unwrap().pem() + &self.intermediate.pem();
-        let identity = Identity::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), &default_provider());
+        (chain, key.serialize_pem())
+    }
+
+    /// The same, beside whom it trusts.
+    pub(crate) fn source(&self, subject: &str, names: Vec<SanType>) -> Arc<MemorySource> {
+        let (chain, key) = self.pem(subject, names);
+        let identity = Identity::from_pem(chain.as_bytes(), key.as_bytes(), &default_provider());
         let roots = TrustRoots::from_pem(self.root.pem().as_bytes()).unwrap();
         Arc::new(MemorySource::new("test", Some(identity.unwrap()), Some(Arc::new(roots))))
     }

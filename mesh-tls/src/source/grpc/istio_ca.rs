@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{
     collections::BTreeMap,
     fmt, io,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -39,8 +40,10 @@ pub enum CaTls {
         /// Its name, if it is not the host of the address.
         server_name: Option<String>,
     },
-    /// No TLS: for an authority on this machine. The token is sent in the clear.
+    /// No TLS: for an authority on this machine, a loopback address or `localhost`. The token is sent in the clear.
     Plaintext,
+    /// The same, wherever it is: whoever is on the way has the token, and says whom we trust.
+    DangerousPlaintext,
 }
 
 /// How we show the authority who we are.
@@ -131,10 +134,15 @@ impl IstioCaConfig {
         if self.lifetime.as_secs() == 0 {
             return Err("lifetime must be at least one second".into());
         }
-        if let (CaTls::Plaintext, CaAuth::Certificate(_)) = (&self.tls, &self.auth) {
+        if let (CaTls::Plaintext | CaTls::DangerousPlaintext, CaAuth::Certificate(_)) = (&self.tls, &self.auth) {
             return Err("a certificate cannot be shown in plaintext".into());
         }
-        Ok(host.trim_start_matches('[').trim_end_matches(']').to_owned())
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let local = host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if matches!(self.tls, CaTls::Plaintext) && !local {
+            return Err(format!("the token would go in the clear to {host}, which is not this machine"));
+        }
+        Ok(host.to_owned())
     }
 }
 
@@ -269,7 +277,7 @@ impl Shared {
     ) -> Result<impl Fn() -> futures::future::BoxFuture<'static, io::Result<BoxedIo>> + use<>, Failure> {
         let address = self.config.address.clone();
         let tls = match &self.config.tls {
-            CaTls::Plaintext => None,
+            CaTls::Plaintext | CaTls::DangerousPlaintext => None,
             CaTls::Verified { roots, server_name } => {
                 let settings = ClientSettings {
                     identity: self.certificate()?,

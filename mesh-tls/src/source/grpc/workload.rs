@@ -19,9 +19,12 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 use tonic::{Code, Status, transport::Channel};
 use zeroize::Zeroizing;
+
+/// From the connection to the first message, and for a token.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Which of our identities a [`WorkloadApiSource`] takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct WorkloadApiConfig {
     pub endpoint: WorkloadEndpoint,
     /// Which identity, when there are several.
     pub svid: SvidChoice,
+    /// Of which other trust domains members are trusted, if the endpoint sends their bundles; `None`: of all that it sends.
+    pub federated: Option<Vec<TrustDomain>>,
     /// What missing and old revocation lists mean, if the endpoint sends any.
     pub revocation: RevocationPolicy,
     /// Loads the keys.
@@ -92,7 +97,7 @@ impl WorkloadApiConfig {
     /// The default identity of this endpoint.
     pub fn new(name: impl Into<String>, endpoint: WorkloadEndpoint, provider: Arc<CryptoProvider>) -> Self {
         let (svid, revocation) = (SvidChoice::Default, RevocationPolicy::default());
-        Self { name: name.into(), endpoint, svid, revocation, provider }
+        Self { name: name.into(), endpoint, svid, federated: None, revocation, provider }
     }
 }
 
@@ -105,10 +110,10 @@ impl WorkloadApiSource {
     }
 
     /// A token for these audiences (JWT-SVID), of the identity with this id or of the default one. Asks the endpoint each
-    /// time; not bounded in time.
+    /// time, and waits half a minute at most.
     ///
     /// # Errors
-    /// No audience is given, the endpoint cannot be reached or refuses, or the token is not well-formed.
+    /// No audience is given, the endpoint cannot be reached, refuses or says nothing, or the token is not well-formed.
     pub async fn jwt_svid(&self, audiences: &[&str], id: Option<&SpiffeId>) -> Result<JwtToken, SourceError> {
         let error = |reason: String| self.shared.shelf.error(None, format!("JWT: {reason}"));
         if audiences.is_empty() {
@@ -119,7 +124,9 @@ impl WorkloadApiSource {
             spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
         };
         let mut client = self.client().await?;
-        let answer = client.fetch_jwt_svid(request).await.map_err(|status| error(self.shared.why(&status)))?;
+        let answer = timeout(FIRST_ANSWER, client.fetch_jwt_svid(request)).await;
+        let silent = |_| error(format!("{} says nothing within {FIRST_ANSWER:?}", self.shared.config.endpoint));
+        let answer = answer.map_err(silent)?.map_err(|status| error(self.shared.why(&status)))?;
         let Some(mut svid) = answer.into_inner().svids.into_iter().next() else {
             return Err(error("the endpoint sent none".into()));
         };
@@ -179,12 +186,18 @@ impl Shared {
             Ok(client) => client,
             Err(reason) => return reason,
         };
-        let mut messages = match client.fetch_x509_svid().await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return self.why(&status),
+        // Over a Unix socket there are no PINGs: who takes connections and says nothing is known by the time.
+        let begin = async {
+            let mut messages = client.fetch_x509_svid().await?.into_inner();
+            Ok::<_, Status>((messages.message().await, messages))
+        };
+        let (mut next, mut messages) = match timeout(FIRST_ANSWER, begin).await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(status)) => return self.why(&status),
+            Err(_) => return format!("{} says nothing within {FIRST_ANSWER:?}", self.config.endpoint),
         };
         loop {
-            match messages.message().await {
+            match next {
                 Ok(Some(message)) => match self.take(message) {
                     Ok((identity, roots)) => {
                         backoff.reset();
@@ -197,6 +210,7 @@ impl Shared {
                 Ok(None) => return format!("{} ended the stream", self.config.endpoint),
                 Err(status) => return self.why(&status),
             }
+            next = messages.message().await;
         }
     }
 
@@ -269,13 +283,17 @@ impl Shared {
 
     fn roots(&self, message: &X509SvidResponse) -> Result<TrustRoots, String> {
         let mut bundles = BTreeMap::new();
-        let federated = message.federated_bundles.iter().map(|(domain, bundle)| (domain.as_str(), bundle));
+        let federated = message.federated_bundles.iter().map(|(domain, bundle)| (domain.as_str(), bundle, true));
         // our own come last: no foreign bundle replaces them
-        let own = message.svids.iter().rev().map(|svid| (svid.spiffe_id.as_str(), &svid.bundle));
-        for (domain, bundle) in federated.chain(own) {
+        let own = message.svids.iter().rev().map(|svid| (svid.spiffe_id.as_str(), &svid.bundle, false));
+        for (domain, bundle, foreign) in federated.chain(own) {
             let of = |reason: String| format!("the bundle of {domain:?}: {reason}");
+            let name = trust_domain(domain).map_err(of)?;
+            if foreign && self.config.federated.as_ref().is_some_and(|wanted| !wanted.contains(&name)) {
+                continue;
+            }
             let bundle = TrustBundle::from_concatenated_der(bundle).map_err(|e| of(e.to_string()))?;
-            bundles.insert(trust_domain(domain).map_err(of)?, bundle);
+            bundles.insert(name, bundle);
         }
         let roots = TrustRoots::by_trust_domain(bundles);
         if message.crl.is_empty() {

@@ -68,12 +68,16 @@ impl Decoder<'_> {
             ("stats_matcher", proto.stats_matcher.is_some()),
             ("track_timeout_budgets", proto.track_timeout_budgets),
             ("protocol_selection", proto.protocol_selection != 0),
-            ("upstream_http_protocol_options", proto.upstream_http_protocol_options.is_some()),
             (
                 "per_connection_buffer_high_watermark_timeout",
                 proto.per_connection_buffer_high_watermark_timeout.is_some(),
             ),
         ]);
+        let transport_socket = options.server_name.of(transport_socket, &name);
+        let transport_socket_matches = transport_socket_matches
+            .into_iter()
+            .map(|one| resource::TransportSocketMatch { socket: options.server_name.of(one.socket, &name), ..one })
+            .collect();
         Ok(Cluster {
             name,
             discovery,

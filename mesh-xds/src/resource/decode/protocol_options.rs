@@ -1,6 +1,6 @@
 //! What a cluster says of its connections: `HttpProtocolOptions`, `upstream_connection_options`, `preconnect_policy`.
 
-use super::{Decoder, Valid};
+use super::{Decoder, Valid, tls::ServerName};
 use crate::resource::{ConnectionOptions, Http2Keepalive, HttpProtocol, TcpKeepalive};
 use envoy_types::pb::{
     envoy::{
@@ -8,6 +8,7 @@ use envoy_types::pb::{
             cluster::v3::{Cluster as Proto, UpstreamConnectionOptions, cluster::PreconnectPolicy},
             core::v3::{
                 Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
+                UpstreamHttpProtocolOptions,
             },
         },
         extensions::upstreams::http::v3::{
@@ -31,6 +32,8 @@ pub(super) struct ProtocolOptions {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) max_requests_per_connection: Option<u32>,
     pub(super) connections: ConnectionOptions,
+    /// Of its TLS.
+    pub(super) server_name: ServerName,
 }
 
 impl Decoder<'_> {
@@ -44,7 +47,11 @@ impl Decoder<'_> {
                 close_on_health_failure: proto.close_connections_on_host_health_failure,
                 ..ConnectionOptions::default()
             },
+            server_name: ServerName::default(),
         };
+        if let Some(named) = proto.upstream_http_protocol_options.take() {
+            options.server_name = self.at("upstream_http_protocol_options", |cx| cx.upstream_name(&named))?;
+        }
         if let Some(http2) = proto.http2_protocol_options.take() {
             options.protocol = Some(HttpProtocol::Http2);
             self.at("http2_protocol_options", |cx| cx.http2_options(http2, &mut options.connections))?;
@@ -85,10 +92,12 @@ impl Decoder<'_> {
             ("retry_policy", typed.retry_policy.is_some()),
             ("hash_policy", !typed.hash_policy.is_empty()),
             ("request_mirror_policies", !typed.request_mirror_policies.is_empty()),
-            ("upstream_http_protocol_options", typed.upstream_http_protocol_options.is_some()),
             ("header_validation_config", typed.header_validation_config.is_some()),
             ("outlier_detection", typed.outlier_detection.is_some()),
         ]);
+        if let Some(named) = typed.upstream_http_protocol_options {
+            options.server_name = self.at("upstream_http_protocol_options", |cx| cx.upstream_name(&named))?;
+        }
         match typed.upstream_protocol_options {
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => {
                 self.at("explicit_http_config", |cx| match config.protocol_config {
@@ -128,6 +137,19 @@ impl Decoder<'_> {
             Some(common) => self.at("common_http_protocol_options", |cx| cx.common_options(common, options)),
             None => Ok(()),
         }
+    }
+
+    /// What must be verified is verified, or refused.
+    fn upstream_name(&mut self, proto: &UpstreamHttpProtocolOptions) -> Valid<ServerName> {
+        let by_header = !proto.override_auto_sni_header.is_empty();
+        if by_header && proto.auto_san_validation {
+            return Err(self.invalid_at(
+                "override_auto_sni_header",
+                "not supported beside auto_san_validation: a connection is not of one request",
+            ));
+        }
+        self.ignored(&[("override_auto_sni_header", by_header)]);
+        Ok(ServerName { sent: proto.auto_sni && !by_header, verified: proto.auto_san_validation })
     }
 
     /// The protocol is negotiated: each has its options.

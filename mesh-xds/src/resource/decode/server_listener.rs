@@ -198,11 +198,17 @@ impl Decoder<'_> {
         if let Some((field, _)) = paths.iter().find(|(_, set)| *set) {
             return Err(self.invalid_at(field, "not supported: paths are compared as they arrive"));
         }
-        self.ignored(&[
-            ("upgrade_configs", !proto.upgrade_configs.is_empty()),
+        // So would rules by headers, and whom headers name, if what is to be taken away stayed.
+        let headers = [
             ("forward_client_cert_matcher", proto.forward_client_cert_matcher.is_some()),
             ("early_header_mutation_extensions", !proto.early_header_mutation_extensions.is_empty()),
-        ]);
+        ];
+        if let Some((field, _)) = headers.iter().find(|(_, set)| *set) {
+            return Err(
+                self.invalid_at(field, "not supported: headers that a server is not to believe would be believed")
+            );
+        }
+        self.ignored(&[("upgrade_configs", !proto.upgrade_configs.is_empty())]);
         let mut greater = |field, value: Option<UInt32Value>| match value.map(|value| value.value) {
             Some(0) => Err(self.invalid_at(field, "must be greater than zero")),
             other => Ok(other),

@@ -40,6 +40,15 @@ enum Side {
 /// Whom to trust; `None`: the roots of the system.
 type Trusted = Option<Credential<TrustedCa>>;
 
+/// What a cluster's HTTP options say of the name of its servers: Envoy takes the host of each request for it (`auto_sni`,
+/// `auto_san_validation`). Here, where connections are the cluster's, it is the host of the service that the cluster's name has (Istio), else
+/// the endpoint's hostname, else `sni`; without any of them nobody is believed.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct ServerName {
+    pub(super) sent: bool,
+    pub(super) verified: bool,
+}
+
 /// What `CommonTlsContext` comes to.
 struct CommonTls {
     identity: Option<Credential<TlsCertificate>>,
@@ -57,6 +66,30 @@ struct Context {
     given: Option<CertificateValidationContext>,
     instance: Option<CertificateProviderPluginInstance>,
     secret: Option<Credential<TrustedCa>>,
+}
+
+impl ServerName {
+    /// The socket of the cluster of this name.
+    pub(super) fn of(self, socket: TransportSocket, cluster: &str) -> TransportSocket {
+        let TransportSocket::Tls(tls) = &socket else { return socket };
+        if self == Self::default() {
+            return socket;
+        }
+        let mut tls = UpstreamTls::clone(tls);
+        // Whose name is looked for is told as well.
+        match service_host(cluster) {
+            Some(host) => (tls.sni, tls.auto_host_sni) = (Some(host.to_owned()), false),
+            None => tls.auto_host_sni = true,
+        }
+        tls.verify_server_name |= self.verified;
+        TransportSocket::Tls(Arc::new(tls))
+    }
+}
+
+/// The host in a name of Istio's: `outbound|PORT|SUBSET|HOST`.
+fn service_host(cluster: &str) -> Option<&str> {
+    let host = cluster.strip_prefix("outbound|")?.split('|').nth(2)?;
+    (!host.is_empty() && !host.contains('*') && host.len() <= MAX_SNI).then_some(host)
 }
 
 impl Decoder<'_> {
@@ -119,6 +152,7 @@ impl Decoder<'_> {
             sni: Some(proto.sni).filter(|sni| !sni.is_empty()),
             auto_host_sni: proto.auto_host_sni,
             auto_sni_san_validation: proto.auto_sni_san_validation,
+            verify_server_name: false,
             alpn: common.alpn,
         })
     }

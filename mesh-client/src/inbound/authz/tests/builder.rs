@@ -8,6 +8,7 @@ use mesh_xds::resource::HttpFilterConfig;
 #[derive(Clone, Debug)]
 enum Said {
     SpiffeId(String),
+    TrustDomain(String),
     Namespace(String),
     NotNamespace(String),
     NotSpiffeId(String),
@@ -29,6 +30,7 @@ impl Said {
     fn tell(&self, rule: Built) -> Built {
         match self {
             Self::SpiffeId(id) => rule.spiffe_id(id),
+            Self::TrustDomain(domain) => rule.trust_domain(domain),
             Self::Namespace(namespace) => rule.namespace(namespace),
             Self::NotNamespace(namespace) => rule.not_namespace(namespace),
             Self::NotSpiffeId(id) => rule.not_spiffe_id(id),
@@ -52,6 +54,7 @@ impl Said {
         Some(match self {
             Self::NotNamespace(_) | Self::NotSpiffeId(_) | Self::NotFromAddresses(_) | Self::NotPath(_) => return None,
             Self::SpiffeId(_) => "id",
+            Self::TrustDomain(_) => "domain",
             Self::Namespace(_) => "namespace",
             Self::Authenticated => "certificate",
             Self::FromAddresses(_) => "address",
@@ -65,7 +68,7 @@ impl Said {
         })
     }
 
-    fn holds(&self, r: &Request) -> bool {
+    fn holds(&self, r: &Request, deny: bool) -> bool {
         let ids: &[String] = if r.certificate { &r.uris } else { &[] };
         let namespace = |wanted: &str| ids.iter().any(|id| id.split('/').nth(4) == Some(wanted));
         let claim = |name: &str, wanted: &str| match r.claims.as_ref().map(|claims| &claims["payload"][name]) {
@@ -75,6 +78,7 @@ impl Said {
         };
         let path = r.uri.path();
         match self {
+            Self::TrustDomain(wanted) => ids.iter().any(|id| id.split('/').nth(2) == Some(wanted)),
             Self::SpiffeId(wanted) => ids.iter().any(|id| fits(wanted, id)),
             Self::NotSpiffeId(wanted) => !ids.iter().any(|id| fits(wanted, id)),
             Self::Namespace(wanted) => namespace(wanted),
@@ -95,7 +99,8 @@ impl Said {
             Self::Host(wanted) => fits(wanted, "shop"),
             Self::Header(name, wanted) => {
                 let values: Vec<_> = r.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-                !values.is_empty() && fits(wanted, &values.join(","))
+                let one = deny && values.iter().any(|value| fits(wanted, value));
+                one || (!values.is_empty() && fits(wanted, &values.join(",")))
             }
             Self::Port(port) => r.local.port() == *port,
         }
@@ -112,10 +117,10 @@ fn fits(wanted: &str, text: &str) -> bool {
     }
 }
 
-fn holds(said: &[Said], request: &Request) -> bool {
+fn holds(said: &[Said], request: &Request, deny: bool) -> bool {
     said.iter().all(|one| match one.way() {
-        None => one.holds(request),
-        way => said.iter().any(|other| other.way() == way && other.holds(request)),
+        None => one.holds(request, deny),
+        way => said.iter().any(|other| other.way() == way && other.holds(request, deny)),
     })
 }
 
@@ -135,6 +140,7 @@ fn said() -> impl Strategy<Value = Said> {
     let word = || prop_oneof![Just("*".to_owned()), "[ab]", "a\\*"];
     prop_oneof![
         id().prop_map(Said::SpiffeId),
+        "[tu]".prop_map(Said::TrustDomain),
         "[ab]".prop_map(Said::Namespace),
         "[ab]".prop_map(Said::NotNamespace),
         id().prop_map(Said::NotSpiffeId),
@@ -188,7 +194,7 @@ proptest! {
         let HttpFilterConfig::Rbac(config) = rbac.filter("authz").config else { unreachable!() };
         let engine = Authorization::compile(&"authz".into(), &config).unwrap();
         for request in &requests {
-            let matched = rules.iter().any(|said| holds(said, request));
+            let matched = rules.iter().any(|said| holds(said, request, deny));
             prop_assert_eq!(engine.check(&request.asked()).is_ok(), matched != deny, "{:?}", request);
         }
     }
