@@ -33,6 +33,7 @@ pub mod inbound;
 mod layer;
 mod mesh;
 mod outbound;
+mod task;
 mod telemetry;
 mod time;
 mod transport;

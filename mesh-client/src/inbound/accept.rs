@@ -9,7 +9,7 @@ use super::{
     detect::detect,
     farewell::Watched,
 };
-use crate::outbound::connect::TlsRenewal;
+use crate::{outbound::connect::TlsRenewal, task::Task};
 use mesh_tls::{Accepted, Mode, TlsError};
 use pin_project::pin_project;
 use std::{
@@ -27,7 +27,6 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    task::AbortHandle,
     time::{sleep, timeout},
 };
 
@@ -44,24 +43,10 @@ pub struct InboundStream {
     watched: Option<Box<Watched>>,
     /// It lives as long as whoever has the stream.
     entry: Option<Entry>,
-    mind: Option<Mind>,
+    /// What minds it, until it ended.
+    mind: Option<Task>,
     _open: Open,
     _counted: Counted,
-}
-
-/// Minds a connection, until it ended.
-pub(super) struct Mind(AbortHandle);
-
-impl Mind {
-    pub(super) fn spawn(minding: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(minding).abort_handle())
-    }
-}
-
-impl Drop for Mind {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 #[pin_project(project = SocketProjection)]
@@ -264,7 +249,7 @@ impl InboundStream {
 
     /// Minds it as long as it lives.
     pub(super) fn mind(&mut self, minding: impl Future<Output = ()> + Send + 'static) {
-        self.mind = Some(Mind::spawn(minding));
+        self.mind = Some(Task::spawn(minding));
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::{
     ConnectionInfo, Limits, Policy,
-    accept::Mind,
     chain_match::{Facts, Need, choose},
     connections::Connections,
 };
+use crate::task::Task;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_tls::Acceptor;
 use mesh_xds::resource::FilterChainMatch;
@@ -40,7 +40,7 @@ pub(crate) struct Chain {
     /// Asked for each request anew, so that a change holds for the connections that are open. `None`: everything is let in.
     pub(crate) policy: ArcSwapOption<Policy>,
     /// Looks at its connections again when others are trusted.
-    trust: OnceLock<Mind>,
+    trust: OnceLock<Task>,
 }
 
 /// How the connections of a chain are secured.
@@ -114,7 +114,7 @@ impl Chain {
         self.trust.get_or_init(|| {
             let mut generations = acceptor.generations();
             let (chain, connections) = (Arc::downgrade(self), Arc::downgrade(connections));
-            Mind::spawn(async move {
+            Task::spawn(async move {
                 loop {
                     generations.changed().await;
                     let (Some(chain), Some(connections)) = (chain.upgrade(), connections.upgrade()) else { return };

@@ -4,6 +4,7 @@ use super::{Chain, Config, FetchKeys, Kept, Policy, Security, Shared, Source};
 use crate::{
     error::{BoxError, caught},
     outbound::identity::Identities,
+    task::Task,
     telemetry::{metrics::Source as Labels, watch::AccessLogger},
 };
 use mesh_tls::CryptoProvider;
@@ -18,7 +19,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Weak},
 };
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::runtime::Handle;
 
 /// Whether an inbound side takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,10 +73,6 @@ pub(super) struct Asked {
     pub(super) fetch: Option<Fetch>,
 }
 
-/// Ends what follows the control plane when the inbound side ends.
-#[derive(Debug)]
-pub(super) struct Following(AbortHandle);
-
 /// One chain as it was configured: what decides whether it is the same.
 struct Made {
     /// For connections that match no other.
@@ -108,9 +105,9 @@ pub(super) fn follow(
     origin: &Origin,
     fallback: Security,
     asked: Asked,
-) -> Following {
+) -> Task {
     let compiler = Compiler { identities: origin.identities.clone(), fallback, asked, made: Vec::new() };
-    Following::spawn(&origin.runtime, run(Arc::downgrade(shared), watch, compiler))
+    Task::on(&origin.runtime, run(Arc::downgrade(shared), watch, compiler))
 }
 
 async fn run(shared: Weak<Shared>, mut watch: ServerWatch, mut compiler: Compiler) {
@@ -327,18 +324,6 @@ impl Asked {
     fn fetch(&self, remote: &RemoteJwks) -> Option<Arc<dyn FetchKeys>> {
         let own = self.fetches.iter().find(|(cluster, _)| *cluster == remote.cluster);
         own.map(|(_, fetch)| fetch.clone()).or_else(|| self.fetch.as_ref()?(remote))
-    }
-}
-
-impl Following {
-    pub(super) fn spawn(runtime: &Handle, following: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(runtime.spawn(following).abort_handle())
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

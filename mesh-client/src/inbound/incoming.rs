@@ -3,6 +3,7 @@
 use super::{
     Inbound, InboundStream, connections::Ending, farewell::Watched, listening::Accepting, serve::mind_foreign,
 };
+use crate::task::Task;
 use futures::Stream;
 use std::{
     future, io,
@@ -10,10 +11,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tokio::{
-    sync::mpsc,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 /// Connections of an [`Inbound`], each after its handshake, in the order in which they get ready: for `serve_with_incoming` of
 /// tonic's own server (feature `tonic-server`), and for `axum::serve` (feature `axum`, with `InboundLayer::into_make_service`). Ends with the socket, and with
@@ -33,7 +31,7 @@ pub struct Incoming {
     ready: mpsc::Receiver<InboundStream>,
     #[cfg(feature = "axum")]
     addr: std::net::SocketAddr,
-    task: JoinHandle<()>,
+    _task: Task,
     /// The socket closes with the last of them. `None`: it is closed.
     _accepting: Option<Accepting>,
 }
@@ -44,7 +42,7 @@ impl Incoming {
         let _accepting = inbound.0.listening.begin();
         #[cfg(feature = "axum")]
         let addr = inbound.local_addr();
-        let task = tokio::spawn(async move {
+        let task = Task::spawn(async move {
             let mut handshakes = JoinSet::new();
             loop {
                 tokio::select! {
@@ -76,7 +74,7 @@ impl Incoming {
             ready,
             #[cfg(feature = "axum")]
             addr,
-            task,
+            _task: task,
             _accepting,
         }
     }
@@ -92,11 +90,5 @@ impl Stream for Incoming {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.ready.poll_recv(cx).map(|stream| stream.map(Ok))
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

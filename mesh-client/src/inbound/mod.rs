@@ -64,7 +64,7 @@ pub use mesh_xds::resource::{AuditLogging, CidrRange, ClientCertDetails, Forward
 
 pub use crate::transport::{RequestBody, RequestBodyError};
 
-use crate::{error::caught, outbound::connect::TlsRenewal};
+use crate::{error::caught, outbound::connect::TlsRenewal, task::Task};
 use arc_swap::ArcSwap;
 use connections::Connections;
 use handshakes::Handshakes;
@@ -106,7 +106,7 @@ struct Shared {
     serving: watch::Sender<Serving>,
     on_serving: Option<follow::OnServing>,
     /// What follows the control plane, if one does.
-    following: OnceLock<follow::Following>,
+    following: OnceLock<Task>,
 }
 
 impl Inbound {

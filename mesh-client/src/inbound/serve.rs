@@ -2,13 +2,14 @@
 
 use super::{
     ConnectionInfo, Guard, Inbound, InboundStream, Limits, Shared,
-    accept::{Fresh, Mind},
+    accept::Fresh,
     connections::{Ending, Handle, Http1},
     farewell::Watched,
     listening::closed,
 };
 use crate::{
     BoxError,
+    task::Task,
     transport::{LOOKS, PREFACE, RequestBody, Server, ServerConfig, serve_http1},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -187,7 +188,7 @@ where
     let _entry = shared.enter(info, Ending::Http2(control.clone()));
     let limits = info.limits().clone();
     // A task of its own: it has to do once in a while what the driver need not look at each time.
-    let _mind = Mind::spawn(async move { mind(&control, &limits).await });
+    let _mind = Task::spawn(async move { mind(&control, &limits).await });
     server.await;
 }
 

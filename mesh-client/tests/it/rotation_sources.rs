@@ -32,7 +32,8 @@ use tokio::{net::TcpListener, runtime::Handle, task::JoinSet};
 use tonic::{Request, Response, Status, service::Routes, transport::Server};
 
 const CALLERS: u64 = 4;
-/// Each of several authorities, one after the other, issues so many pairs of certificates, and is exchanged in three steps more.
+/// Authorities, one after the other; each issues so many pairs of certificates, and is exchanged in three steps more.
+const AUTHORITIES: u32 = 8;
 const PAIRS: u32 = 11;
 
 /// Who issues, and whom everybody trusts.
@@ -174,8 +175,8 @@ impl Load {
     }
 }
 
-/// Rotates the certificates of a client and a server, made by `party`, and the authority, so many times, under load.
-async fn soak(authorities: u32, party: impl for<'a> Fn(&'a Authority, &'static str) -> BoxFuture<'a, Party>) {
+/// Rotates the certificates of a client and a server, made by `party`, and the authority, hundreds of times under load.
+async fn soak(party: impl for<'a> Fn(&'a Authority, &'static str) -> BoxFuture<'a, Party>) {
     let mut ca = Arc::new(Ca::new());
     let authority = Authority::new(&ca);
     let (client, server) = (party(&authority, CLIENT).await, party(&authority, SERVER).await);
@@ -210,7 +211,7 @@ async fn soak(authorities: u32, party: impl for<'a> Fn(&'a Authority, &'static s
     };
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let mut most = usize::MAX;
-    for number in 0..authorities {
+    for number in 0..AUTHORITIES {
         for _ in 0..PAIRS {
             rotate().await;
         }
@@ -243,10 +244,10 @@ async fn soak(authorities: u32, party: impl for<'a> Fn(&'a Authority, &'static s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_replaced_hundreds_of_times_under_load_fail_no_call_and_leave_nothing_behind() {
-    soak(15, |authority, id| Box::pin(async move { Party::of_files(authority, id) })).await;
+    soak(|authority, id| Box::pin(async move { Party::of_files(authority, id) })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn istios_authority_asked_hundreds_of_times_under_load_fails_no_call_and_leaves_nothing_behind() {
-    soak(8, |authority, id| Box::pin(async move { Party::of_istio(authority.serve().await, id) })).await;
+    soak(|authority, id| Box::pin(async move { Party::of_istio(authority.serve().await, id) })).await;
 }

@@ -6,9 +6,12 @@ mod parse;
 use super::{
     Chain, Config, Limits, Security, Shared,
     builder::BuildError,
-    follow::{Asked, Following, Serving},
+    follow::{Asked, Serving},
 };
-use crate::error::{BoxError, caught};
+use crate::{
+    error::{BoxError, caught},
+    task::Task,
+};
 use mesh_tls::{Acceptor, CryptoProvider, FileSource, FileSourceConfig, Roots, ServerSettings};
 use mesh_xds::resource::{ClientCertDetails, ForwardClientCert, HttpFilterConfig};
 use metrics::counter;
@@ -74,9 +77,9 @@ impl File {
     }
 
     /// Keeps the configuration as the file says, until the inbound side ends.
-    pub(super) fn follow(mut self, shared: &Arc<Shared>) -> Following {
+    pub(super) fn follow(mut self, shared: &Arc<Shared>) -> Task {
         let shared = Arc::downgrade(shared);
-        Following::spawn(&Handle::current(), async move { while self.step(&shared).await {} })
+        Task::spawn(async move { while self.step(&shared).await {} })
     }
 
     async fn step(&mut self, shared: &Weak<Shared>) -> bool {

@@ -4,18 +4,18 @@ use super::{
     Cause, Endpoint, Link, LiveCluster, Writer,
     outlier::{Event, Host, Rules, Verdict, consecutive, release_due, sweep},
 };
-use crate::time::after;
+use crate::{task::Task, time::after};
 use mesh_xds::resource::OutlierDetection;
 use std::{
     future::Future,
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 /// The task that sweeps. Stops when this is dropped.
 pub(super) struct Sweeper {
-    task: AbortHandle,
+    _task: Task,
     /// Something was ejected or the configuration changed: look at the clock again.
     wake: Arc<Notify>,
 }
@@ -199,14 +199,7 @@ impl<L: Link> LiveCluster<L> {
 impl Sweeper {
     fn start<L: Link>(runtime: &tokio::runtime::Handle, cluster: Weak<LiveCluster<L>>) -> Self {
         let wake = Arc::new(Notify::new());
-        let task = runtime.spawn(run(cluster, wake.clone())).abort_handle();
-        Self { task, wake }
-    }
-}
-
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        self.task.abort();
+        Self { _task: Task::on(runtime, run(cluster, wake.clone())), wake }
     }
 }
 

@@ -39,11 +39,14 @@ pub(crate) use orca::{Ended, Report, WeightNumbers};
 pub(crate) use outlier::Cause;
 pub(crate) use placement::Placement;
 
-use crate::outbound::{
-    connect::Subchannel,
-    pick::{Candidate, PickInput, Turn},
-    retry::RetryBudget,
-    route::Profile,
+use crate::{
+    outbound::{
+        connect::Subchannel,
+        pick::{Candidate, PickInput, Turn},
+        retry::RetryBudget,
+        route::Profile,
+    },
+    task::Task,
 };
 use arc_swap::ArcSwap;
 use balancing::{Cut, View, Wants};
@@ -61,7 +64,6 @@ use std::{
     },
 };
 use tokio::{sync::Notify, time::Instant};
-use watcher::Watcher;
 
 /// What a cluster needs from its surroundings.
 pub(crate) struct ClusterDeps<L: Link = Subchannel> {
@@ -111,7 +113,7 @@ struct Writer<L: Link> {
     /// What the control plane says; the set may have more, for their health.
     wanted: Arc<ClusterLoadAssignment>,
     checks: health::Sessions<L>,
-    watcher: Watcher,
+    watcher: Task,
     /// While outlier detection is on.
     sweeper: Option<Sweeper>,
 }
@@ -185,7 +187,7 @@ impl<L: Link> LiveCluster<L> {
                 ejected: 0,
                 wanted: Arc::default(),
                 checks: health::Sessions::default(),
-                watcher: Watcher::start::<L>(&deps.runtime, me.clone(), &connector, &stale),
+                watcher: watcher::watch::<L>(&deps.runtime, me.clone(), &connector, &stale),
                 sweeper: None,
                 connector,
             }),
@@ -319,7 +321,7 @@ impl<L: Link> LiveCluster<L> {
     /// New links for all endpoints; the old ones end with their requests.
     fn reconnect(&self, writer: &mut Writer<L>) {
         writer.connector = (self.deps.connector)(&writer.cluster, &self.breaker);
-        writer.watcher = Watcher::start::<L>(&self.deps.runtime, self.me.clone(), &writer.connector, &self.stale);
+        writer.watcher = watcher::watch::<L>(&self.deps.runtime, self.me.clone(), &writer.connector, &self.stale);
         let make = self.maker(writer);
         let next = writer.set.replaced(|old| {
             // New in its transport, not in the cluster.

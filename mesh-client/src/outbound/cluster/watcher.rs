@@ -6,6 +6,7 @@ use crate::{
         connect::{AT_ONCE, Demand, Foresight},
         pick::{Candidate, Standing},
     },
+    task::Task,
     time::after,
 };
 use std::{
@@ -15,29 +16,24 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    task::AbortHandle,
     time::Instant,
 };
-
-/// Picks step over what is unavailable meanwhile, so nothing waits for this task; but an endpoint that recovers gets its
-/// share again only then. Stops when this is dropped.
-pub(super) struct Watcher(AbortHandle);
 
 /// A set of more endpoints than this is rebuilt at most every [`SETTLE`].
 const LARGE: usize = 256;
 const SETTLE: Duration = Duration::from_millis(10);
 
-impl Watcher {
-    pub(super) fn start<L: Link>(
-        runtime: &Handle,
-        cluster: Weak<LiveCluster<L>>,
-        connector: &L::Connector,
-        stale: &Arc<Notify>,
-    ) -> Self {
-        let links = L::changes(connector);
-        let foresight = L::foresight(connector);
-        Self(runtime.spawn(run(cluster, links, stale.clone(), foresight)).abort_handle())
-    }
+/// Picks step over what is unavailable meanwhile, so nothing waits for this task; but an endpoint that recovers gets its
+/// share again only then.
+pub(super) fn watch<L: Link>(
+    runtime: &Handle,
+    cluster: Weak<LiveCluster<L>>,
+    connector: &L::Connector,
+    stale: &Arc<Notify>,
+) -> Task {
+    let links = L::changes(connector);
+    let foresight = L::foresight(connector);
+    Task::on(runtime, run(cluster, links, stale.clone(), foresight))
 }
 
 impl<L: Link> LiveCluster<L> {
@@ -58,12 +54,6 @@ impl<L: Link> LiveCluster<L> {
             let Some(next) = next else { return };
             next.link().foresee();
         }
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Secrets of the control plane (SDS), and certificates that resources hold themselves, as sources.
 
 use super::{Opener, Role};
-use crate::error::BoxError;
+use crate::{error::BoxError, task::Task};
 use mesh_tls::{
     CryptoProvider, FileSource, FileSourceConfig, Identity, Material, MemorySource, RevocationPolicy, Source,
     TrustBundle, TrustDomain, TrustRoots,
@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 /// How often files that a secret names are looked at again. Envoy is told by the system when they change.
@@ -73,7 +73,7 @@ impl Deref for Text<'_> {
 #[derive(Debug)]
 pub(super) struct Followed {
     held: Arc<MemorySource>,
-    tasks: Vec<JoinHandle<()>>,
+    _tasks: Vec<Task>,
 }
 
 /// Follows a secret of the control plane.
@@ -84,8 +84,8 @@ pub(super) fn follow(watch: SecretWatch, role: Role, opener: &Opener) -> Arc<dyn
 impl Followed {
     pub(super) fn new(name: String, watches: impl IntoIterator<Item = (SecretWatch, Role)>, opener: &Opener) -> Self {
         let held = Arc::new(MemorySource::empty(name));
-        let follow = |(watch, role)| opener.runtime.spawn(keep(watch, role, held.clone(), opener.clone()));
-        Self { tasks: watches.into_iter().map(follow).collect(), held }
+        let follow = |(watch, role)| Task::on(&opener.runtime, keep(watch, role, held.clone(), opener.clone()));
+        Self { _tasks: watches.into_iter().map(follow).collect(), held }
     }
 }
 
@@ -276,11 +276,5 @@ impl Source for Followed {
 
     fn last_error(&self) -> Option<String> {
         self.held.last_error()
-    }
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }

@@ -7,20 +7,20 @@ pub(crate) use routing::{Facts, Routing, UpstreamRef};
 pub(crate) use target::Target;
 pub use target::TargetError;
 
-use crate::outbound::upstream::Upstreams;
+use crate::{outbound::upstream::Upstreams, task::Task};
 use arc_swap::{ArcSwap, Guard};
 use mesh_xds::{
     TargetWatch,
     snapshot::{ResourceError, TargetState},
 };
 use std::{fmt, sync::Arc};
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::sync::watch;
 
 /// The live configuration of one target. One task follows the watch; requests load one pointer.
 pub(crate) struct Resolver {
     state: Arc<ArcSwap<State>>,
     changed: watch::Receiver<()>,
-    task: AbortHandle,
+    _task: Task,
 }
 
 /// What requests to the target find.
@@ -46,7 +46,7 @@ impl Resolver {
         let state = Arc::new(ArcSwap::from_pointee(first));
         let (notify, changed) = watch::channel(());
         let live = state.clone();
-        let task = runtime.spawn(async move {
+        let task = Task::on(runtime, async move {
             loop {
                 // `changed` remembers what came between `state()` and now.
                 if watch.changed().await.is_err() {
@@ -59,7 +59,7 @@ impl Resolver {
                 let _ = notify.send(());
             }
         });
-        Self { state, changed, task: task.abort_handle() }
+        Self { state, changed, _task: task }
     }
 
     /// The current state: one pointer load.
@@ -80,12 +80,6 @@ impl Resolver {
                 return state;
             }
         }
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

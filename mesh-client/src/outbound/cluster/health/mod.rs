@@ -8,6 +8,7 @@ pub(crate) use state::Failed;
 pub(super) use state::Health;
 
 use super::{Endpoint, Link, LiveCluster, Writer};
+use crate::task::Task;
 use mesh_xds::resource::{self, ClusterLoadAssignment, HealthCheck, HealthChecker, Locality};
 use state::{Transition, delay, initial_delay};
 use std::{
@@ -16,7 +17,6 @@ use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::task::AbortHandle;
 
 /// Where an endpoint is checked, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +35,7 @@ pub(super) struct Sessions<L: Link>(HashMap<SocketAddr, Session<L>>);
 struct Session<L: Link> {
     endpoint: Weak<Endpoint<L>>,
     target: CheckTarget,
-    task: AbortHandle,
+    _task: Task,
 }
 
 impl<L: Link> LiveCluster<L> {
@@ -66,8 +66,8 @@ impl<L: Link> LiveCluster<L> {
                 }
                 let connector = L::variant(&writer.connector, endpoint.placement().said());
                 let run = run(self.me.clone(), Arc::downgrade(endpoint), connector, target.clone());
-                let task = self.deps.runtime.spawn(run).abort_handle();
-                Session { endpoint: Arc::downgrade(endpoint), target, task }
+                let _task = Task::on(&self.deps.runtime, run);
+                Session { endpoint: Arc::downgrade(endpoint), target, _task }
             });
             writer.checks.0.insert(address, session);
         }
@@ -262,11 +262,5 @@ async fn run<L: Link>(
 impl<L: Link> Default for Sessions<L> {
     fn default() -> Self {
         Self(HashMap::new())
-    }
-}
-
-impl<L: Link> Drop for Session<L> {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
