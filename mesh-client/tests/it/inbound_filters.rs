@@ -15,8 +15,8 @@ use envoy_types::{
         envoy::{
             config::{
                 core::v3::{
-                    CidrRange, DataSource, HttpUri, RuntimeFractionalPercent, TypedExtensionConfig, data_source::Specifier,
-                    http_uri::HttpUpstreamType,
+                    CidrRange, DataSource, HttpUri, RuntimeFractionalPercent, TypedExtensionConfig,
+                    data_source::Specifier, http_uri::HttpUpstreamType,
                 },
                 listener::v3::FilterChainMatch,
                 rbac::v3::{Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Identifier},

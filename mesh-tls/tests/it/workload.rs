@@ -136,7 +136,7 @@ async fn identities_bundles_and_their_changes_come_over_a_unix_socket() {
 
     // what cannot be used changes nothing, and what comes after it counts
     let mut foreign = svid(&ours, ALICE);
-    foreign.x509_svid_key = svid(&ours, ALICE).x509_svid_key;
+    foreign.x509_svid_key = svid(&ours, ALICE).x509_svid_key.clone();
     agent.send_replace(Some(message(vec![foreign])));
     until(|| source.last_error().is_some()).await;
     let said = source.last_error().unwrap();
