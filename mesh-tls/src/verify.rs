@@ -26,7 +26,8 @@ pub enum PeerCheck {
     Chain,
     /// Exactly one URI SAN, a SPIFFE id. Always asked when the roots are chosen by trust domain (gRFC A87).
     Spiffe,
-    /// The server's certificate is valid for the server name given to `connect`: a DNS name or an IP address.
+    /// The server's certificate is valid for the server name given to `connect`: a DNS name or an IP address. One that shows a SPIFFE id shows no
+    /// other URI.
     ServerName,
     /// [`Spiffe`](Self::Spiffe), and if the server's certificate has DNS names or addresses besides its SPIFFE id, it is valid for the server
     /// name given to `connect`: for servers that are known by their trust domain, as most certificates of SPIFFE name no host.
@@ -106,7 +107,8 @@ impl Verifier {
             matches!(self.check, PeerCheck::Spiffe | PeerCheck::SpiffeServerName) || self.roots.is_by_trust_domain();
         let id = if spiffe { Some(spiffe_id(leaf)?) } else { None };
         // Whoever has a SPIFFE id has one name: of a client that has several rules could each take another (X509-SVID section 2).
-        if self.side == Side::Client && leaf.uri_sans.len() > 1 && leaf.uri_sans.iter().any(|uri| is_spiffe(uri)) {
+        let one = self.side == Side::Client || self.check == PeerCheck::ServerName;
+        if one && leaf.uri_sans.len() > 1 && leaf.uri_sans.iter().any(|uri| is_spiffe(uri)) {
             return Err(Reason::NotOneUri { uris: leaf.uri_sans.clone() });
         }
         let domain = id.as_ref().map(SpiffeId::trust_domain_str);

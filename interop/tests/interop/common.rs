@@ -19,6 +19,35 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+/// The greeter at `addr`, that lets in these accounts of its namespace alone.
+pub(crate) fn guarded(addr: SocketAddr, accounts: &[&str]) -> String {
+    let principals: Vec<_> = accounts.iter().map(|account| format!("cluster.local/ns/default/sa/{account}")).collect();
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: greeter, namespace: default}}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 50051, name: grpc, protocol: GRPC}}]
+  endpoints: [{{address: {}, ports: {{grpc: {}}}, serviceAccount: greeter, labels: {{app: greeter}}}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: greeter, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: greeter}}}}
+  action: ALLOW
+  rules: [{{from: [{{source: {{principals: [{}]}}}}]}}]
+",
+        addr.ip(),
+        addr.port(),
+        principals.join(", ")
+    )
+}
+
 /// Three greeters: `v1-a`, `v1-b` and `v2-a`.
 #[derive(Debug)]
 pub(crate) struct Backends([Backend; 3]);

@@ -11,39 +11,12 @@ use mesh_control::ControlPlane;
 use mesh_control::model::MtlsMode;
 use mesh_tls::{ClientSettings, ServerSettings, Source, WorkloadApiConfig, WorkloadApiSource, WorkloadEndpoint};
 
-use crate::common::{call, call_plainly, listed, serve};
+use crate::common::{call, call_plainly, guarded, listed, serve};
 
 const TARGET: &str = "xds:///greeter.default.svc.cluster.local:50051";
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 /// Guards against a wait that never ends.
 const READY: Duration = Duration::from_secs(30);
-
-/// A greeter at `addr`, that lets in the account `client` alone.
-fn yaml(addr: SocketAddr) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: greeter, namespace: default}}
-spec:
-  hosts: [greeter.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 50051, name: grpc, protocol: GRPC}}]
-  endpoints: [{{address: {}, ports: {{grpc: {}}}, serviceAccount: greeter, labels: {{app: greeter}}}}]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: greeter, namespace: default}}
-spec:
-  selector: {{matchLabels: {{app: greeter}}}}
-  action: ALLOW
-  rules: [{{from: [{{source: {{principals: [cluster.local/ns/default/sa/client]}}}}]}}]
-",
-        addr.ip(),
-        addr.port()
-    )
-}
 
 /// A control plane with a certificate authority of its own, in whose mesh every call is mutual TLS.
 async fn strict(addr: SocketAddr) -> (ControlPlane, tempfile::TempDir) {
@@ -54,7 +27,7 @@ async fn strict(addr: SocketAddr) -> (ControlPlane, tempfile::TempDir) {
 async fn strict_with(addr: SocketAddr, lifetime: Duration) -> (ControlPlane, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let control = ControlPlane::builder()
-        .yaml(yaml(addr))
+        .yaml(guarded(addr, &["client"]))
         .ca(dir.path())
         .certificate_lifetime(lifetime)
         .mtls(MtlsMode::Strict)

@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use tonic::transport::Endpoint;
 use tower::Service;
 
-use crate::common::{call, greeter, listed};
+use crate::common::{call, greeter, guarded, listed};
 use crate::identity::{OFFERED, s_client};
 
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -32,46 +32,25 @@ const READY: Duration = Duration::from_secs(30);
 /// More than a window and a buffer, in bytes.
 const LARGE: usize = 1 << 20;
 
-/// A server at `addr` that lets in the accounts `envoy` and `client`, and nobody where `/denied` begins.
-fn yaml(addr: SocketAddr) -> String {
-    format!(
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: greeter, namespace: default}}
-spec:
-  hosts: [greeter.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 50051, name: grpc, protocol: GRPC}}]
-  endpoints: [{{address: {}, ports: {{grpc: {}}}, serviceAccount: greeter, labels: {{app: greeter}}}}]
----
+/// Nobody at all where `/denied` begins.
+const DENIED: &str = "---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {{name: nobody, namespace: default}}
+metadata: {name: nobody, namespace: default}
 spec:
-  selector: {{matchLabels: {{app: greeter}}}}
+  selector: {matchLabels: {app: greeter}}
   action: DENY
-  rules: [{{to: [{{operation: {{paths: [/denied*]}}}}]}}]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: some, namespace: default}}
-spec:
-  selector: {{matchLabels: {{app: greeter}}}}
-  action: ALLOW
-  rules: [{{from: [{{source: {{principals: [cluster.local/ns/default/sa/envoy, cluster.local/ns/default/sa/client]}}}}]}}]
-",
-        addr.ip(),
-        addr.port()
-    )
-}
+  rules: [{to: [{operation: {paths: [/denied*]}}]}]
+";
 
 /// A mesh of strict mutual TLS, and our server in it.
 async fn served() -> (ControlPlane, Inbound, tempfile::TempDir) {
     let addr = free_addr(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let control = ControlPlane::builder().yaml(yaml(addr)).ca(dir.path()).mtls(MtlsMode::Strict);
+    let control = ControlPlane::builder()
+        .yaml(guarded(addr, &["envoy", "client"]) + DENIED)
+        .ca(dir.path())
+        .mtls(MtlsMode::Strict);
     let control =
         ["client", "envoy", "stranger"].iter().fold(control, |control, name| control.identity("default", *name));
     let control = control.start().await.unwrap();

@@ -216,6 +216,7 @@ impl Compiler {
         Policy::compile(
             Source {
                 listener: place,
+                together: Some((&snapshot.name, asked.filters.len())),
                 filters: &filters,
                 routes: Some(routes),
                 forward_client_cert: said.connections.forward_client_cert,
@@ -309,6 +310,7 @@ impl Asked {
         let all: Vec<_> = self.filters.iter().cloned().chain(filters).collect();
         let source = Source {
             listener: &"inbound".into(),
+            together: None,
             filters: &all,
             routes: None,
             forward_client_cert,

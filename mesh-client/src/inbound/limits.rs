@@ -149,6 +149,11 @@ impl Limits {
         TcpOptions { keepalive, user_timeout: self.tcp_user_timeout }
     }
 
+    /// [`stream_idle_timeout`](Self::stream_idle_timeout); zero is none.
+    pub(super) fn stream_idle(&self) -> Option<Duration> {
+        self.stream_idle_timeout.filter(|limit| !limit.is_zero())
+    }
+
     /// Of the connections of a filter chain.
     pub(super) fn within(&self, said: &ServerConnections, stream_idle: Option<Duration>) -> Self {
         fn lower<T: Ord>(own: T, said: Option<T>) -> T {

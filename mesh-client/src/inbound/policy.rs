@@ -69,6 +69,8 @@ pub(crate) type FetcherOf<'a> = dyn Fn(&mesh_xds::resource::RemoteJwks) -> Optio
 pub(crate) struct Source<'a> {
     /// Name of the listener and its filter chain, under which its filters keep what they count.
     pub(crate) listener: &'a Arc<str>,
+    /// The first so many filters count under this name: for all chains together.
+    pub(crate) together: Option<(&'a Arc<str>, usize)>,
     /// Of the connection manager, in order.
     pub(crate) filters: &'a [HttpFilter],
     /// `None`: every request is served.
@@ -86,6 +88,7 @@ pub(crate) struct Source<'a> {
 /// What is at hand while a policy is compiled.
 pub(super) struct Making<'a> {
     pub(super) listener: &'a Arc<str>,
+    pub(super) together: Option<(&'a Arc<str>, usize)>,
     pub(super) filters: &'a [HttpFilter],
     pub(super) shared: &'a Kept,
     pub(super) keys: Keys<'a>,
@@ -178,7 +181,7 @@ impl Kept {
 impl Policy {
     /// Compiles what a filter chain says. What cannot be honoured lets nobody in.
     pub(crate) fn compile(source: Source<'_>, kept: &Kept) -> Self {
-        let Source { listener, filters, around, .. } = source;
+        let Source { listener, together, filters, around, .. } = source;
         let own = |remote: &mesh_xds::resource::RemoteJwks| {
             if let Some(fetch) = source.fetch.and_then(|fetch| fetch(remote)) {
                 return Some(fetch);
@@ -188,7 +191,7 @@ impl Policy {
         };
         let keys = Keys { shelf: &kept.shelf, provider: kept.provider.clone(), fetch: &own };
         let max_stream_duration = source.max_stream_duration;
-        let making = Making { listener, filters, shared: kept, keys, max_stream_duration, around };
+        let making = Making { listener, together, filters, shared: kept, keys, max_stream_duration, around };
         filters.iter().for_each(meaningless);
         Self {
             routes: Routes::compile(source.routes, &making),

@@ -204,6 +204,7 @@ fn link(filter: &HttpFilter, making: &Making<'_>, place: Place<'_>) -> Option<Li
                 filter,
                 FilterMaking {
                     listener: making.listener,
+                    together: making.together,
                     names: [place.host.map_or("", |host| &host.name), place.route.map_or("", |route| &route.name), ""],
                     route: place.index,
                     filters: making.filters,

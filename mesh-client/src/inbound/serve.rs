@@ -197,7 +197,7 @@ async fn mind(control: &crate::transport::Control, limits: &Limits) {
     let born = Instant::now();
     let age = age(limits);
     let step = limits.header_timeout.min(limits.idle_timeout.unwrap_or(limits.header_timeout));
-    let look = limits.stream_idle_timeout.map(|limit| limit / LOOKS);
+    let look = limits.stream_idle().map(|limit| limit / LOOKS);
     let step = step.min(age.unwrap_or(step)).min(look.unwrap_or(step)).max(MIN_STEP);
     let (mut requests, mut quiet_since) = (control.started(), born);
     let (mut unfinished, mut unfinished_since) = (control.unfinished(), born);
@@ -291,7 +291,7 @@ fn config(limits: &Limits) -> ServerConfig {
         notice: limits.drain_notice,
         max_concurrent_streams: limits.max_concurrent_streams.clamp(1, MAX_STREAMS),
         header_timeout: limits.header_timeout,
-        stream_idle: limits.stream_idle_timeout,
+        stream_idle: limits.stream_idle(),
         keepalive: limits.keepalive,
     }
 }

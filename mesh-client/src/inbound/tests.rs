@@ -1,7 +1,7 @@
 //! Policies as a control plane says them: routes, their overrides, and the order of filters.
 
 use super::{
-    Chain, ConnectionInfo, Decision, Kept, Policy, Security, Source, Verdict,
+    Chain, ConnectionInfo, Decision, Kept, Policy, RateLimit, Security, Source, Verdict,
     chain_match::{Facts, Spoken},
 };
 use crate::{outbound::filter::Reply, telemetry::metrics::ServerMetrics};
@@ -59,13 +59,25 @@ fn forward(cluster: &str) -> Action {
 }
 
 fn policy(filters: &[HttpFilter], routes: Option<Vec<Route>>) -> Policy {
+    let kept = Kept::new(ServerMetrics::default(), mesh_tls::default_provider());
+    policy_of("inbound", None, filters, routes, &kept)
+}
+
+fn policy_of(
+    listener: &str,
+    together: Option<(&Arc<str>, usize)>,
+    filters: &[HttpFilter],
+    routes: Option<Vec<Route>>,
+    kept: &Kept,
+) -> Policy {
     let routes = routes.map(|routes| {
         let host =
             VirtualHost { domains: vec![DomainPattern::Exact("shop.test".into())], routes, ..VirtualHost::default() };
         Arc::new(RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() })
     });
     let source = Source {
-        listener: &"inbound".into(),
+        listener: &listener.into(),
+        together,
         filters,
         routes: routes.as_ref(),
         forward_client_cert: ForwardClientCert::default(),
@@ -74,7 +86,7 @@ fn policy(filters: &[HttpFilter], routes: Option<Vec<Route>>) -> Policy {
         around: None,
         fetch: None,
     };
-    Policy::compile(source, &Kept::new(ServerMetrics::default(), mesh_tls::default_provider()))
+    Policy::compile(source, kept)
 }
 
 fn get(uri: &str) -> request::Parts {
@@ -116,6 +128,19 @@ async fn a_server_serves_by_itself_and_what_forwards_is_unavailable() {
         ("http://other.test/own", Some((404, 14))),
     ] {
         assert_eq!(asked(&policy, get(uri)).await, expected, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn limits_of_the_program_count_for_all_chains_together_and_others_for_their_own() {
+    let limit = |name: &str| RateLimit::total(1, Duration::from_secs(3600)).filter(name);
+    let kept = Kept::new(ServerMetrics::default(), mesh_tls::default_provider());
+    let name: Arc<str> = "server/x".into();
+    for (filters, own, second) in [(vec![limit("program")], 1, Some((429, 8))), (vec![limit("chain")], 0, None)] {
+        let [a, b] = ["a", "b"].map(|chain| policy_of(chain, Some((&name, own)), &filters, None, &kept));
+        assert_eq!(asked(&a, get("http://shop.test/")).await, None);
+        assert_eq!(asked(&b, get("http://shop.test/")).await, second);
+        assert_eq!(asked(&a, get("http://shop.test/")).await, Some((429, 8)));
     }
 }
 

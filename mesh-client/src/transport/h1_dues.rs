@@ -49,6 +49,8 @@ impl Dues {
     /// A request began, or its answer.
     pub(super) fn answers(&self, answering: bool) {
         self.answering.store(answering, Relaxed);
+        // What was late of the request before is no matter of this one.
+        self.late.store(false, Relaxed);
     }
 
     /// Whether the body that the handler waits for did not come, once; it is woken when that is so.
@@ -69,7 +71,8 @@ impl Dues {
             sleep(limit / LOOKS).await;
             let (blocked, awaits_body) = (self.blocked.load(Relaxed), self.awaits_body.load(Relaxed));
             let (now, moved) = (Instant::now(), self.moves.load(Relaxed));
-            let before = since.filter(|_| std::mem::replace(&mut moves, moved) == moved);
+            let still = std::mem::replace(&mut moves, moved) == moved;
+            let before = since.filter(|_| still);
             since = (blocked || awaits_body).then(|| before.unwrap_or(now));
             if since.is_none_or(|since| now - since < limit) {
                 continue;

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use mesh_client::inbound::{Inbound, JwtClaims, JwtProvider, Rbac, Rule};
 use mesh_control::ControlPlane;
-use mesh_tls::{WorkloadApiConfig, WorkloadApiSource, WorkloadEndpoint, default_provider};
+use mesh_tls::{JwtBundles, WorkloadApiConfig, WorkloadApiSource, WorkloadEndpoint, default_provider};
 use std::{net::SocketAddr, path::Path};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, runtime::Handle, time::timeout};
@@ -48,6 +48,36 @@ async fn get(addr: SocketAddr, token: Option<&str>) -> (StatusCode, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+/// Answers with the subject of the token.
+fn serve(inbound: &Inbound) -> SocketAddr {
+    let who = async |axum::Extension(claims): axum::Extension<JwtClaims>| claims.subject().unwrap().to_owned();
+    let served = inbound.clone();
+    tokio::spawn(async move { served.serve(axum::Router::new().route("/", axum::routing::get(who))).await });
+    inbound.local_addr()
+}
+
+#[tokio::test]
+async fn keys_that_are_taken_away_count_no_more_the_last_one_included() {
+    let (cp, _dir) = authority().await;
+    let orders = workload(&cp, "shop", "orders");
+    let agent = orders.jwt_bundles();
+    timeout(GUARD, agent.changed().wait_for(|generation| *generation > 0)).await.unwrap().unwrap();
+    let map: serde_json::Value = serde_json::from_str(&agent.bundle_map().unwrap()).unwrap();
+    let keys = map["trust_domains"]["cluster.local"].to_string();
+    let domain = || "cluster.local".parse().unwrap();
+    let bundles = JwtBundles::new("held");
+    bundles.replace([(domain(), keys.as_bytes())]).unwrap();
+    let builder = Inbound::builder().jwt(JwtProvider::spiffe(bundles.clone(), "orders"));
+    let inbound = builder.bind("127.0.0.1:0").await.unwrap();
+    let addr = serve(&inbound);
+    let good = token(&workload(&cp, "shop", "cart"), "orders").await;
+    assert_eq!(get(addr, Some(&good)).await, (StatusCode::OK, CART.to_owned()));
+    bundles.replace([(domain(), &br#"{"keys": []}"#[..])]).unwrap();
+    assert_eq!(get(addr, Some(&good)).await.0, StatusCode::UNAUTHORIZED);
+    bundles.replace([(domain(), keys.as_bytes())]).unwrap();
+    assert_eq!(get(addr, Some(&good)).await.0, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_server_verifies_the_tokens_of_its_trust_domain_by_the_bundles_of_its_own_endpoint() {
     let (cp, _dir) = authority().await;
@@ -57,9 +87,7 @@ async fn a_server_verifies_the_tokens_of_its_trust_domain_by_the_bundles_of_its_
     let cart = Rule::new().claim("sub", CART);
     let builder = Inbound::builder().jwt(JwtProvider::spiffe(bundles.clone(), "orders"));
     let inbound = builder.authorize(Rbac::allow().rule("cart", cart)).bind("127.0.0.1:0").await.unwrap();
-    let who = async |axum::Extension(claims): axum::Extension<JwtClaims>| claims.subject().unwrap().to_owned();
-    let (addr, served) = (inbound.local_addr(), inbound.clone());
-    tokio::spawn(async move { served.serve(axum::Router::new().route("/", axum::routing::get(who))).await });
+    let addr = serve(&inbound);
 
     let cart = workload(&cp, "shop", "cart");
     let good = token(&cart, "orders").await;

@@ -30,11 +30,13 @@ use envoy_types::pb::{
     google::protobuf::{Struct, Value, value::Kind},
 };
 use envoy_types::util::pack_any;
+use examples::backend::Backend;
 use mesh_client::Mesh;
 use mesh_control::ControlPlane;
 use mesh_tls::{ClientHello, FirstBytes, Identity, MemorySource, Mode, TrustRoots};
 use mesh_xds::server::ResourceType;
 use std::{path::Path, sync::Arc};
+use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -100,16 +102,22 @@ pub(crate) fn serve_secret(cp: &ControlPlane, name: &str, secret: Type) {
 }
 
 /// Where the control plane's CA keeps the client's identity.
-pub(crate) fn client_files(dir: &tempfile::TempDir) -> std::path::PathBuf {
+/// A control plane, a server over mutual TLS, and a cluster of it whose certificates are the secrets `own` and `roots`.
+async fn by_secrets(roots: &str) -> (ControlPlane, Backend, TempDir) {
+    let (cp, dir) = control_plane().await;
+    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
+    cp.apply(&config(&backend, "{}")).await.unwrap();
+    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", roots, over_ads))));
+    (cp, backend, dir)
+}
+
+pub(crate) fn client_files(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("ca/ns/default/sa/client")
 }
 
 #[tokio::test]
 async fn certificates_come_as_secrets_and_are_rotated_by_them() {
-    let (cp, dir) = control_plane().await;
-    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
-    cp.apply(&config(&backend, "{}")).await.unwrap();
-    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "roots", over_ads))));
+    let (cp, backend, dir) = by_secrets("roots").await;
     let mesh = mesh_on(&cp).await;
     let channel = mesh.channel(TARGET).unwrap();
     // The first call waits for the secrets: they come when it is under way.
@@ -135,10 +143,7 @@ async fn certificates_come_as_secrets_and_are_rotated_by_them() {
 
 #[tokio::test]
 async fn a_secret_that_is_wrong_or_gone_takes_nothing_away_and_is_named() {
-    let (cp, dir) = control_plane().await;
-    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
-    cp.apply(&config(&backend, "{}")).await.unwrap();
-    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "roots", over_ads))));
+    let (cp, _backend, dir) = by_secrets("roots").await;
     let files = client_files(&dir);
     serve_secrets(&cp, &files, text);
     // The wrong kind of secret first.
@@ -195,10 +200,7 @@ fn by_domain(domains: &[(&str, String)]) -> Type {
 
 #[tokio::test]
 async fn each_trust_domain_is_verified_by_its_own_roots_alone() {
-    let (cp, dir) = control_plane().await;
-    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
-    cp.apply(&config(&backend, "{}")).await.unwrap();
-    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "ALL", over_ads))));
+    let (cp, _backend, dir) = by_secrets("ALL").await;
     let files = client_files(&dir);
     serve_secrets(&cp, &files, text);
     let ours = std::fs::read_to_string(files.join("ca.pem")).unwrap();
@@ -228,10 +230,7 @@ async fn each_trust_domain_is_verified_by_its_own_roots_alone() {
 
 #[tokio::test]
 async fn a_secret_whose_time_is_over_replaces_nothing_and_says_since_when() {
-    let (cp, dir) = control_plane().await;
-    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
-    cp.apply(&config(&backend, "{}")).await.unwrap();
-    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "roots", over_ads))));
+    let (cp, _backend, dir) = by_secrets("roots").await;
     let files = client_files(&dir);
     serve_secrets(&cp, &files, text);
     let old = {
@@ -272,11 +271,8 @@ fn mesh_tls_key() -> String {
 
 #[tokio::test]
 async fn secrets_and_contexts_may_name_files() {
-    let (cp, dir) = control_plane().await;
-    let (backend, _) = mutual_greeter(&cp, Mode::Strict).await;
-    cp.apply(&config(&backend, "{}")).await.unwrap();
+    let (cp, _backend, dir) = by_secrets("roots").await;
     let files = client_files(&dir);
-    edit_cluster(&cp, CLUSTER, |cluster| cluster.transport_socket = Some(socket(by_name("own", "roots", over_ads))));
     serve_secrets(&cp, &files, file);
     let channel = mesh_on(&cp).await.channel(TARGET).unwrap();
     until("the files are read", async || hello(&channel).await.is_ok_and(|reply| reply.peer == CLIENT)).await;

@@ -23,6 +23,14 @@ const FILES: usize = 5;
 type Content = Zeroizing<Vec<u8>>;
 type Hashes = [u64; FILES];
 
+/// What was taken over, by the hashes of the files.
+#[derive(Debug, Default)]
+struct Seen {
+    all: Option<Hashes>,
+    /// Of the roots and lists alone.
+    roots: Option<[u64; FILES - 2]>,
+}
+
 struct ReadError {
     file: Option<PathBuf>,
     reason: String,
@@ -66,7 +74,7 @@ struct Shared {
     config: FileSourceConfig,
     shelf: Shelf,
     /// What the current material was read from, as keyed hashes: no second copy of the key is kept.
-    seen: Mutex<Option<Hashes>>,
+    seen: Mutex<Seen>,
     hasher: RandomState,
 }
 
@@ -111,7 +119,7 @@ impl FileSource {
         }
         let shared = Arc::new(Shared {
             shelf: Shelf::new(config.name.clone(), Some(runtime)),
-            seen: Mutex::new(None),
+            seen: Mutex::default(),
             hasher: RandomState::new(),
             config,
         });
@@ -150,15 +158,27 @@ async fn poll(shared: Arc<Shared>, mut failed: bool) {
 impl Shared {
     fn reload(&self) -> Result<bool, SourceError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.read(*seen) {
+        match self.read(seen.all) {
             Ok(None) => {
                 self.shelf.unchanged();
                 Ok(false)
             }
-            Ok(Some((material, hashes))) => {
-                *seen = Some(hashes);
+            Ok(Some((material, hashes, None))) => {
+                let [_, _, of_roots @ ..] = hashes;
+                *seen = Seen { all: Some(hashes), roots: Some(of_roots) };
                 self.shelf.publish(material.identity, material.roots);
                 Ok(true)
+            }
+            // Roots and lists count all the same; the certificate may only be early.
+            Ok(Some((material, hashes, Some(ReadError { file, reason })))) => {
+                let [_, _, of_roots @ ..] = hashes;
+                if seen.roots != Some(of_roots) && material.roots.is_some() {
+                    self.shelf.change(|before| (before.identity.clone(), material.roots));
+                }
+                *seen = Seen { all: None, roots: Some(of_roots) };
+                let error = self.shelf.error(file, reason);
+                self.shelf.failed(&error);
+                Err(error)
             }
             Err(ReadError { file, reason }) => {
                 let error = self.shelf.error(file, reason);
@@ -168,8 +188,8 @@ impl Shared {
         }
     }
 
-    /// New material, or `None` when the files are as `seen`.
-    fn read(&self, seen: Option<Hashes>) -> Result<Option<(Material, Hashes)>, ReadError> {
+    /// New material, or `None` when the files are as `seen`; and why its certificate is not used, when that is not valid now.
+    fn read(&self, seen: Option<Hashes>) -> Result<Option<(Material, Hashes, Option<ReadError>)>, ReadError> {
         let config = &self.config;
         let bundle_file = config.spiffe_trust_bundle_map_file.as_deref();
         let ca_file = config.ca_certificate_file.as_deref().filter(|_| bundle_file.is_none());
@@ -189,7 +209,7 @@ impl Shared {
             let file = file.map(Path::to_owned);
             move |error: MaterialError| ReadError { file, reason: error.to_string() }
         };
-        let mut material = Material::default();
+        let (mut material, mut untimely) = (Material::default(), None);
         if let (Some(certificate), Some(key)) = (certificate, key) {
             let key = crate::material::private_key(key).map_err(at(files[1]))?;
             let chain = crate::material::certificates(certificate).map_err(at(files[0]))?;
@@ -197,8 +217,10 @@ impl Shared {
                 let of_key = matches!(error, MaterialError::Key(_) | MaterialError::KeyMismatch(_));
                 at(files[usize::from(of_key)])(error)
             })?;
-            identity.check_validity(SystemTime::now()).map_err(at(files[0]))?;
-            material.identity = Some(Arc::new(identity));
+            match identity.check_validity(SystemTime::now()) {
+                Ok(()) => material.identity = Some(Arc::new(identity)),
+                Err(error) => untimely = Some(at(files[0])(error)),
+            }
         }
         let mut roots = match (bundle, ca) {
             (Some(bundle), _) => Some(TrustRoots::from_bundle_map(bundle).map_err(at(files[3]))?),
@@ -210,7 +232,7 @@ impl Shared {
             roots = roots.map(with_lists).transpose().map_err(at(files[4]))?;
         }
         material.roots = roots.map(Arc::new);
-        Ok(Some((material, hashes)))
+        Ok(Some((material, hashes, untimely)))
     }
 }
 

@@ -94,9 +94,12 @@ impl Held {
         let (mut map, mut domains) = (Map::new(), Vec::new());
         for (domain, set) in bundles {
             let of = |reason: String| format!("the JWT bundle of {domain}: {reason}");
-            let set: Value = serde_json::from_slice(set).map_err(|e| of(e.to_string()))?;
-            if !set.get("keys").is_some_and(Value::is_array) {
-                return Err(of("it has no list \"keys\"".into()));
+            let mut set: Value = serde_json::from_slice(set).map_err(|e| of(e.to_string()))?;
+            match set.get_mut("keys") {
+                Some(Value::Array(_)) => {}
+                // So SPIRE writes that there are none.
+                Some(keys @ Value::Null) => *keys = json!([]),
+                _ => return Err(of("it has no list \"keys\"".into())),
             }
             map.insert(domain.to_string(), set);
             domains.push(domain);
@@ -153,5 +156,7 @@ mod tests {
         bundles.replace([(a, good)]).unwrap();
         assert_eq!(*bundles.changed().borrow(), 2);
         assert!(bundles.bundle_map().unwrap().contains(r#""a.example":{"keys":[]}"#));
+        bundles.replace([("a.example".parse().unwrap(), &br#"{"keys": null}"#[..])]).unwrap();
+        assert_eq!(*bundles.changed().borrow(), 2, "it is the same");
     }
 }

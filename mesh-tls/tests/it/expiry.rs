@@ -181,6 +181,23 @@ async fn a_file_that_is_not_valid_now_replaces_nothing() {
 }
 
 #[tokio::test]
+async fn roots_beside_a_certificate_that_is_not_valid_now_count() {
+    let (ca, other, dir) = (Ca::new("ca"), Ca::new("other"), tempfile::tempdir().unwrap());
+    write(dir.path(), &ca.svid(BOB), &ca);
+    let source = FileSource::new(config(dir.path(), "files"), &Handle::current()).unwrap();
+    let held = source.current();
+    write(dir.path(), &expired(&ca), &other);
+    assert!(source.reload_now().is_err());
+    let now = source.current();
+    assert_eq!(now.generation, held.generation + 1);
+    assert!(Arc::ptr_eq(now.identity.as_ref().unwrap(), held.identity.as_ref().unwrap()), "the last good one stays");
+    assert!(!Arc::ptr_eq(now.roots.as_ref().unwrap(), held.roots.as_ref().unwrap()));
+    assert!(source.reload_now().is_err());
+    assert!(Arc::ptr_eq(&source.current(), &now), "once");
+    assert!(source.last_error().unwrap().contains("expired at"));
+}
+
+#[tokio::test]
 async fn without_one_that_is_valid_the_error_says_since_or_from_when() {
     let ca = Ca::new("ca");
     for (pair, said) in [(expired(&ca), "expired at 2021-03-04"), (early(&ca), "is not valid before 2089-03-04")] {

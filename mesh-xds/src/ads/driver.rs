@@ -47,7 +47,7 @@ impl Driver {
         let config = shared.graph(|graph| graph.server(server).clone());
         Self {
             server,
-            node: sotw::encode_node(&shared.bootstrap().node),
+            node: sotw::encode_node(&shared.bootstrap().node, shared.service()),
             state: State::new(config.features, &shared.bootstrap().timing, fastrand::Rng::new()),
             link: Link::Down,
             telemetry: Telemetry::new(&config.uri),

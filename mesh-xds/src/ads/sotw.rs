@@ -1,6 +1,9 @@
 //! The state-of-the-world wire form: DiscoveryRequest and DiscoveryResponse to and from what the core understands.
 
-use super::state::{Request, Response};
+use super::{
+    Service,
+    state::{Request, Response},
+};
 use crate::{
     bootstrap::Node,
     lint::Note,
@@ -8,8 +11,9 @@ use crate::{
 };
 use envoy_types::pb::{
     envoy::{
-        config::core::v3::{Locality, Node as ProtoNode, node::UserAgentVersionType},
+        config::core::v3::{BuildVersion, Locality, Node as ProtoNode, node::UserAgentVersionType},
         service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource as Wrapper},
+        r#type::v3::SemanticVersion,
     },
     google::{
         protobuf::{Any, ListValue, Struct, Value, value::Kind},
@@ -189,8 +193,11 @@ pub(crate) fn encode(request: Request, node: &ProtoNode) -> DiscoveryRequest {
     }
 }
 
+/// Envoy's version whose SDS ours is as good as: SPIRE's agent serves the roots of several trust domains from 1.18 on, and knows versions only so.
+const AS_ENVOY: SemanticVersion = SemanticVersion { major_number: 1, minor_number: 30, patch: 0 };
+
 /// The node as sent.
-pub(crate) fn encode_node(node: &Node) -> ProtoNode {
+pub(crate) fn encode_node(node: &Node, service: Service) -> ProtoNode {
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
@@ -202,7 +209,13 @@ pub(crate) fn encode_node(node: &Node) -> ProtoNode {
         metadata: Some(encode_struct(&node.metadata)),
         locality: (locality != Locality::default()).then_some(locality),
         user_agent_name: "mesh".to_owned(),
-        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned())),
+        user_agent_version_type: Some(match service {
+            Service::Aggregated => UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()),
+            Service::Secrets => UserAgentVersionType::UserAgentBuildVersion(BuildVersion {
+                version: Some(AS_ENVOY),
+                ..BuildVersion::default()
+            }),
+        }),
         client_features: vec![
             "envoy.lb.does_not_support_overprovisioning".to_owned(),
             "xds.config.resource-in-sotw".to_owned(),

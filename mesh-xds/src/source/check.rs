@@ -222,6 +222,7 @@ fn check_health(checks: &HealthCheck) -> Checked {
 }
 
 fn check_connections(connections: &ConnectionOptions) -> Checked {
+    lasting("max_duration", connections.max_duration.unwrap_or(Duration::MAX))?;
     within("max_duration_jitter", connections.max_duration_jitter, 0.0..=100.0)?;
     within("preconnect_ratio", connections.preconnect_ratio, PRECONNECT)?;
     within("predictive_preconnect_ratio", connections.predictive_preconnect_ratio, PRECONNECT)?;

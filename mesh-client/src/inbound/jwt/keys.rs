@@ -51,7 +51,10 @@ impl KeySet {
                 all.by_domain = true;
                 for (domain, set) in domains {
                     let _: TrustDomain = domain.parse().map_err(|error| format!("trust domain {domain:?} {error}"))?;
-                    all.add(set, Some(domain.as_str().into()))?;
+                    // What is wrong with one domain's keys is no matter of another's.
+                    if let Err(reason) = all.add(set, Some(domain.as_str().into())) {
+                        tracing::warn!(domain, reason, "no key of this trust domain counts");
+                    }
                 }
             }
             None => all.add(&set, None)?,
@@ -67,6 +70,11 @@ impl KeySet {
         let keys = keys.iter().filter_map(Key::parse);
         self.keys.extend(keys.map(|key| Key { domain: domain.clone(), ..key }));
         Ok(())
+    }
+
+    /// Whether something may be verified by it. A map of bundles says of its domains whose keys count: also when there are none any more.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.by_domain || !self.keys.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -278,7 +278,7 @@ impl Drop for Running {
 /// A set that something can be verified by.
 fn usable(bytes: &[u8]) -> Result<KeySet, String> {
     let keys = KeySet::parse(bytes)?;
-    if keys.len() == 0 { Err("no key of the set can be used".to_owned()) } else { Ok(keys) }
+    if keys.is_usable() { Ok(keys) } else { Err("no key of the set can be used".to_owned()) }
 }
 
 impl Remote {

@@ -18,6 +18,7 @@ use crate::{
         cluster::{Answered, Endpoint, InFlight, LiveCluster, Outcome as Verdict, Want},
         connect::Subchannel,
         narrate,
+        pick::{Candidate, Standing},
         retry::{Decision, Failure, Fan, Outcome, Outgoing, Permit, Policy, Pushback, Situation, Stop, is_behind},
         timeout::{HeadTimer, Idle},
     },
@@ -97,6 +98,8 @@ struct Race<B> {
     tried: Tried,
     /// The server said so: no more attempts.
     stopped: bool,
+    /// Who waits for its connection may still wait for another's.
+    moves: bool,
 }
 
 /// When what begins now is hedged; `None`: never.
@@ -106,6 +109,11 @@ fn hedge_at(began: Instant, delay: Duration) -> Option<(Pin<Box<Sleep>>, Due)> {
 }
 
 impl<B> Race<B> {
+    /// One more attempt begins.
+    fn starts(&mut self) {
+        (self.starting, self.moves) = (true, true);
+    }
+
     /// Whether one more attempt can send the whole request.
     fn is_replayable(&self) -> bool {
         self.fan.as_ref().is_none_or(Fan::is_kept)
@@ -150,8 +158,8 @@ impl Call {
             fan: first.body_mut().fan(),
             starting: true,
             line: InLine::default(),
-            // An attempt that waits for its connection is hedged too.
-            timer: hedge_at(Instant::now(), delay),
+            timer: None,
+            moves: true,
             permit: None,
             tried: Tried::new(),
             stopped: false,
@@ -213,14 +221,8 @@ impl Call {
                     }
                     self.in_flight = None;
                 }
-                Step::Due(Due::Retry) => {
-                    race.starting = true;
-                    race.timer = hedge_at(Instant::now(), delay).filter(|_| !race.stopped);
-                }
-                Step::Due(Due::Hedge) if race.starting => {
-                    self.go_elsewhere(&mut race);
-                    race.timer = hedge_at(Instant::now(), delay);
-                }
+                Step::Due(Due::Retry) => race.starts(),
+                Step::Due(Due::Hedge) if race.starting => self.go_elsewhere(&mut race),
                 Step::Due(Due::Hedge) => self.hedge(policy, &mut race),
             }
         }
@@ -228,7 +230,8 @@ impl Call {
 
     /// Waits for an attempt to end, to find its connection, or to be due.
     async fn step<B>(&mut self, policy: &Policy, race: &mut Race<B>) -> Step {
-        let Race { legs, starting, line, timer, tried, .. } = race;
+        let Race { legs, starting, line, timer, moves, tried, stopped, .. } = race;
+        let delay = self.hedge_delay().filter(|_| !*stopped);
         let avoid = avoid(Some(policy), tried);
         poll_fn(|cx| {
             if let Poll::Ready(Some(leg)) = legs.poll_next_unpin(cx) {
@@ -236,6 +239,10 @@ impl Call {
             }
             if *starting && let Poll::Ready(leased) = self.poll_lease(line, &avoid, cx) {
                 return Poll::Ready(Step::Leased(leased));
+            }
+            // It has to wait, and is hedged too.
+            if *starting && *moves && timer.is_none() {
+                *timer = delay.and_then(|delay| hedge_at(Instant::now(), delay));
             }
             let Some((sleep, due)) = timer else { return Poll::Pending };
             let due = *due;
@@ -247,9 +254,13 @@ impl Call {
     }
 
     /// The attempt that waits for a connection waits for that of another endpoint, if there is one. Nothing was sent, so this is not another
-    /// attempt; the connection goes on being made.
+    /// attempt; the connection goes on being made. Who waits for a stream of a connection that there is keeps its place in the line.
     fn go_elsewhere<B>(&mut self, race: &mut Race<B>) {
-        let Some(waited) = race.line.endpoint() else { return };
+        let connecting = |endpoint: &Arc<Endpoint>| endpoint.standing(false) != Standing::Available;
+        let waited = race.line.endpoint().filter(connecting);
+        let new = waited.filter(|waited| !race.tried.iter().any(|tried| Arc::ptr_eq(tried, waited)));
+        race.moves = new.is_some();
+        let Some(waited) = new else { return };
         if let Some(explain) = &self.chosen.explain {
             let text = format!(
                 "attempt {} has no connection to {} yet, and picks anew",
@@ -277,8 +288,7 @@ impl Call {
             Ok(permit) => {
                 upstream.metrics.retries.increment(1);
                 race.permit = permit;
-                race.starting = true;
-                race.timer = self.hedge_delay().and_then(|delay| hedge_at(Instant::now(), delay));
+                race.starts();
                 format!("attempt {} starts beside those in flight", self.attempts.number())
             }
             Err(stop) => format!("no further attempt: {stop}"),
@@ -350,7 +360,7 @@ impl Call {
                 self.tell_winner(number);
                 return Some(attempt);
             }
-            Decision::RetryNow => race.starting = true,
+            Decision::RetryNow => race.starts(),
             Decision::RetryAfter(delay) => {
                 upstream.metrics.retries.increment(1);
                 race.timer = Some((Box::pin(tokio::time::sleep(delay)), Due::Retry));

@@ -56,6 +56,8 @@ impl Buffered {
                 }
             };
             match small {
+                // One frame alone is what most bodies are.
+                Some(_) if whole.frames.is_empty() && joined.is_empty() => whole.frames.push_back(frame),
                 Some(data) => joined.extend_from_slice(data),
                 None => {
                     whole.push(&mut joined);

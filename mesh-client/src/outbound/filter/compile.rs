@@ -50,6 +50,8 @@ struct Kept {
 pub(crate) struct Making<'a> {
     /// Name of the listener.
     pub(crate) listener: &'a Arc<str>,
+    /// The first so many of `filters` count under this name, whatever `listener` is: those of the program, for all filter chains together.
+    pub(crate) together: Option<(&'a Arc<str>, usize)>,
     /// Names of virtual host, route and cluster, for what is counted by route.
     pub(crate) names: [&'a str; 3],
     /// Position of the route.
@@ -165,7 +167,11 @@ impl Filters {
         place: &Place<'_>,
         make: impl FnOnce() -> T,
     ) -> Arc<T> {
-        let key = (making.listener.clone(), place.filter.name.clone(), place.level.map(|level| making.level(level)));
+        let listener = match making.together {
+            Some((name, count)) if making.filters[..count].iter().any(|one| std::ptr::eq(one, place.filter)) => name,
+            _ => making.listener,
+        };
+        let key = (listener.clone(), place.filter.name.clone(), place.level.map(|level| making.level(level)));
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let known = kept.get(&key).filter(|known| known.config == *place.config).and_then(|known| known.live.upgrade());
         if let Some(live) = known.and_then(|live| live.downcast().ok()) {

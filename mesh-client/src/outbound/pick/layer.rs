@@ -308,12 +308,12 @@ impl<D: Discover> Shared<D> {
             let waits = source.members.is_empty();
             let waker = self.waiting.clone().waker(cx.waker(), waits);
             let mut cx = Context::from_waker(&waker);
-            let mut changed = false;
-            while !source.ended {
+            let (mut changed, mut failed) = (false, None);
+            while !source.ended && failed.is_none() {
                 match source.discover.poll_change(&mut cx) {
                     Poll::Pending => break,
                     Poll::Ready(None) => source.ended = true,
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Some(Err(error))) => failed = Some(error),
                     Poll::Ready(Some(Ok(change))) => {
                         changed = true;
                         source.apply(change, self.begun, self.outliers.as_ref());
@@ -326,6 +326,9 @@ impl<D: Discover> Shared<D> {
             if changed {
                 self.publish(&source);
                 self.waiting.wake_all();
+            }
+            if let Some(error) = failed {
+                return Poll::Ready(Err(error));
             }
             if !source.members.is_empty() || source.ended {
                 return Poll::Ready(Ok(()));

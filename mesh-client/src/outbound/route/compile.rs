@@ -111,6 +111,7 @@ impl<'a> Compiler<'a> {
         self.scope.shared.chain(Making {
             filters: self.scope.filters,
             listener: self.scope.listener,
+            together: None,
             around: self.scope.around,
             names: [&self.vhost.name, &route.name, ""],
             route: self.index,
@@ -275,6 +276,7 @@ impl<'a> Compiler<'a> {
         let chain = self.scope.shared.chain(Making {
             filters: self.scope.filters,
             listener: self.scope.listener,
+            together: None,
             around: self.scope.around,
             names: [&self.vhost.name, &route.name, weighted.map_or("", part_name)],
             route: self.index,

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{runtime::Handle, time::timeout};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 use zeroize::Zeroizing;
 
 /// From the connection to the first message, and for a token.
@@ -186,15 +186,9 @@ impl Shared {
             Ok(client) => client,
             Err(reason) => return reason,
         };
-        // Over a Unix socket there are no PINGs: who takes connections and says nothing is known by the time.
-        let begin = async {
-            let mut messages = client.fetch_x509_svid().await?.into_inner();
-            Ok::<_, Status>((messages.message().await, messages))
-        };
-        let (mut next, mut messages) = match timeout(FIRST_ANSWER, begin).await {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(status)) => return self.why(&status),
-            Err(_) => return format!("{} says nothing within {FIRST_ANSWER:?}", self.config.endpoint),
+        let (mut next, mut messages) = match self.begun(client.fetch_x509_svid()).await {
+            Ok(begun) => begun,
+            Err(reason) => return reason,
         };
         loop {
             match next {
@@ -220,20 +214,27 @@ impl Shared {
             Ok(client) => client,
             Err(reason) => return reason,
         };
-        let mut messages = match client.fetch_jwt_bundles().await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return self.why(&status),
+        let (mut next, mut messages) = match self.begun(client.fetch_jwt_bundles()).await {
+            Ok(begun) => begun,
+            Err(reason) => return reason,
         };
         loop {
-            match messages.message().await {
+            match next {
                 Ok(Some(message)) => {
+                    let own =
+                        self.shelf.current().identity.as_ref().and_then(|own| Some(own.spiffe_id()?.trust_domain()));
+                    if own.is_none() && self.config.federated.is_some() {
+                        return "which trust domain is ours is not known yet".into();
+                    }
+                    let is_trusted = |domain: &TrustDomain| own.as_ref() == Some(domain) || self.is_federated(domain);
                     let named = |(domain, set): (&String, _)| {
                         let of = |reason| format!("the JWT bundle of {domain:?}: {reason}");
                         Ok((trust_domain(domain).map_err(of)?, set))
                     };
                     let bundles: Result<Vec<_>, String> = message.bundles.iter().map(named).collect();
                     let sets = |bundles: Vec<(TrustDomain, &Vec<u8>)>| {
-                        held.replace(bundles.into_iter().map(|(domain, set)| (domain, set.as_slice())))
+                        let trusted = bundles.into_iter().filter(|(domain, _)| is_trusted(domain));
+                        held.replace(trusted.map(|(domain, set)| (domain, set.as_slice())))
                     };
                     match bundles.and_then(sets) {
                         Ok(()) => backoff.reset(),
@@ -243,7 +244,28 @@ impl Shared {
                 Ok(None) => return format!("{} ended the stream", self.config.endpoint),
                 Err(status) => return self.why(&status),
             }
+            next = messages.message().await;
         }
+    }
+
+    /// A stream with its first message. Over a Unix socket there are no PINGs: who takes connections and says nothing is known by the time.
+    async fn begun<T>(
+        &self,
+        call: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+    ) -> Result<(Result<Option<T>, Status>, Streaming<T>), String> {
+        let begin = async {
+            let mut messages = call.await?.into_inner();
+            Ok::<_, Status>((messages.message().await, messages))
+        };
+        match timeout(FIRST_ANSWER, begin).await {
+            Ok(begun) => begun.map_err(|status| self.why(&status)),
+            Err(_) => Err(format!("{} says nothing within {FIRST_ANSWER:?}", self.config.endpoint)),
+        }
+    }
+
+    /// Whether members of this trust domain, which is not ours, are trusted.
+    fn is_federated(&self, domain: &TrustDomain) -> bool {
+        self.config.federated.as_ref().is_none_or(|wanted| wanted.contains(domain))
     }
 
     fn why(&self, status: &Status) -> String {
@@ -289,7 +311,8 @@ impl Shared {
         for (domain, bundle, foreign) in federated.chain(own) {
             let of = |reason: String| format!("the bundle of {domain:?}: {reason}");
             let name = trust_domain(domain).map_err(of)?;
-            if foreign && self.config.federated.as_ref().is_some_and(|wanted| !wanted.contains(&name)) {
+            // A domain whose members have tokens alone has no certificates.
+            if foreign && (!self.is_federated(&name) || bundle.is_empty()) {
                 continue;
             }
             let bundle = TrustBundle::from_concatenated_der(bundle).map_err(|e| of(e.to_string()))?;
