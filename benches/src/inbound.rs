@@ -23,7 +23,10 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::service::Routes;
 
 use crate::process;
-use crate::worker::say;
+use crate::worker::{Memory, say};
+
+/// The line that asks for the memory.
+const MEMORY: &str = "\"memory\"";
 
 /// Who serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +53,7 @@ impl Side {
 }
 
 /// Serves on `listeners` free ports until the input ends: says the addresses, and for each line the CPU time used so far, in
-/// microseconds. With an identity, only over mutual TLS.
+/// microseconds, or where it asks for it, the memory ([`Memory`]). With an identity, only over mutual TLS.
 ///
 /// # Errors
 /// When a socket cannot be opened, or the identity not be read.
@@ -86,8 +89,12 @@ pub async fn serve(
         }
     }
     say(&addresses)?;
-    while lines.recv().await.is_some() {
-        say(&u64::try_from(process::cpu_time().as_micros())?)?;
+    while let Some(line) = lines.recv().await {
+        if line == MEMORY {
+            say(&Memory { resident: process::resident_bytes(), most: process::most_resident_bytes() })?;
+        } else {
+            say(&u64::try_from(process::cpu_time().as_micros())?)?;
+        }
     }
     Ok(())
 }

@@ -23,6 +23,12 @@ pub fn anonymous_bytes() -> u64 {
     status("RssAnon:")
 }
 
+/// The most that was resident at a time (`VmHWM`).
+#[must_use]
+pub fn most_resident_bytes() -> u64 {
+    status("VmHWM:")
+}
+
 fn status(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -43,6 +49,7 @@ mod tests {
         }
         assert!(cpu_time() > before);
         assert!(resident_bytes() > 100_000);
+        assert!(most_resident_bytes() >= resident_bytes());
         assert!((1..resident_bytes()).contains(&anonymous_bytes()));
     }
 }

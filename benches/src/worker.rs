@@ -112,6 +112,15 @@ pub enum Answer {
     Failed(String),
 }
 
+/// Resident memory of a process, in bytes.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Memory {
+    /// Now.
+    pub resident: u64,
+    /// The most at any time.
+    pub most: u64,
+}
+
 /// The hidden command of a program that starts itself again as its workers.
 #[derive(Debug, Subcommand)]
 pub enum Internal {
@@ -265,6 +274,14 @@ impl Worker {
     /// When the process ended.
     pub async fn cpu_us(&mut self) -> Result<u64> {
         self.ask(&"cpu", Duration::from_secs(10)).await
+    }
+
+    /// Asks such a server for its memory.
+    ///
+    /// # Errors
+    /// When the process ended.
+    pub async fn memory(&mut self) -> Result<Memory> {
+        self.ask(&"memory", Duration::from_secs(10)).await
     }
 
     /// Starts a client process and waits until it is connected.
