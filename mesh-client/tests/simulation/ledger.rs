@@ -29,8 +29,8 @@ pub(crate) struct Ledger {
     since: Instant,
     /// What should not have been.
     pub(crate) wrong: Vec<String>,
-    /// Of each call under way, the attempts that reached a backend.
-    arrived: HashMap<u32, u32>,
+    /// Of each call under way, what the attempts that reached a backend say of how many went before them.
+    arrived: HashMap<u32, Vec<u32>>,
     /// Calls whose last attempt that reached a backend is a retry, and has no answer yet.
     retrying: HashSet<u32>,
 }
@@ -71,7 +71,7 @@ impl Ledger {
         ledger.active += 1;
         ledger.peak = ledger.peak.max(ledger.active);
         let number = ledger.begun;
-        ledger.arrived.insert(number, 0);
+        ledger.arrived.insert(number, Vec::new());
         Call { ledger: this.clone(), number }
     }
 
@@ -81,11 +81,15 @@ impl Ledger {
         let mut ledger = this.lock().unwrap();
         // Of a call that was given up while it was on its way, nothing is known any more.
         let Some(arrived) = ledger.arrived.get_mut(&number) else { return Attempt(None) };
-        *arrived += 1;
-        let before = *arrived - 1;
+        let before = u32::try_from(arrived.len()).unwrap();
         let said = said(headers);
-        if said < before {
-            ledger.wrong.push(format!("an attempt says that {said} went before it, and {before} have come"));
+        arrived.push(said);
+        // One that was held up on its way may come after those that followed it, but no two are the same one.
+        let alike = arrived.iter().filter(|other| **other <= said).count();
+        if alike > said as usize + 1 {
+            ledger
+                .wrong
+                .push(format!("an attempt says that {said} went before it, and {alike} have come that say no more"));
         }
         if before > if retried { ledger.most } else { 0 } {
             ledger.wrong.push(format!("{before} retries of one call"));
@@ -144,7 +148,7 @@ impl Drop for Attempt {
         let Some((ledger, number, arrival)) = &self.0 else { return };
         let mut ledger = ledger.lock().unwrap();
         // Unless another one of the same call has come meanwhile.
-        if ledger.arrived.get(number) == Some(arrival) {
+        if ledger.arrived.get(number).is_some_and(|arrived| arrived.len() == *arrival as usize) {
             ledger.retrying.remove(number);
         }
     }

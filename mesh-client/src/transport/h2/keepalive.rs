@@ -29,20 +29,29 @@ pub(super) async fn run(shared: Arc<Shared>, config: Keepalive) {
 
 /// The same for a server.
 pub(super) async fn of_server(conn: Arc<Conn>, config: Keepalive) {
-    if let Verdict::Silent = watch(&conn.link, &conn.activity, || conn.link.serving() > 0, config).await {
+    if let Verdict::Silent = watch(&conn.link, &conn.activity, || conn.link.serving() > 0, || 0, config).await {
         conn.abort();
     }
 }
 
 async fn watch_client(shared: &Shared, config: Keepalive) -> Verdict {
     let engine = &shared.h2().engine;
-    watch(&engine.link, &engine.activity, || shared.load.snapshot().in_flight() > 0, config).await
+    let load = || shared.load.snapshot();
+    watch(&engine.link, &engine.activity, || load().in_flight() > 0, || load().started(), config).await
 }
 
-async fn watch(link: &Link, activity: &Activity, busy: impl Fn() -> bool, config: Keepalive) -> Verdict {
+/// `begun`: how many streams were begun on our side, wrapping.
+async fn watch(
+    link: &Link,
+    activity: &Activity,
+    busy: impl Fn() -> bool,
+    begun: impl Fn() -> u32,
+    config: Keepalive,
+) -> Verdict {
     let step = config.interval.max(MIN_INTERVAL) / 2;
     let repeat_steps = config.repeat.as_nanos().div_ceil(step.as_nanos());
     let (mut seen, mut quiet, mut pinged) = (activity.reads(), 0, false);
+    let mut known = begun();
     loop {
         sleep(step + config.jitter.mul_f64(fastrand::f64()) / 2).await;
         let reads = activity.reads();
@@ -51,6 +60,9 @@ async fn watch(link: &Link, activity: &Activity, busy: impl Fn() -> bool, config
             continue;
         }
         quiet += 1;
+        // That the peer was there before says nothing of requests that were sent since.
+        let now = begun();
+        (known, pinged) = (now, pinged && now == known);
         if quiet < if pinged { repeat_steps.max(2) } else { 2 } {
             continue;
         }
